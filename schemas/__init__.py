@@ -1,0 +1,46 @@
+"""Every table of the lake, declared once."""
+
+from schemas.ingest import INGEST_LOG, QUARANTINE
+from schemas.interactions import EVENT_DAYS, INTERACTIONS
+from schemas.items import ITEM_EMBEDDINGS, ITEMS
+from schemas.lte import LTE_DRIFT, METHODS, USER_LTE
+from schemas.operations import GATE_RESULTS, LIVE_SNAPSHOT, METRICS, RUNS
+from schemas.table import MAX_ID_BYTES, Table, column
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        INTERACTIONS,
+        EVENT_DAYS,
+        QUARANTINE,
+        INGEST_LOG,
+        ITEMS,
+        ITEM_EMBEDDINGS,
+        USER_LTE,
+        LTE_DRIFT,
+        METRICS,
+        RUNS,
+        GATE_RESULTS,
+        LIVE_SNAPSHOT,
+    )
+}
+
+__all__ = [
+    "EVENT_DAYS",
+    "GATE_RESULTS",
+    "INGEST_LOG",
+    "INTERACTIONS",
+    "ITEMS",
+    "ITEM_EMBEDDINGS",
+    "LIVE_SNAPSHOT",
+    "LTE_DRIFT",
+    "MAX_ID_BYTES",
+    "METHODS",
+    "METRICS",
+    "QUARANTINE",
+    "RUNS",
+    "TABLES",
+    "USER_LTE",
+    "Table",
+    "column",
+]

@@ -1,0 +1,75 @@
+from pyspark.sql.types import BooleanType, DateType, DoubleType, IntegerType, LongType, StringType, StructType
+
+from schemas.table import Table, column
+
+METRICS = Table(
+    name="metrics",
+    comment="One value a metric, label and ds.",
+    schema=StructType(
+        [
+            column("metric", StringType(), "Name, with its unit."),
+            column("label", StringType(), "What the value is of; empty where the name says all."),
+            column("value", DoubleType(), "The value."),
+            column("ds", DateType(), "Data day."),
+            column("job", StringType(), "Job that measured it."),
+        ]
+    ),
+    key=("ds", "job", "metric", "label"),
+    partition_by=("ds", "job"),
+)
+
+RUNS = Table(
+    name="runs",
+    comment="What a job of a ds has read, so that a run whose input changed since can be told.",
+    schema=StructType(
+        [
+            column("basis_version", StringType(), "Basis that the job used.", nullable=True),
+            column("input_fingerprint", StringType(), "Hash over the days and the basis that the job read."),
+            column("code_version", StringType(), "Version of this package."),
+            column("ds", DateType(), "Data day."),
+            column("job", StringType(), "Job."),
+        ]
+    ),
+    key=("ds", "job"),
+    partition_by=("ds", "job"),
+)
+
+GATE_RESULTS = Table(
+    name="gate_results",
+    comment="One row an expectation of the quality gate of ds.",
+    schema=StructType(
+        [
+            column("table", StringType(), "Table that was validated."),
+            column("expectation", StringType(), "Name of the expectation with its column."),
+            column("success", BooleanType(), "Whether it held."),
+            column("observed", StringType(), "What was seen."),
+            column("expected", StringType(), "What was wanted."),
+            column("n_unexpected", LongType(), "Rows that broke it.", nullable=True, minimum=0),
+            column("sample", StringType(), "Some of them, as JSON.", nullable=True),
+            column("ds", DateType(), "Data day."),
+        ]
+    ),
+    key=("ds", "table", "expectation"),
+    partition_by=("ds",),
+)
+
+LIVE_SNAPSHOT = Table(
+    name="live_snapshot",
+    comment="Publication log: one row each time another snapshot went live. The online store's manifest is the truth.",
+    schema=StructType(
+        [
+            column("sequence", LongType(), "Counts from 1.", minimum=1),
+            column("action", StringType(), "How it went live.", values=("publish", "rollback")),
+            column("ds", DateType(), "Data day of the snapshot."),
+            column("basis_version", StringType(), "Basis of its vectors."),
+            column("method", StringType(), "Method of its LTEs."),
+            column("lte_window", StringType(), "Window of its LTEs."),
+            column("dim", IntegerType(), "Floats in a vector.", minimum=1),
+            column("n_rows", LongType(), "Users in it.", minimum=0),
+            column("checksum", StringType(), "Checksum of its rows."),
+            column("store", StringType(), "Online store that holds it."),
+            column("code_version", StringType(), "Version of this package."),
+        ]
+    ),
+    key=("sequence",),
+)
