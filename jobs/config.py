@@ -1,0 +1,424 @@
+"""One TOML file a deployment, checked before anything runs, and the flags that every job shares."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ENV_PREFIX = "LTE_"
+# Names that scripts and Airflow tasks use beside the configuration.
+RESERVED_ENV = frozenset({"LTE_CONFIG", "LTE_PYTHON", "LTE_HOME", "LTE_CODE_VERSION"})
+WINDOW = re.compile(r"^(\d+)-(\d+)$")
+LOCAL_MASTER = re.compile(r"^(sail|local(\[(\*|\d+)(,\d+)?\])?|yarn|(spark|k8s|sc)://\S+)$")
+CONFIG_EXIT_CODE = 2
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be right; the message names the key and the value."""
+
+
+def code_version() -> str:
+    """Version of this package, or what ``LTE_CODE_VERSION`` says (a deployment's commit, say)."""
+    return os.environ.get("LTE_CODE_VERSION") or version("long-term-embeddings")
+
+
+def _require(is_good: bool, key: str, value: object, why: str) -> None:
+    if not is_good:
+        raise ConfigError(f"{key} = {value!r}: {why}")
+
+
+@dataclass(frozen=True, order=True)
+class LteWindow:
+    """Half-open window of whole UTC days ``[E - start_days, E - end_days)``, E the end of ds (DESIGN section 1)."""
+
+    start_days: int
+    end_days: int
+
+    @classmethod
+    def parse(cls, text: str) -> LteWindow:
+        """Read ``365-60``.
+
+        Raises:
+            ConfigError: ``text`` is no window, or it is empty or longer than ten years.
+        """
+        match = WINDOW.match(text)
+        _require(match is not None, "window", text, "write the days before the end of ds as oldest-newest: 365-60")
+        assert match is not None  # for the type checker: _require has raised
+        window = cls(int(match[1]), int(match[2]))
+        _require(window.start_days > window.end_days, "window", text, "the older end comes first and is the larger")
+        _require(window.start_days <= 3650, "window", text, "longer than ten years")
+        return window
+
+    def __str__(self) -> str:
+        return f"{self.start_days}-{self.end_days}"
+
+
+@dataclass(frozen=True)
+class DeploymentSection:
+    """Who this deployment is."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class PathsSection:
+    """Where things are. Relative paths are relative to the folder of the configuration file."""
+
+    landing: str
+    lake: str
+    reports: str
+    data_docs: str
+    online_store: str
+
+
+@dataclass(frozen=True)
+class EngineSection:
+    """Which engine runs the jobs (DESIGN section 2).
+
+    Attributes:
+        master: ``sail`` (in this process, no Java), ``local[*]``, ``spark://…``, ``yarn``, ``k8s://…`` or ``sc://…``.
+        maven_mirror: Repository for Delta's jars (https: or file:); empty for Maven Central.
+        partitions: Shuffle partitions.
+        conf: Further Spark settings, name to value.
+    """
+
+    master: str = "sail"
+    maven_mirror: str = ""
+    partitions: int = 4
+    conf: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown master or a partition count below one."""
+        _require(
+            LOCAL_MASTER.match(self.master) is not None,
+            "engine.master",
+            self.master,
+            "use sail, local[N], spark://…, yarn, k8s://… or sc://…",
+        )
+        _require(self.partitions >= 1, "engine.partitions", self.partitions, "at least 1")
+
+
+@dataclass(frozen=True)
+class InteractionsSection:
+    """What a landing row may hold."""
+
+    types: tuple[str, ...] = ("click", "wishlist", "cart", "checkout", "purchase")
+    earliest: date = date(2000, 1, 1)
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse an empty list of types and a share outside [0, 1]."""
+        _require(
+            bool(self.types) and all(self.types) and len(set(self.types)) == len(self.types),
+            "interactions.types",
+            self.types,
+            "at least one, each once, none empty",
+        )
+        _require(0 <= self.max_bad_share <= 1, "interactions.max_bad_share", self.max_bad_share, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class BasisSection:
+    """The encoder of items (DESIGN section 4)."""
+
+    encoder: str = "minilm"
+    model: str = "ViT-B-32"
+    weights: str = "laion2b_s34b_b79k"
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown encoder; there is no silent fall-back."""
+        _require(self.encoder in ("minilm", "open_clip"), "basis.encoder", self.encoder, "use minilm or open_clip")
+        _require(self.batch_size >= 1, "basis.batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(frozen=True)
+class LteSection:
+    """Which LTEs are computed (DESIGN section 5)."""
+
+    windows: tuple[str, ...] = ("365-60",)
+    methods: tuple[str, ...] = ("uniform", "recency")
+    half_life_days: float = 90.0
+    count: str = "each"
+
+    def __post_init__(self) -> None:
+        """Refuse impossible windows, methods, half-lives and ways to count."""
+        _require(bool(self.windows), "lte.windows", self.windows, "at least one window")
+        for text in self.windows:
+            LteWindow.parse(text)
+        _require(len(set(self.windows)) == len(self.windows), "lte.windows", self.windows, "each once")
+        _require(
+            bool(self.methods)
+            and set(self.methods) <= {"uniform", "recency"}
+            and len(set(self.methods)) == len(self.methods),
+            "lte.methods",
+            self.methods,
+            "uniform, recency or both",
+        )
+        _require(self.half_life_days > 0, "lte.half_life_days", self.half_life_days, "above 0")
+        _require(self.count in ("each", "distinct"), "lte.count", self.count, "use each or distinct")
+
+
+@dataclass(frozen=True)
+class DriftSection:
+    """Against which earlier days a run is compared."""
+
+    offsets_days: tuple[int, ...] = (1, 5, 10)
+
+    def __post_init__(self) -> None:
+        """Refuse offsets below one day."""
+        _require(
+            all(offset >= 1 for offset in self.offsets_days) and len(set(self.offsets_days)) == len(self.offsets_days),
+            "drift.offsets_days",
+            self.offsets_days,
+            "whole days from 1, each once",
+        )
+
+
+@dataclass(frozen=True)
+class GatesSection:
+    """Limits of the quality gate; a value outside them blocks publishing.
+
+    Attributes:
+        min_users: Fewest users in the LTE slice that is published.
+        max_users_lost_share: Largest share of yesterday's users that may be missing today.
+        max_users_change_share: Largest relative change of the number of users since yesterday.
+        max_unknown_share: Largest share of interactions in the window whose item has no vector.
+        min_cosine_p01: Lowest 1 % quantile of the cosine with yesterday's LTE, over users with 20 or more interactions.
+        max_drift_p99: Highest 99 % quantile of the one-day drift, over users with 20 or more interactions.
+        max_bound_violations: Users whose drift broke the bound that always holds; a violation is a bug or bad data.
+        max_unembedded_share: Largest share of the catalogue without a vector.
+    """
+
+    min_users: int = 1
+    max_users_lost_share: float = 0.05
+    max_users_change_share: float = 0.2
+    max_unknown_share: float = 0.2
+    min_cosine_p01: float = 0.8
+    max_drift_p99: float = 0.4
+    max_bound_violations: int = 0
+    max_unembedded_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse shares and cosines that cannot be."""
+        for name in (
+            "max_users_lost_share",
+            "max_users_change_share",
+            "max_unknown_share",
+            "max_unembedded_share",
+        ):
+            _require(getattr(self, name) >= 0, f"gates.{name}", getattr(self, name), "0 or more")
+        _require(-1 <= self.min_cosine_p01 <= 1, "gates.min_cosine_p01", self.min_cosine_p01, "between -1 and 1")
+        _require(0 <= self.max_drift_p99 <= 2, "gates.max_drift_p99", self.max_drift_p99, "between 0 and 2")
+
+
+@dataclass(frozen=True)
+class PublishSection:
+    """The online store and the slice of user_lte that it serves (DESIGN section 9)."""
+
+    store: str = "lmdb"
+    method: str = "uniform"
+    window: str = "365-60"
+    redis_url: str = "redis://localhost:6379/0"
+    redis_username: str = ""
+    redis_password: str = field(default="", repr=False)
+    redis_ca_file: str = ""
+    redis_prefix: str = "lte"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown store and an impossible window."""
+        _require(self.store in ("lmdb", "redis"), "publish.store", self.store, "use lmdb or redis")
+        LteWindow.parse(self.window)
+
+
+@dataclass(frozen=True)
+class RetentionSection:
+    """How far back tables can be read and restored."""
+
+    rollback_days: int = 14
+
+    def __post_init__(self) -> None:
+        """Refuse a negative horizon."""
+        _require(self.rollback_days >= 0, "retention.rollback_days", self.rollback_days, "0 or more")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Everything that a deployment sets; see ``configs/complete_journey.toml`` for one with comments."""
+
+    deployment: DeploymentSection
+    paths: PathsSection
+    engine: EngineSection = field(default_factory=EngineSection)
+    interactions: InteractionsSection = field(default_factory=InteractionsSection)
+    basis: BasisSection = field(default_factory=BasisSection)
+    lte: LteSection = field(default_factory=LteSection)
+    drift: DriftSection = field(default_factory=DriftSection)
+    gates: GatesSection = field(default_factory=GatesSection)
+    publish: PublishSection = field(default_factory=PublishSection)
+    retention: RetentionSection = field(default_factory=RetentionSection)
+
+    def __post_init__(self) -> None:
+        """Refuse to publish a slice that no job computes."""
+        _require(
+            self.publish.method in self.lte.methods,
+            "publish.method",
+            self.publish.method,
+            f"not among lte.methods {list(self.lte.methods)}",
+        )
+        _require(
+            self.publish.window in self.lte.windows,
+            "publish.window",
+            self.publish.window,
+            f"not among lte.windows {list(self.lte.windows)}",
+        )
+
+
+def _typed(value: Any, hint: Any, key: str) -> Any:
+    """Check a TOML value against a field's type; lists become tuples."""
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        _require(isinstance(value, list), key, value, "a list is wanted")
+        return tuple(_typed(each, typing.get_args(hint)[0], key) for each in value)
+    if origin is not None:  # Mapping[str, str]
+        _require(isinstance(value, dict), key, value, "a table is wanted")
+        return types.MappingProxyType({name: str(each) for name, each in value.items()})
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    _require(type(value) is hint, key, value, f"{hint.__name__} is wanted")
+    return value
+
+
+def _from_text(text: str, hint: Any, key: str) -> Any:
+    """Read an environment variable as the field's type; lists are separated by commas."""
+    if typing.get_origin(hint) is tuple:
+        return [_from_text(part.strip(), typing.get_args(hint)[0], key) for part in text.split(",") if part.strip()]
+    readers: dict[Any, Callable[[str], Any]] = {int: int, float: float, date: date.fromisoformat, str: str}
+    _require(hint in readers, key, text, "cannot be set by an environment variable")
+    try:
+        return readers[hint](text)
+    except ValueError as error:
+        raise ConfigError(f"{key} = {text!r}: {hint.__name__} is wanted") from error
+
+
+def _sections() -> dict[str, Any]:
+    return typing.get_type_hints(Deployment)
+
+
+def _overrides(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Settings of ``LTE_SECTION__KEY`` variables; an unknown one is an error, as in the file."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, text in environ.items():
+        if not name.startswith(ENV_PREFIX) or name in RESERVED_ENV:
+            continue
+        section, _, key = name[len(ENV_PREFIX) :].lower().partition("__")
+        hints = typing.get_type_hints(_sections()[section]) if section in _sections() else {}
+        _require(key in hints, name, text, "no such setting; write LTE_SECTION__KEY, LTE_ENGINE__MASTER for one")
+        found.setdefault(section, {})[key] = _from_text(text, hints[key], name)
+    return found
+
+
+def _section(cls: Any, name: str, values: object, base: Path) -> Any:
+    """Build one section; names the unknown key, the missing key or the wrong value."""
+    _require(isinstance(values, dict), name, values, "a table is wanted")
+    assert isinstance(values, dict)
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        _require(key in hints, f"{name}.{key}", values[key], f"unknown key; known are {', '.join(hints)}")
+    required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    _require(required <= set(values), name, sorted(required - set(values)), "missing")
+    typed = {key: _typed(value, hints[key], f"{name}.{key}") for key, value in values.items()}
+    if cls is PathsSection:
+        typed = {key: _resolved(path, base) for key, path in typed.items()}
+    if cls is BasisSection and str(typed.get("weights", "")).startswith("."):
+        typed["weights"] = _resolved(typed["weights"], base)
+    return cls(**typed)
+
+
+def _resolved(path: str, base: Path) -> str:
+    return path if "://" in path else str((base / path).resolve())
+
+
+def load_deployment(path: Path, environ: Mapping[str, str] = os.environ) -> Deployment:
+    """Read a deployment's configuration.
+
+    Args:
+        path: TOML file; relative paths in it are relative to its folder.
+        environ: Variables ``LTE_SECTION__KEY`` override the file.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: The file is missing or no TOML, or a key is unknown, missing, of another type or impossible.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path}: {error}") from error
+    try:
+        return _build(raw, _overrides(environ), path.resolve().parent)
+    except ConfigError as error:
+        raise ConfigError(f"configuration {path}: {error}") from error
+
+
+def _build(raw: dict[str, Any], overrides: dict[str, dict[str, Any]], base: Path) -> Deployment:
+    sections = _sections()
+    for name in raw:
+        _require(name in sections, name, raw[name], f"unknown section; known are {', '.join(sections)}")
+    for name in ("deployment", "paths"):
+        _require(name in raw, name, None, "this section is required")
+    merged = {name: {**raw.get(name, {}), **overrides.get(name, {})} for name in {*raw, *overrides}}
+    return Deployment(**{name: _section(sections[name], name, values, base) for name, values in merged.items()})
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """What every daily job is started with: the deployment and the data day."""
+
+    deployment: Deployment
+    config_path: Path
+    ds: date
+
+
+def parse_ds(text: str) -> date:
+    """Read a data day.
+
+    Raises:
+        argparse.ArgumentTypeError: ``text`` is not YYYY-MM-DD.
+    """
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"ds {text!r}: a day like 2017-12-30 is wanted") from error
+
+
+def job_parser(job: str, description: str | None = None) -> argparse.ArgumentParser:
+    """Argument parser with the flags that every job has: ``--config`` and ``--ds``."""
+    parser = argparse.ArgumentParser(prog=job, description=description)
+    parser.add_argument("--config", type=Path, required=True, help="TOML file of the deployment")
+    parser.add_argument("--ds", type=parse_ds, required=True, help="data day, YYYY-MM-DD (UTC)")
+    return parser
+
+
+def parse_config(argv: Sequence[str] | None, job: str, description: str | None = None) -> JobConfig:
+    """Read the flags of a job that needs no others, and its configuration.
+
+    Raises:
+        ConfigError: See :func:`load_deployment`.
+        SystemExit: The flags are wrong (exit code 2).
+    """
+    arguments = job_parser(job, description).parse_args(argv)
+    return JobConfig(load_deployment(arguments.config), arguments.config, arguments.ds)

@@ -1,0 +1,391 @@
+"""All Delta I/O, on every engine; the only module that knows Delta (DESIGN section 2).
+
+Every write goes through :meth:`Lake.replace` or :meth:`Lake.append`, which cast by name to the declared schema and
+refuse what does not fit, because engines differ in what they check: Sail stores a string in a long column, and rows
+outside a ``replaceWhere``, without a word. The checks are part of the write's own plan, so that data are computed once
+and a refused write leaves the table as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import deltalake
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import DataType, IntegralType, NullType, NumericType, StructField, StructType
+
+from jobs.config import Deployment
+from jobs.sessions import spark_session
+from schemas import METRICS, Table
+
+Value = str | int | date
+Predicate = Mapping[str, Value | Sequence[Value]]
+Metrics = Mapping[str | tuple[str, str], float]
+# Both engines' words for "another writer committed meanwhile".
+CONFLICT_WORDS = ("Failed to commit transaction", "ConcurrentAppend", "DELTA_CONCURRENT", "ConcurrentDelete")
+REFUSAL_WORDS = ("CONSTRAINT_VIOLATED", "DELTA_VIOLATE_CONSTRAINT")
+MAX_ATTEMPTS = 8
+RETRY_SECONDS = 0.25
+
+
+class TableError(ValueError):
+    """Rows, columns or a table that do not fit the declaration; the message names table, column and value."""
+
+
+class ConcurrentWriteError(RuntimeError):
+    """Another writer changed the same rows; nothing of this write is visible, and it can be tried again."""
+
+
+def table_path(lake: str, table: Table) -> str:
+    """Folder of a table under the lake."""
+    return f"{lake.rstrip('/')}/{table.name}"
+
+
+def _delta(path: str, version: int | None = None) -> deltalake.DeltaTable:
+    return deltalake.DeltaTable(path, version=version)
+
+
+def table_version(path: str) -> int | None:
+    """Newest version of the Delta table at ``path``; None where there is none yet."""
+    try:
+        return _delta(path).version()
+    except TableNotFoundError:
+        return None
+
+
+def arrow_batches(
+    path: str, *, version: int | None = None, columns: Sequence[str] | None = None, where: Predicate | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Stream a Delta table as Arrow record batches, without an engine: for workers and for the online store.
+
+    Args:
+        path: Folder of the table.
+        version: Version to read; the newest by default.
+        columns: Columns in order; all by default.
+        where: Column to value, or to the values that are wanted.
+
+    Raises:
+        deltalake.exceptions.TableNotFoundError: There is no table.
+    """
+    dataset = _delta(path, version).to_pyarrow_dataset()
+    yield from dataset.to_batches(columns=list(columns) if columns else None, filter=_arrow_filter(where or {}))
+
+
+def _arrow_filter(where: Predicate) -> pc.Expression | None:
+    condition: pc.Expression | None = None
+    for name, wanted in where.items():
+        each = pc.field(name).isin([pa.scalar(value) for value in _values(wanted)])
+        condition = each if condition is None else condition & each
+    return condition
+
+
+def _values(wanted: Value | Sequence[Value]) -> list[Value]:
+    return [wanted] if isinstance(wanted, str | int | date) else list(wanted)
+
+
+def _sql_literal(value: Value) -> str:
+    if isinstance(value, date):
+        return f"DATE '{value.isoformat()}'"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value)
+
+
+def predicate_sql(where: Predicate) -> str:
+    """SQL condition of a predicate.
+
+    Raises:
+        TableError: A column has no value at all.
+    """
+    parts = []
+    for name, wanted in where.items():
+        literals = [_sql_literal(value) for value in _values(wanted)]
+        if not literals:
+            raise TableError(f"predicate on {name} has no value")
+        parts.append(f"{name} = {literals[0]}" if len(literals) == 1 else f"{name} IN ({', '.join(literals)})")
+    return " AND ".join(parts)
+
+
+def _shown(column: Column) -> Column:
+    return F.coalesce(F.substring(column.cast("string"), 1, 80), F.lit("null"))
+
+
+def _refused(condition: Column, value: Column, message: str, shown: Column) -> Column:
+    """``value``, or an error that stops the write where ``condition`` holds."""
+    return F.when(condition, F.raise_error(F.concat(F.lit(message), _shown(shown)))).otherwise(value)
+
+
+def _same_type(found: DataType, wanted: DataType) -> bool:
+    return found.simpleString() == wanted.simpleString()
+
+
+def _fits(found: DataType, wanted: DataType) -> bool:
+    """Whether a cast loses nothing, or loses only what a range check can see."""
+    if _same_type(found, wanted) or isinstance(found, NullType):
+        return True
+    if isinstance(wanted, IntegralType):
+        return isinstance(found, IntegralType)
+    return isinstance(wanted, NumericType) and isinstance(found, NumericType) and wanted.simpleString() == "double"
+
+
+def _column(table: Table, field: StructField, found: DataType) -> Column:
+    """One column cast to its declared type; a null or a number out of range stops the write."""
+    source = F.col(field.name)
+    name = f"table {table.name}, column {field.name}"
+    value = source
+    if not _same_type(found, field.dataType):
+        value = source.cast(field.dataType)
+        if isinstance(field.dataType, IntegralType):
+            changed = value.cast("decimal(20,0)") != source.cast("decimal(20,0)")
+            is_lossy = source.isNotNull() & (value.isNull() | changed)
+            value = _refused(is_lossy, value, f"{name}: value does not fit {field.dataType.simpleString()}: ", source)
+    if not field.nullable:
+        value = _refused(source.isNull(), value, f"{name}: null is not allowed: ", source)
+    return value.alias(field.name)
+
+
+def conformed(df: DataFrame, table: Table, where: Predicate | None = None) -> DataFrame:
+    """Cast by name to the declared schema; refuse what does not fit.
+
+    Args:
+        df: Rows to write, columns in any order.
+        table: Declaration to fit.
+        where: All rows have these values; a row outside stops the write.
+
+    Returns:
+        A DataFrame with the declared columns, whose plan raises at the first bad value.
+
+    Raises:
+        TableError: A column is missing, unknown or of a type that does not fit.
+    """
+    found = {field.name: field.dataType for field in df.schema}
+    missing, unknown = [c for c in table.columns if c not in found], [c for c in found if c not in table.columns]
+    if missing or unknown:
+        raise TableError(f"table {table.name}: missing columns {missing}, unknown columns {unknown}")
+    for field in table.schema:
+        if not _fits(found[field.name], field.dataType):
+            wanted, got = field.dataType.simpleString(), found[field.name].simpleString()
+            raise TableError(f"table {table.name}, column {field.name}: {got} does not fit {wanted}")
+    columns = {field.name: _column(table, field, found[field.name]) for field in table.schema}
+    cast = df.select(*columns.values())
+    for name, allowed in (where or {}).items():
+        is_outside = ~F.col(name).isin(_values(allowed)) | F.col(name).isNull()
+        message = f"table {table.name}: row outside {name} = {allowed}: "
+        cast = cast.withColumn(name, _refused(is_outside, F.col(name), message, F.col(name)))
+    return _named_elements(cast, table) if table.has_arrays() else cast
+
+
+def _same_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield from batches
+
+
+def _named_elements(df: DataFrame, table: Table) -> DataFrame:
+    """Pass rows through Arrow: Sail names a cast array's element otherwise than Delta does and cannot replace it then."""
+    return df.mapInArrow(_same_batches, StructType([StructField(f.name, f.dataType, True) for f in table.schema]))
+
+
+@contextmanager
+def _write_errors(table: Table) -> Iterator[None]:
+    """Turn the engines' errors into ours, without their stack traces."""
+    try:
+        yield
+    except PySparkException as error:
+        text = str(error).split("\n\nJVM stacktrace")[0].removeprefix("[USER_RAISED_EXCEPTION] ")
+        if any(word in text for word in CONFLICT_WORDS):
+            raise ConcurrentWriteError(f"table {table.name}: another writer was faster: {text[:200]}") from error
+        if text.startswith(f"table {table.name}"):
+            raise TableError(text) from error
+        if any(word in text for word in REFUSAL_WORDS):
+            raise TableError(f"table {table.name}: {text}") from error
+        raise
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The Delta tables of one deployment.
+
+    Attributes:
+        spark: Session of any engine.
+        root: Folder or URI under which every table has its folder.
+        rollback_days: How long replaced files stay readable; vacuum keeps younger ones.
+    """
+
+    spark: SparkSession
+    root: str
+    rollback_days: int = 14
+
+    def path(self, table: Table) -> str:
+        """Folder of ``table``."""
+        return table_path(self.root, table)
+
+    def version(self, table: Table) -> int | None:
+        """Newest version of ``table``; None where nothing was written yet."""
+        return table_version(self.path(table))
+
+    def read(self, table: Table, *, version: int | None = None, where: Predicate | None = None) -> DataFrame:
+        """Read a table; one that nobody wrote yet is empty.
+
+        Args:
+            table: Which table.
+            version: Delta version for time travel; the newest by default.
+            where: Column to value, or to the values that are wanted.
+
+        Raises:
+            TableError: The table on disk has other columns than the declaration.
+        """
+        if self.version(table) is None:
+            return self.spark.createDataFrame([], StructType([StructField(f.name, f.dataType) for f in table.schema]))
+        reader = self.spark.read.format("delta")
+        df = (reader if version is None else reader.option("versionAsOf", version)).load(self.path(table))
+        if set(df.columns) != set(table.columns):
+            raise TableError(f"table {table.name}: columns on disk {df.columns} are not the declared {table.columns}")
+        df = df.select(*table.columns)
+        return df.where(predicate_sql(where)) if where else df
+
+    def batches(
+        self, table: Table, *, columns: Sequence[str] | None = None, where: Predicate | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream rows as Arrow record batches in bounded memory; nothing where the table is not there yet."""
+        if self.version(table) is not None:
+            yield from arrow_batches(self.path(table), columns=columns, where=where)
+
+    def create(self, table: Table) -> None:
+        """Create the table with its types, comments, constraints and retention, unless it is there."""
+        if self.version(table) is not None:
+            return
+        fields = [field.jsonValue() | {"metadata": {"comment": field.metadata["comment"]}} for field in table.schema]
+        retention = f"interval {self.rollback_days} days"
+        if "://" not in self.root:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+        delta = deltalake.DeltaTable.create(
+            self.path(table),
+            schema=deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": fields})),
+            mode="ignore",
+            partition_by=list(table.partition_by) or None,
+            name=table.name,
+            description=table.comment,
+            configuration={
+                "delta.deletedFileRetentionDuration": retention,
+                "delta.logRetentionDuration": f"interval {max(self.rollback_days, 30)} days",
+            },
+        )
+        for name, condition in table.checks:
+            self._add_check(delta, name, condition)
+
+    def _add_check(self, delta: deltalake.DeltaTable, name: str, condition: str) -> None:
+        try:
+            delta.alter.add_constraint({name: condition})
+        except DeltaError:
+            delta.update_incremental()
+            if f"delta.constraints.{name}" not in delta.metadata().configuration:
+                raise
+
+    def append(self, df: DataFrame, table: Table) -> None:
+        """Add rows.
+
+        Raises:
+            TableError: Rows or columns do not fit the declaration.
+            ConcurrentWriteError: Other writers won every attempt.
+        """
+        self.create(table)
+        self._committed(conformed(df, table), table, {})
+
+    def replace(self, df: DataFrame, table: Table, where: Predicate, *, is_retried: bool = True) -> int:
+        """Replace exactly the rows with these column values, atomically: running twice equals running once.
+
+        Args:
+            df: The new rows; all of them lie inside ``where``.
+            table: Which table.
+            where: Column to value, or to several values; all columns must match.
+            is_retried: Whether to write again after another writer's commit. Not for rows that were computed from
+                this table's own rows: another writer's change would be lost.
+
+        Returns:
+            Number of rows that are there now.
+
+        Raises:
+            TableError: Rows or columns do not fit the declaration, or a row lies outside ``where``.
+            ConcurrentWriteError: Other writers won every attempt.
+        """
+        self.create(table)
+        rows = conformed(df, table, where)
+        options = {"replaceWhere": predicate_sql(where)}
+        self._committed(rows, table, options, attempts=MAX_ATTEMPTS if is_retried else 1)
+        return self.read(table, where=where).count()
+
+    def _committed(self, rows: DataFrame, table: Table, options: dict[str, str], attempts: int = MAX_ATTEMPTS) -> None:
+        mode = "overwrite" if options else "append"
+        for attempt in range(1, attempts + 1):
+            try:
+                with _write_errors(table):
+                    rows.write.format("delta").mode(mode).options(**options).save(self.path(table))
+                return
+            except ConcurrentWriteError:
+                if attempt == attempts:
+                    raise
+                time.sleep(RETRY_SECONDS * attempt)
+
+    def delete(self, table: Table, where: Predicate) -> int:
+        """Delete rows; returns how many there were."""
+        if self.version(table) is None:
+            return 0
+        done = _delta(self.path(table)).delete(predicate_sql(where))
+        return int(done["num_deleted_rows"] or 0)
+
+    def record_metrics(self, ds: date, job: str, metrics: Metrics) -> None:
+        """Write a job's metrics of one ds; a rerun replaces them.
+
+        Args:
+            ds: Data day.
+            job: Job that measured.
+            metrics: ``name`` or ``(name, label)`` to value.
+        """
+        keys = [key if isinstance(key, tuple) else (key, "") for key in metrics]
+        values = [float(value) for value in metrics.values()]
+        rows = [(name, label, value, ds, job) for (name, label), value in zip(keys, values, strict=True)]
+        df = self.spark.createDataFrame(rows, StructType([StructField(f.name, f.dataType) for f in METRICS.schema]))
+        self.replace(df, METRICS, {"ds": ds, "job": job})
+
+    def history(self, table: Table, limit: int | None = None) -> list[dict[str, Any]]:
+        """Commits of a table, newest first."""
+        return _delta(self.path(table)).history(limit)
+
+    def restore(self, table: Table, version: int) -> None:
+        """Make an earlier version the newest; readers see it at once.
+
+        Raises:
+            TableError: The version is gone (vacuumed) or never was.
+        """
+        try:
+            _delta(self.path(table)).restore(version)
+        except DeltaError as error:
+            raise TableError(f"table {table.name}: cannot restore version {version}: {error}") from error
+
+    def compact(self, table: Table) -> dict[str, Any]:
+        """Rewrite small files into larger ones; rows stay as they are."""
+        return dict(_delta(self.path(table)).optimize.compact())
+
+    def vacuum(self, table: Table) -> list[str]:
+        """Delete files that no version within ``rollback_days`` needs; returns their names."""
+        return _delta(self.path(table)).vacuum(
+            retention_hours=self.rollback_days * 24, dry_run=False, enforce_retention_duration=False
+        )
+
+
+@contextmanager
+def open_lake(deployment: Deployment, app_name: str) -> Iterator[Lake]:
+    """Open a session on the deployment's engine and its lake; both are closed at the end, also after an error."""
+    with spark_session(deployment.engine, app_name) as spark:
+        yield Lake(spark, deployment.paths.lake, deployment.retention.rollback_days)
