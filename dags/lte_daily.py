@@ -1,0 +1,93 @@
+"""# Long-Term Embeddings, one data day per run.
+
+`ingest >> embed_items >> compute_lte >> compute_drift >> validate >> publish_snapshot`, then `build_report` whatever
+failed, then `day_is_done`, which succeeds only when all the others did and so decides the colour of the run.
+
+**Day.** `ds` is the data day: the run of 2017-11-07 starts when that day is over, at 2017-11-08 00:00 UTC, and
+`airflow backfill create --dag-id lte_daily --from-date 2017-11-01 --to-date 2017-11-07` names data days too.
+
+**Settings**, all read when a task runs, except the last two, which are read when this file is parsed:
+
+| variable | meaning |
+|---|---|
+| `LTE_CONFIG` | the deployment's TOML file; required |
+| `LTE_<SECTION>__<KEY>` | overrides one setting of that file |
+| `LTE_PYTHON` | the interpreter of the jobs; default: Airflow's own |
+| `LTE_RETRIES` | tries after the first one; default 2 |
+| `LTE_LAST_DAY` | last data day of a data set that has ended, such as the sample: no runs are scheduled after it |
+
+**Pool.** Every job takes a slot of the pool `lte_heavy`. Airflow does not queue a task whose pool does not exist: it
+says so in a warning on the DAG's page and waits. `airflow pools set lte_heavy 1 "one heavy job at a time"` creates it
+(`make airflow` and the Compose file do). One slot also keeps a backfill in order: earlier days go first, task by task,
+so that the drift of a day finds the embeddings of the days before.
+
+**Backfills never publish**: `publish_snapshot` is told the run type. A job that exits 1 names the gate or the input
+that failed; a job that is cleared starts from its inputs again and replaces the rows of its own day only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, CronDataIntervalTimetable, TriggerRule
+
+PROJECT = Path(__file__).resolve().parents[1]
+LAST_DAY = os.environ.get("LTE_LAST_DAY")
+
+
+def job(name: str, *flags: str, **settings: Any) -> BashOperator:
+    """Wire ``jobs/<name>.py`` as a task: a process group of its own, whose output is the task's log."""
+    command = [
+        # `exec` leaves no shell between Airflow and the job, so that killing the task kills the job.
+        f'exec "${{LTE_PYTHON:-{sys.executable}}}" jobs/{name}.py',
+        '--config "${LTE_CONFIG:?names the TOML file of the deployment and is not set}"',
+        "--ds {{ ds }}",
+        *flags,
+    ]
+    return BashOperator(
+        task_id=name,
+        bash_command=" ".join(command),
+        cwd=str(PROJECT),
+        env={"PYTHONUNBUFFERED": "1"},
+        append_env=True,
+        skip_on_exit_code=None,
+        **settings,
+    )
+
+
+with DAG(
+    "lte_daily",
+    # A plain cron string would make ds the day of the trigger, whose data is not complete.
+    schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
+    start_date=datetime(2000, 1, 1, tzinfo=UTC),
+    end_date=datetime.fromisoformat(LAST_DAY).replace(tzinfo=UTC) if LAST_DAY else None,
+    catchup=False,
+    max_active_runs=1,
+    # A run that cannot go on, say for want of its pool, must not hold up the days after it for ever.
+    dagrun_timeout=timedelta(days=2),
+    default_args={
+        "owner": "lte",
+        "pool": "lte_heavy",
+        "retries": int(os.environ.get("LTE_RETRIES", "2")),
+        "retry_delay": timedelta(minutes=1),
+        "execution_timeout": timedelta(hours=6),
+        # Two days never write the same table at the same time, however many slots the pool has.
+        "max_active_tis_per_dag": 1,
+    },
+    doc_md=__doc__,
+    tags=["lte", "daily"],
+):
+    publish = job("publish_snapshot", "--run-type {{ dag_run.run_type.value }}")
+    report = job("build_report", trigger_rule=TriggerRule.ALL_DONE)
+    # Not as_teardown(on_failure_fail_dagrun=True): under it Airflow 3.3.2 marks a run whose gate failed as a success.
+    day_is_done = EmptyOperator(task_id="day_is_done")
+
+    job("ingest") >> job("embed_items") >> job("compute_lte") >> job("compute_drift") >> job("validate") >> publish
+    publish >> report
+    [publish, report] >> day_is_done
