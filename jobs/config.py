@@ -18,7 +18,7 @@ from typing import Any
 
 ENV_PREFIX = "LTE_"
 # Names that scripts and Airflow tasks use beside the configuration.
-RESERVED_ENV = frozenset({"LTE_CONFIG", "LTE_PYTHON", "LTE_HOME", "LTE_CODE_VERSION"})
+RESERVED_ENV = frozenset({"LTE_CONFIG", "LTE_PYTHON", "LTE_HOME", "LTE_CODE_VERSION", "LTE_RETRIES", "LTE_LAST_DAY"})
 WINDOW = re.compile(r"^(\d+)-(\d+)$")
 LOCAL_MASTER = re.compile(r"^(sail|local(\[(\*|\d+)(,\d+)?\])?|yarn|(spark|k8s|sc)://\S+)$")
 CONFIG_EXIT_CODE = 2
