@@ -9,6 +9,7 @@ and a refused write leaves the table as it was.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ Metrics = Mapping[str | tuple[str, str], float]
 # Both engines' words for "another writer committed meanwhile".
 CONFLICT_WORDS = ("Failed to commit transaction", "ConcurrentAppend", "DELTA_CONCURRENT", "ConcurrentDelete")
 REFUSAL_WORDS = ("CONSTRAINT_VIOLATED", "DELTA_VIOLATE_CONSTRAINT")
+INTEGER_RANGES = {"smallint": (-(2**15), 2**15 - 1), "int": (-(2**31), 2**31 - 1), "bigint": (-(2**63), 2**63 - 1)}
 MAX_ATTEMPTS = 8
 RETRY_SECONDS = 0.25
 
@@ -148,8 +150,8 @@ def _column(table: Table, field: StructField, found: DataType) -> Column:
     if not _same_type(found, field.dataType):
         value = source.cast(field.dataType)
         if isinstance(field.dataType, IntegralType):
-            changed = value.cast("decimal(20,0)") != source.cast("decimal(20,0)")
-            is_lossy = source.isNotNull() & (value.isNull() | changed)
+            smallest, largest = INTEGER_RANGES[field.dataType.simpleString()]
+            is_lossy = (source < F.lit(smallest)) | (source > F.lit(largest))
             value = _refused(is_lossy, value, f"{name}: value does not fit {field.dataType.simpleString()}: ", source)
     if not field.nullable:
         value = _refused(source.isNull(), value, f"{name}: null is not allowed: ", source)
@@ -192,7 +194,7 @@ def _same_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]
 
 
 def _named_elements(df: DataFrame, table: Table) -> DataFrame:
-    """Pass rows through Arrow: Sail names a cast array's element otherwise than Delta does and cannot replace it then."""
+    """Pass rows through Arrow: Sail names a cast array's element otherwise than Delta and cannot replace it then."""
     return df.mapInArrow(_same_batches, StructType([StructField(f.name, f.dataType, True) for f in table.schema]))
 
 
@@ -202,11 +204,13 @@ def _write_errors(table: Table) -> Iterator[None]:
     try:
         yield
     except PySparkException as error:
-        text = str(error).split("\n\nJVM stacktrace")[0].removeprefix("[USER_RAISED_EXCEPTION] ")
+        text = str(error).split("JVM stacktrace")[0].strip()
         if any(word in text for word in CONFLICT_WORDS):
             raise ConcurrentWriteError(f"table {table.name}: another writer was faster: {text[:200]}") from error
-        if text.startswith(f"table {table.name}"):
-            raise TableError(text) from error
+        # Our own refusal may come wrapped, by raise_error or by a Python worker that asked for the rows.
+        refusal = re.search(rf"table {table.name}[,:] .*?(?= SQLSTATE|\n|$)", text)
+        if refusal:
+            raise TableError(refusal[0]) from error
         if any(word in text for word in REFUSAL_WORDS):
             raise TableError(f"table {table.name}: {text}") from error
         raise
