@@ -1,0 +1,34 @@
+# One image for everything of ours: Airflow's parts, the jobs, and Spark's master and workers. The workers need the same
+# Python and packages as the jobs, because vectors are pooled and items encoded inside them; pyspark brings Spark 4.2.
+FROM python:3.11-slim-bookworm
+
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends openjdk-17-jre-headless procps tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 lte \
+    && install --directory --owner=lte --group=lte /data /airflow /opt/lte
+
+WORKDIR /opt/lte
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# The slow layer changes only with the versions, not with the code.
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+RUN mkdir jobs lte_models schemas && touch jobs/__init__.py lte_models/__init__.py schemas/__init__.py \
+    && pip install --constraint constraints.txt --editable '.[postgres]'
+
+COPY --chown=lte:lte schemas schemas
+COPY --chown=lte:lte lte_models lte_models
+COPY --chown=lte:lte jobs jobs
+COPY --chown=lte:lte dags dags
+COPY --chown=lte:lte configs configs
+
+USER lte
+ENV SPARK_HOME=/usr/local/lib/python3.11/site-packages/pyspark \
+    AIRFLOW_HOME=/airflow \
+    AIRFLOW__CORE__DAGS_FOLDER=/opt/lte/dags
+
+# Delta's jars, resolved by Spark itself once for all runs.
+RUN python -c "from jobs.config import EngineSection; from jobs.sessions import spark_session; spark_session(EngineSection(master='local[1]'), 'resolve jars').__enter__().stop()"
+
+ENTRYPOINT ["/usr/bin/tini", "-g", "--"]
+CMD ["lte", "--help"]

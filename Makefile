@@ -1,0 +1,62 @@
+# `make help` says what there is. Everything runs in $(VENV), on this machine, without Docker.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+CONFIG ?= configs/complete_journey.toml
+DS ?=
+PORT ?= 8080
+export VENV PORT
+override VENV := $(abspath $(VENV))
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help install run test test-fast lint format airflow shell bench clean distclean
+
+help: ## this list
+	@echo "make TARGET [CONFIG=configs/complete_journey.toml] [DS=2017-12-31] [PORT=8080] [VENV=.venv]"
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Airflow's own command line, on this clone's database and DAGs: source scripts/env.sh; airflow dags list"
+
+$(READY): pyproject.toml constraints.txt scripts/install.sh
+	@scripts/install.sh
+
+install: $(READY) ## virtual environment with the tested versions
+
+run: $(READY) ## from nothing to a live snapshot: the sample's last two days through Airflow
+	@scripts/run.sh "$(CONFIG)" "$(DS)"
+
+test: $(READY) ## all tests (PYTEST_ARGS="-k drift" for some)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(READY) ## the tests that take seconds: no scheduler, no Apache Spark
+	@$(BIN)/python -m pytest -m "not slow and not airflow and not spark" $(PYTEST_ARGS)
+
+lint: $(READY) ## ruff, format, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --strict dags/lte_daily.py scripts/show_tasks.py
+	$(BIN)/lint-imports
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+airflow: $(READY) ## scheduler, API server and UI on 127.0.0.1:$(PORT), for backfills and a look around
+	@scripts/airflow.sh "$(CONFIG)"
+
+shell: $(READY) ## a shell whose airflow, lte and python are this clone's
+	@bash --rcfile <(echo '[ ! -f ~/.bashrc ] || . ~/.bashrc; . scripts/env.sh "$(CONFIG)"; PS1="(lte) $$PS1"') -i
+
+bench: $(READY) ## the LTE job at 1M, 5M and 10M interactions, against a floor and a naive join
+	@$(BIN)/python benchmarks/bench_lte.py $(BENCH_ARGS)
+
+clean: ## remove what running made: Airflow's state, the sample's tables, reports, Data Docs
+	rm -rf .airflow data/complete_journey reports data_docs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and the virtual environment too
+	rm -rf .venv

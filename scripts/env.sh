@@ -1,0 +1,37 @@
+# shellcheck shell=bash
+# Points this shell's `airflow`, `lte` and `python` at this clone:  source scripts/env.sh [CONFIG]
+# Sourced by the other scripts and, for a shell of its own, by `make shell`.
+
+LTE_HOME="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)"
+export LTE_HOME
+export PATH="${VENV:-$LTE_HOME/.venv}/bin:$PATH"
+
+# Absolute, because tasks do not run where this shell stands.
+LTE_CONFIG="$(realpath -m "${1:-${LTE_CONFIG:-$LTE_HOME/configs/complete_journey.toml}}")"
+export LTE_CONFIG
+
+# The sample has ended; without a last day Airflow would also schedule yesterday, for which it has no data.
+if [ "$LTE_CONFIG" = "$LTE_HOME/configs/complete_journey.toml" ]; then
+  export LTE_LAST_DAY=2017-12-31
+elif [ "${LTE_LAST_DAY:-}" = 2017-12-31 ]; then
+  unset LTE_LAST_DAY # left in this shell by the sample
+fi
+
+# Everything that Airflow keeps for this clone is under .airflow, whatever the variables of another Airflow say.
+export AIRFLOW_HOME="$LTE_HOME/.airflow"
+export AIRFLOW__DATABASE__SQL_ALCHEMY_CONN="sqlite:///$AIRFLOW_HOME/airflow.db"
+export AIRFLOW__CORE__DAGS_FOLDER="$LTE_HOME/dags"
+export AIRFLOW__CORE__EXECUTOR=LocalExecutor
+export AIRFLOW__CORE__PARALLELISM=4
+export AIRFLOW__CORE__LOAD_EXAMPLES=False
+export AIRFLOW__CORE__AUTH_MANAGER=airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager
+export AIRFLOW__LOGGING__BASE_LOG_FOLDER="$AIRFLOW_HOME/logs"
+export AIRFLOW__LOGGING__COLORED_CONSOLE_LOG=False
+export AIRFLOW__API__HOST=127.0.0.1
+export AIRFLOW__API__PORT="${PORT:-8080}"
+export AIRFLOW__API__WORKERS=1
+export AIRFLOW__API__BASE_URL="http://127.0.0.1:$AIRFLOW__API__PORT"
+export AIRFLOW__CORE__EXECUTION_API_SERVER_URL="$AIRFLOW__API__BASE_URL/execution/"
+
+# Airflow's optional drawing of DAGs is not installed, and every command would say so.
+export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore:Could not import graphviz}"
