@@ -1,0 +1,417 @@
+"""Training examples, streamed from Parquet in row groups and collated into padded tensors; memory stays bounded.
+
+Axes: B users (examples), L history length (left-padded), P past items of all users together, Q queries, T targets,
+V items. Row 0 of every item tensor is padding or unknown; known items are rows 1..V in order of falling frequency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+IntArray = npt.NDArray[np.int64]
+BatchT = TypeVar("BatchT")
+OBJECTIVES = ("next_day", "clm")
+HISTORY_FEATURES = 8
+AGE_BUCKETS = 32  # two an octave of hours: 2**15 hours are 3.7 years
+_READ_ROWS = 4096
+
+EXAMPLE_COLUMNS = (
+    "anchor_day",
+    "items",
+    "types",
+    "ages_hours",
+    "past_items",
+    "past_n_short",
+    "past_n_long",
+    "past_days",
+    "past_last_age",
+    "past_first_age",
+    "past_w_short",
+    "past_w_long",
+    "targets",
+)
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How examples are read.
+
+    Attributes:
+        batch_size: Rows a batch.
+        shuffle_buffer: Rows held in memory and permuted together; 0 keeps the order of the files.
+        n_workers: Reader processes; 0 reads in this process.
+        seed: Decides the order together with the epoch.
+    """
+
+    batch_size: int = 256
+    shuffle_buffer: int = 65_536
+    n_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.shuffle_buffer < 0 or self.n_workers < 0:
+            raise ValueError(f"batch_size must be positive, shuffle_buffer and n_workers not negative: {self}")
+
+
+class RowGroupStream(IterableDataset[BatchT], Generic[BatchT]):
+    """Batches of one epoch; each worker process reads its own row groups."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        columns: Sequence[str],
+        collate: Callable[[pa.Table], BatchT],
+        config: StreamConfig,
+        epoch: int = 0,
+    ) -> None:
+        """Plan an epoch.
+
+        Args:
+            files: Parquet files.
+            columns: Columns to read.
+            collate: Turns up to ``batch_size`` rows into a batch, in the worker.
+            config: How to read.
+            epoch: Changes the order.
+
+        Raises:
+            ValueError: There is no file.
+        """
+        super().__init__()
+        if not files:
+            raise ValueError("there is no example to read: no Parquet file was given")
+        self.files, self.columns, self.collate = sorted(files), list(columns), collate
+        self.config, self.epoch = config, epoch
+
+    def __iter__(self) -> Iterator[BatchT]:
+        """Yield collated batches; the last one of a worker may be short."""
+        worker = get_worker_info()
+        index, n_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        rng = np.random.default_rng([self.config.seed, self.epoch, index])
+        for rows in self._buffers(self._groups()[index::n_workers], rng):
+            yield self.collate(rows)
+
+    def _groups(self) -> list[tuple[Path, int]]:
+        groups = [(file, i) for file in self.files for i in range(pq.ParquetFile(file).num_row_groups)]
+        if self.config.shuffle_buffer:
+            order = np.random.default_rng([self.config.seed, self.epoch]).permutation(len(groups))
+            groups = [groups[i] for i in order]
+        return groups
+
+    def _buffers(self, groups: Sequence[tuple[Path, int]], rng: np.random.Generator) -> Iterator[pa.Table]:
+        held: list[pa.Table] = []
+        limit = max(self.config.shuffle_buffer, self.config.batch_size)
+        for part in self._parts(groups):
+            held.append(part)
+            if sum(table.num_rows for table in held) >= limit:
+                rest = yield from self._emit(pa.concat_tables(held), rng, last=False)
+                held = [rest]
+        if held:
+            yield from self._emit(pa.concat_tables(held), rng, last=True)
+
+    def _parts(self, groups: Sequence[tuple[Path, int]]) -> Iterator[pa.Table]:
+        for file, group in groups:
+            reader = pq.ParquetFile(file)
+            for batch in reader.iter_batches(_READ_ROWS, row_groups=[group], columns=self.columns):
+                yield pa.Table.from_batches([batch])
+
+    def _emit(self, rows: pa.Table, rng: np.random.Generator, *, last: bool) -> Generator[pa.Table, None, pa.Table]:
+        if self.config.shuffle_buffer:
+            rows = rows.take(rng.permutation(rows.num_rows))
+        size = self.config.batch_size
+        end = rows.num_rows if last else rows.num_rows - rows.num_rows % size
+        for start in range(0, end, size):
+            yield rows.slice(start, min(size, end - start))
+        return rows.slice(end)
+
+
+def batches(stream: RowGroupStream[BatchT]) -> DataLoader[BatchT]:
+    """Read a stream, in its worker processes where it has some. The order depends on the seed, not on timing.
+
+    Args:
+        stream: One epoch.
+
+    Returns:
+        A loader that yields the stream's batches.
+    """
+    return DataLoader(stream, batch_size=None, num_workers=stream.config.n_workers)
+
+
+def list_parts(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], IntArray]:
+    """Split a list column into flat values and lengths.
+
+    Args:
+        column: list<number> of B rows without nulls.
+
+    Returns:
+        Values of all rows one after another, and int64 [B] lengths.
+
+    Raises:
+        ValueError: A list, or a value in one, is null.
+    """
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], type=column.type)
+    values = array.flatten()
+    if array.null_count or values.null_count:
+        raise ValueError("a list of an example, or a value in one, is null")
+    lengths = array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    return values.to_numpy(zero_copy_only=False), lengths
+
+
+def left_pad(values: npt.NDArray[Any], lengths: IntArray, width: int) -> IntArray:
+    """Put each row's last ``width`` values at the right end, zeros before them.
+
+    Args:
+        values: Flat values of B rows.
+        lengths: int64 [B].
+        width: L.
+
+    Returns:
+        int64 [B, L].
+    """
+    padded = np.zeros((len(lengths), width), dtype=np.int64)
+    user, place = _user_and_place(lengths)
+    column = place - lengths[user] + width
+    kept = column >= 0
+    padded[user[kept], column[kept]] = values[kept]
+    return padded
+
+
+def _user_and_place(lengths: IntArray) -> tuple[IntArray, IntArray]:
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(lengths) else np.zeros(0, dtype=np.int64)
+    return user, np.arange(len(user)) - starts[user]
+
+
+def age_bucket(hours: npt.NDArray[Any]) -> IntArray:
+    """Bucket of an interaction's age at the anchor, two an octave; 0 stays free for padding.
+
+    Args:
+        hours: Whole hours, >= 0.
+
+    Returns:
+        int64, 1 to ``AGE_BUCKETS - 1``.
+    """
+    octaves = np.log2(1 + hours.astype(np.float64))
+    bucket: IntArray = np.minimum(1 + np.floor(2 * octaves), AGE_BUCKETS - 1).astype(np.int64)
+    return bucket
+
+
+class Past(NamedTuple):
+    """What each user did in the year before the anchor, one entry a known item, sorted by user, then item.
+
+    Attributes:
+        user: int64 [P], 0..B-1.
+        items: int64 [P], rows 1..V.
+        n_short: float32 [P], interactions in the short window.
+        n_long: float32 [P], interactions in the long window before it.
+        last_age: float32 [P], days from the last interaction to the anchor.
+        w_short: float32 [P], interactions in the short window, each halved a half-life.
+        w_long: float32 [P], the same for the long window.
+        features: float32 [P, 8], inputs of the history logits.
+    """
+
+    user: Tensor
+    items: Tensor
+    n_short: Tensor
+    n_long: Tensor
+    last_age: Tensor
+    w_short: Tensor
+    w_long: Tensor
+    features: Tensor
+
+
+class ExampleBatch(NamedTuple):
+    """Examples as the ranker takes them.
+
+    Attributes:
+        items: int64 [B, L], rows, left-padded with 0.
+        types: int64 [B, L], interaction type + 1; 0 where there is no item.
+        ages: int64 [B, L], age buckets; 0 where there is no item.
+        query_user: int64 [Q], user of each query.
+        query_position: int64 [Q], its position, 0..L-1.
+        target_query: int64 [T], query of each target.
+        targets: int64 [T], rows 1..V.
+        past: The year before the anchor.
+        anchor_day: int64 [B], days since 1970-01-01 of the anchor.
+    """
+
+    items: Tensor
+    types: Tensor
+    ages: Tensor
+    query_user: Tensor
+    query_position: Tensor
+    target_query: Tensor
+    targets: Tensor
+    past: Past
+    anchor_day: Tensor
+
+    def to(self, device: torch.device) -> ExampleBatch:
+        """Return the batch on ``device``."""
+        past = Past(*(tensor.to(device, non_blocking=True) for tensor in self.past))
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor)
+        }
+        return self._replace(past=past, **moved)
+
+
+@dataclass(frozen=True)
+class ExampleCollate:
+    """Turns rows of the examples table into an :class:`ExampleBatch`.
+
+    Attributes:
+        row_of_index: int64 [max item_index + 2], row of each item_index; 0 for items outside the vocabulary. Indices
+            past its end (items newer than the vocabulary) are unknown, too.
+        max_length: L at most.
+        objective: "next_day": the last position predicts the targets. "clm": each position predicts the next item of
+            the sequence; a padding position never does.
+    """
+
+    row_of_index: IntArray
+    max_length: int = 100
+    objective: str = "next_day"
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {OBJECTIVES}, not {self.objective!r}")
+        if self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1, not {self.max_length}")
+
+    def rows(self, index: npt.NDArray[Any]) -> IntArray:
+        """Map item_index to row, 0 where the item is unknown."""
+        clipped = np.minimum(index.astype(np.int64), len(self.row_of_index) - 1)
+        return np.where(index < len(self.row_of_index), self.row_of_index[clipped], 0)
+
+    def __call__(self, rows: pa.Table) -> ExampleBatch:
+        """Collate; the sequence is trimmed to the longest of the batch, at least one position wide."""
+        index, lengths = list_parts(rows["items"])
+        known = self.rows(index)
+        types, _ = list_parts(rows["types"])
+        hours, _ = list_parts(rows["ages_hours"])
+        kept, lengths = _keep(known > 0, lengths)
+        width = int(min(max(lengths.max(initial=1), 1), self.max_length))
+        items = left_pad(known[kept], lengths, width)
+        query_user, query_position, target_query, targets = self._queries(items, rows)
+        return ExampleBatch(
+            items=torch.from_numpy(items),
+            types=torch.from_numpy(left_pad(types[kept] + 1, lengths, width)),
+            ages=torch.from_numpy(left_pad(age_bucket(hours[kept]), lengths, width)),
+            query_user=torch.from_numpy(query_user),
+            query_position=torch.from_numpy(query_position),
+            target_query=torch.from_numpy(target_query),
+            targets=torch.from_numpy(targets),
+            past=self._past(rows),
+            anchor_day=torch.from_numpy(rows["anchor_day"].to_numpy().astype(np.int64)),
+        )
+
+    def _queries(self, items: IntArray, rows: pa.Table) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        n_users, width = items.shape
+        if self.objective == "clm":
+            user, position = np.nonzero(items[:, :-1])
+            return user, position, np.arange(len(user)), items[user, position + 1]
+        index, lengths = list_parts(rows["targets"])
+        targets = self.rows(index)
+        user = np.repeat(np.arange(n_users), lengths)
+        last = np.full(n_users, width - 1)
+        return np.arange(n_users), last, user[targets > 0], targets[targets > 0]
+
+    def _past(self, rows: pa.Table) -> Past:
+        index, lengths = list_parts(rows["past_items"])
+        names = ("n_short", "n_long", "days", "last_age", "first_age", "w_short", "w_long")
+        values = {name: list_parts(rows[f"past_{name}"])[0].astype(np.float32) for name in names}
+        user, item = np.repeat(np.arange(len(lengths)), lengths), self.rows(index)
+        order = np.lexsort((item, user))
+        order = order[item[order] > 0]
+        sorted_values = {name: value[order] for name, value in values.items()}
+        features = history_features(user[order], sorted_values, len(lengths))
+        kept = (sorted_values[name] for name in ("n_short", "n_long", "last_age", "w_short", "w_long"))
+        arrays = (user[order], item[order], *kept, features)
+        return Past(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+
+def _keep(known: npt.NDArray[np.bool_], lengths: IntArray) -> tuple[npt.NDArray[np.bool_], IntArray]:
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    return known, np.bincount(user[known], minlength=len(lengths)).astype(np.int64)
+
+
+def history_features(user: IntArray, past: dict[str, npt.NDArray[np.float32]], n_users: int) -> npt.NDArray[np.float32]:
+    """Describe a user's past with an item, for the history logits (DESIGN, section 11).
+
+    Args:
+        user: int [P].
+        past: float [P] arrays ``n_short``, ``n_long``, ``days`` (days with the item), ``last_age``, ``first_age``.
+        n_users: B.
+
+    Returns:
+        float32 [P, 8]: log counts in 60 and 365 days, log age, share of the user's interactions, log of the user's
+        total, log days with the item, log mean gap between these days, and log of age over gap (0 without a gap).
+    """
+    n_all = past["n_short"] + past["n_long"]
+    total = np.bincount(user, weights=n_all, minlength=n_users)[user]
+    gaps = past["days"] - 1
+    gap = np.where(gaps > 0, (past["first_age"] - past["last_age"]) / np.maximum(gaps, 1), 0)
+    overdue = np.where(gaps > 0, np.log((1 + past["last_age"]) / (1 + gap)), 0)
+    columns = (
+        np.log1p(past["n_short"]),
+        np.log1p(n_all),
+        np.log1p(past["last_age"]),
+        n_all / np.maximum(total, 1),
+        np.log1p(total),
+        np.log1p(past["days"]),
+        np.log1p(gap),
+        overdue,
+    )
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def lte_weights(past: Past, *, method: str, lagged: bool) -> Tensor:
+    """Weight of each past interaction in the user's LTE, not normalised.
+
+    Args:
+        past: The year before the anchor.
+        method: "uniform" or "recency".
+        lagged: True for the long window without the short one ([365,60]), False for both ([365,0]).
+
+    Returns:
+        float [P].
+
+    Raises:
+        ValueError: ``method`` is another.
+    """
+    parts = {"uniform": (past.n_long, past.n_short), "recency": (past.w_long, past.w_short)}
+    if method not in parts:
+        raise ValueError(f"method must be one of {sorted(parts)}, not {method!r}")
+    long, short = parts[method]
+    return long if lagged else long + short
+
+
+def averaged_lte(past: Past, weights: Tensor, content: Tensor, n_users: int) -> tuple[Tensor, Tensor]:
+    """Weighted mean of item vectors (paper, section 4), as of each example's anchor.
+
+    Args:
+        past: The year before the anchor.
+        weights: float [P], >= 0.
+        content: float [V + 1, D], the basis in row order.
+        n_users: B.
+
+    Returns:
+        float [B, D] (zeros for a user without weight) and bool [B], whether the user has an LTE.
+    """
+    totals = torch.zeros(n_users, device=weights.device).index_add_(0, past.user, weights)
+    sums = torch.zeros(n_users, content.shape[1], device=weights.device)
+    sums.index_add_(0, past.user, content[past.items] * weights.unsqueeze(1))
+    has_lte = totals > 0
+    return sums / torch.where(has_lte, totals, 1).unsqueeze(1), has_lte

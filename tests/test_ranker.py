@@ -1,0 +1,267 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lte_models.data import ExampleBatch, Past, history_features
+from lte_models.ranker import (
+    Catalogue,
+    Context,
+    LteStatistics,
+    Objective,
+    Ranker,
+    RankerConfig,
+    has_lte,
+    ranker_loss,
+)
+from lte_models.sampling import LogUniformSampler
+
+V, C, D = 6, 5, 8
+CONFIG = RankerConfig(content_dim=C, n_types=2, dim=D, n_heads=4, max_length=6, dropout=0.0, id_dropout=0.0, id_dim=4)
+
+
+def _catalogue() -> Catalogue:
+    content = torch.cat([torch.zeros(1, C), F.normalize(torch.randn(V, C, generator=_rng(1)), dim=1)])
+    ids = torch.tensor([0, 1, 2, 3, 4, 5, 0])  # the last item is out of vocabulary
+    return Catalogue(content, ids, ids % 3, ids % 2, torch.zeros(V + 1, dtype=torch.int64))
+
+
+def _rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _model(**changes: object) -> Ranker:
+    model = Ranker(replace(CONFIG, **changes), _catalogue())
+    with torch.no_grad():  # untrained zero parameters would hide what they should change
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=_rng(9)))
+        model.user_tower.types.weight[0] = 0
+        model.user_tower.ages.weight[0] = 0
+    return model.eval()
+
+
+def _past(n_users: int) -> Past:
+    user = torch.arange(n_users).repeat_interleave(2)
+    items = torch.tensor([1, 3]).repeat(n_users)
+    one = torch.ones(len(user))
+    values = {name: one.numpy() for name in ("n_short", "n_long", "days", "last_age", "first_age")}
+    features = torch.from_numpy(history_features(user.numpy(), values, n_users)) + items.unsqueeze(1)
+    return Past(user, items, one, one, one, one, one, features)
+
+
+def _batch(items: list[list[int]], targets: list[tuple[int, int]] = ()) -> ExampleBatch:  # type: ignore[assignment]
+    rows = torch.tensor(items)
+    n_users, length = rows.shape
+    query, target = zip(*targets, strict=True) if targets else ((), ())
+    return ExampleBatch(
+        items=rows,
+        types=(rows > 0) * (1 + rows % 2),
+        ages=(rows > 0) * (1 + torch.arange(length, 0, -1)),
+        query_user=torch.arange(n_users),
+        query_position=torch.full((n_users,), length - 1),
+        target_query=torch.tensor(query, dtype=torch.int64),
+        targets=torch.tensor(target, dtype=torch.int64),
+        past=_past(n_users),
+        anchor_day=torch.zeros(n_users, dtype=torch.int64),
+    )
+
+
+def _context(n_users: int, *, known: bool = True) -> Context:
+    lte = torch.randn(n_users, C, generator=_rng(4))
+    popularity = torch.rand(2, V + 1, 3, generator=_rng(5)) * 10
+    return Context(lte, torch.full((n_users,), known), popularity, torch.arange(n_users) % 2)
+
+
+def _encode(model: Ranker, batch: ExampleBatch, context: Context) -> torch.Tensor:
+    vectors, position = model.embed(batch.items)
+    encoded: torch.Tensor = model.user_tower(vectors[position[batch.items]], batch, context.lte, context.has_lte)
+    return encoded
+
+
+MODES = pytest.mark.parametrize("lte", ["none", "late_fusion", "feature_injection", "prefix_token"])
+
+
+@MODES
+@pytest.mark.parametrize("history", [False, True])
+def test_padding_changes_nothing(lte: str, history: bool) -> None:
+    model, context = _model(lte=lte, history_features=history), _context(2)
+    short, long = _batch([[1, 2], [0, 4]]), _batch([[0, 0, 0, 1, 2], [0, 0, 0, 0, 4]])
+    long = long._replace(ages=F.pad(short.ages, (3, 0)))
+    torch.testing.assert_close(model.scores(short, context), model.scores(long, context))
+
+
+@MODES
+def test_order_of_the_batch_changes_nothing(lte: str) -> None:
+    model, context = _model(lte=lte), _context(2)
+    flipped = Context(context.lte.flip(0), context.has_lte, context.popularity, context.anchor)
+    scores = model.scores(_batch([[1, 2, 3], [0, 4, 5]]), context)
+    torch.testing.assert_close(model.scores(_batch([[0, 4, 5], [1, 2, 3]]), flipped).flip(0), scores)
+
+
+@MODES
+def test_a_later_item_never_changes_an_earlier_output(lte: str) -> None:
+    model, context = _model(lte=lte), _context(1)
+    before = _encode(model, _batch([[1, 2, 3, 4, 5]]), context)
+    for changed in range(1, 5):
+        items = [1, 2, 3, 4, 5]
+        items[changed] = 6
+        after = _encode(model, _batch([items]), context)
+        torch.testing.assert_close(after[:, :changed], before[:, :changed])
+        assert not torch.allclose(after[:, changed:], before[:, changed:])
+
+
+@MODES
+def test_the_lte_changes_the_scores_unless_the_user_has_none(lte: str) -> None:
+    model, batch = _model(lte=lte), _batch([[1, 2, 3]])
+    other = Context(torch.full((1, C), 3.0), torch.tensor([True]))
+    changed = not torch.allclose(model.scores(batch, _context(1)), model.scores(batch, other))
+    assert changed == (lte != "none")
+    absent = model.scores(batch, _context(1, known=False))
+    torch.testing.assert_close(absent, model.scores(batch, Context(other.lte, torch.tensor([False]))))
+
+
+@MODES
+def test_a_user_without_lte_is_scored_as_by_the_model_without_lte(lte: str) -> None:
+    model, bare = _model(lte=lte), _model(lte="none")
+    bare.load_state_dict({name: value for name, value in model.state_dict().items() if name in bare.state_dict()})
+    batch, context = _batch([[0, 1, 2], [3, 4, 5]]), Context(torch.zeros(2, C), has_lte(torch.zeros(2, C)))
+    torch.testing.assert_close(model.scores(batch, context), bare.scores(batch, context))
+
+
+def test_late_fusion_is_the_papers_equation() -> None:
+    model, context, batch = _model(lte="late_fusion"), _context(2), _batch([[1, 2], [3, 4]])
+    bare = Context(context.lte, torch.zeros(2, dtype=torch.bool))
+    w_o = model.user_tower.w_o.weight.T
+    x = _encode(model, batch, bare) @ torch.linalg.inv(w_o)  # X W_O without the LTE, W_O taken off again
+    anchor = model.user_tower.projection(context.lte, context.has_lte)
+    a = model.item_tower(torch.arange(1, V + 1))
+    expected = (x[:, -1] + anchor) @ w_o @ a.T
+    torch.testing.assert_close(model.scores(batch, context), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("layers", "gelu"), [(1, False), (1, True), (2, False), (2, True)])
+def test_projections_by_hand(layers: int, gelu: bool) -> None:
+    projection = _model(lte_layers=layers, lte_gelu=gelu, lte_hidden=128).user_tower.projection
+    projection.mean.fill_(0.5)
+    projection.scale.fill_(2.0)
+    lte = torch.randn(3, C, generator=_rng(2))
+    x = (lte - 0.5) / 2
+    linears = [layer for layer in projection.layers if isinstance(layer, torch.nn.Linear)]
+    x = x @ linears[0].weight.T + linears[0].bias
+    x = F.gelu(x) if gelu else x
+    if layers == 2:
+        assert linears[0].weight.shape == (128, C)
+        x = x @ linears[1].weight.T + linears[1].bias
+    has = torch.tensor([True, False, True])
+    torch.testing.assert_close(projection(lte, has), x * has.unsqueeze(1))
+
+
+def test_statistics_of_training_ltes_leave_out_users_without_one() -> None:
+    projection, statistics = _model().user_tower.projection, LteStatistics(C)
+    statistics.store(projection)
+    assert (projection.mean.tolist(), projection.scale.item()) == ([0.0] * C, 1.0)
+    statistics.add(torch.tensor([[1.0] * C, [9.0] * C]), torch.tensor([True, False]))
+    statistics.add(torch.tensor([[3.0] * C]), torch.tensor([True]))
+    statistics.store(projection)
+    assert projection.mean.tolist() == [2.0] * C
+    assert projection.scale.item() == pytest.approx(1.0)  # values 1 and 3 around 2
+
+
+def test_ltes_all_alike_are_centred_but_not_blown_up() -> None:
+    projection, statistics = _model().user_tower.projection, LteStatistics(C)
+    statistics.add(torch.full((3, C), 0.7), torch.ones(3, dtype=torch.bool))
+    statistics.store(projection)
+    assert projection.scale.item() == 1.0
+
+
+TARGETS = [(0, 2), (0, 3), (1, 6)]
+
+
+@MODES
+@pytest.mark.parametrize("history", [False, True])
+@pytest.mark.parametrize("logq", [False, True])
+def test_exhaustive_sampling_is_the_full_softmax_of_the_whole_model(lte: str, history: bool, logq: bool) -> None:
+    model, context = _model(lte=lte, history_features=history), _context(2)
+    batch = _batch([[1, 2, 3], [0, 4, 5]], TARGETS)
+    log_p = F.log_softmax(model.scores(batch, context), dim=1)
+    expected = -(log_p[0, 1] + log_p[0, 2] + log_p[1, 5]) / 3
+    full = ranker_loss(model, batch, context, Objective(), _rng(0))
+    sampled = ranker_loss(model, batch, context, Objective(LogUniformSampler(V, V), logq=logq), _rng(0))
+    torch.testing.assert_close(full, expected)
+    torch.testing.assert_close(sampled, expected)
+
+
+def test_equal_users_weigh_each_query_once() -> None:
+    model, context = _model(), _context(2)
+    batch = _batch([[1, 2, 3], [0, 4, 5]], TARGETS)
+    log_p = F.log_softmax(model.scores(batch, context), dim=1)
+    expected = -((log_p[0, 1] + log_p[0, 2]) / 2 + log_p[1, 5]) / 2
+    torch.testing.assert_close(ranker_loss(model, batch, context, Objective(equal_users=True), _rng(0)), expected)
+
+
+def test_history_logits_reach_only_the_users_own_items() -> None:
+    model, context = _model(history_features=True), _context(2)
+    batch = _batch([[1, 2, 3], [0, 4, 5]])
+    moved = batch._replace(
+        past=batch.past._replace(features=batch.past.features + torch.tensor([0, 0, 1, 0]).view(-1, 1))
+    )
+    difference = model.scores(moved, context) - model.scores(batch, context)
+    assert (difference.abs() > 1e-6).nonzero().tolist() == [[1, 0]]  # user 1's first past item, row 1
+
+
+def test_history_features_refuse_positions_before_the_anchor() -> None:
+    model, batch = _model(history_features=True), _batch([[1, 2, 3]], [(0, 2)])
+    with pytest.raises(ValueError, match="would show earlier positions their future"):
+        ranker_loss(model, batch._replace(query_position=torch.tensor([1])), _context(1), Objective(), _rng(0))
+    with pytest.raises(ValueError, match="needs popularity"):
+        model.scores(batch, Context(torch.zeros(1, C), torch.tensor([False])))
+
+
+def test_hidden_ids_train_the_out_of_vocabulary_row() -> None:
+    model = _model(id_dropout=0.9).train()
+    assert model.item_tower.ids is not None
+    vectors = torch.stack([model.item_tower(torch.tensor([1]))[0] for _ in range(20)])
+    hidden = _model().item_tower
+    hidden.id_row[1] = 0
+    matches = (vectors - hidden(torch.tensor([1]))).abs().sum(dim=1) < 1e-6
+    assert 10 <= matches.sum() < 20
+
+
+def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first, second = Ranker(CONFIG, _catalogue()), Ranker(CONFIG, _catalogue())
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lte": "suffix"}, {"lte_layers": 3}, {"lte_hidden": 64}, {"n_heads": 3}, {"n_types": 0}, {"dropout": 1.0}],
+)
+def test_impossible_configurations_are_named(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"RankerConfig.{next(iter(changes))} = "):
+        replace(CONFIG, **changes)
+
+
+def test_bad_catalogues_and_histories_are_named() -> None:
+    catalogue = _catalogue()
+    with pytest.raises(ValueError, match="holds no item"):
+        Ranker(CONFIG, Catalogue(*(part[:1] for part in catalogue)))
+    with pytest.raises(ValueError, match="5 floats an item, the model wants 7"):
+        Ranker(replace(CONFIG, content_dim=7), catalogue)
+    with pytest.raises(ValueError, match=r"catalogue\.brand has shape"):
+        Ranker(CONFIG, catalogue._replace(brand=torch.zeros(2, dtype=torch.int64)))
+    catalogue.content[4, 1] = float("nan")
+    with pytest.raises(ValueError, match="row 4 is not finite"):
+        Ranker(CONFIG, catalogue)
+    with pytest.raises(ValueError, match="history of 7 items"):
+        _model().scores(_batch([[1] * 7]), _context(1))
+
+
+def test_one_user_without_history_is_ranked() -> None:
+    scores = _model().scores(_batch([[0]]), _context(1))
+    assert scores.shape == (1, V)
+    assert torch.isfinite(scores).all()
