@@ -212,7 +212,7 @@ def _write_errors(table: Table) -> Iterator[None]:
         if refusal:
             raise TableError(refusal[0]) from error
         if any(word in text for word in REFUSAL_WORDS):
-            raise TableError(f"table {table.name}: {text}") from error
+            raise TableError(f"table {table.name}: {' '.join(text.split())}") from error
         raise
 
 
