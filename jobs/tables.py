@@ -348,6 +348,17 @@ class Lake:
         done = _delta(self.path(table)).delete(predicate_sql(where))
         return int(done["num_deleted_rows"] or 0)
 
+    def redact(self, table: Table, columns: Sequence[str], text: str) -> int:
+        """Overwrite text columns of the rows in which any of them contains ``text``; returns how many there were.
+
+        Rows stay, because others count them.
+        """
+        if self.version(table) is None:
+            return 0
+        found = " OR ".join(f"strpos({column}, {_sql_literal(text)}) > 0" for column in columns)
+        done = _delta(self.path(table)).update(updates=dict.fromkeys(columns, "'erased'"), predicate=found)
+        return int(done["num_updated_rows"] or 0)
+
     def record_metrics(self, ds: date, job: str, metrics: Metrics) -> None:
         """Write a job's metrics of one ds; a rerun replaces them.
 

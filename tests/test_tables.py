@@ -292,6 +292,13 @@ def test_delete_removes_rows_and_says_how_many(engine_lake: Lake) -> None:
     assert [r[0] for r in contents(engine_lake)] == [2]
 
 
+def test_redacted_rows_stay_without_their_text(engine_lake: Lake) -> None:
+    assert engine_lake.redact(EVERY_TYPE, ["name"], "o'neil") == 0
+    engine_lake.append(frame(engine_lake.spark, row(1, name="says o'neil"), row(2)), EVERY_TYPE)
+    assert engine_lake.redact(EVERY_TYPE, ["name"], "o'neil") == 1
+    assert [r[:2] for r in contents(engine_lake)] == [(1, "erased"), (2, "name 2")]
+
+
 def test_a_predicate_quotes_its_values() -> None:
     assert predicate_sql({"user_id": "o'neil\\", "ds": [DAY, NEXT], "n": 3}) == (
         "user_id = 'o\\'neil\\\\' AND ds IN (DATE '2017-03-04', DATE '2017-03-05') AND n = 3"
