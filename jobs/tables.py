@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -97,15 +97,22 @@ def _values(wanted: Value | Sequence[Value]) -> list[Value]:
     return [wanted] if isinstance(wanted, str | int | date) else list(wanted)
 
 
-def _sql_literal(value: Value) -> str:
+def _spark_text(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _delta_text(text: str) -> str:
+    """Text for the deltalake package, whose SQL knows no backslash."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _literal(value: Value, quoted: Callable[[str], str]) -> str:
     if isinstance(value, date):
         return f"DATE '{value.isoformat()}'"
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return str(value)
+    return quoted(value) if isinstance(value, str) else str(value)
 
 
-def predicate_sql(where: Predicate) -> str:
+def predicate_sql(where: Predicate, quoted: Callable[[str], str] = _spark_text) -> str:
     """SQL condition of a predicate.
 
     Raises:
@@ -113,7 +120,7 @@ def predicate_sql(where: Predicate) -> str:
     """
     parts = []
     for name, wanted in where.items():
-        literals = [_sql_literal(value) for value in _values(wanted)]
+        literals = [_literal(value, quoted) for value in _values(wanted)]
         if not literals:
             raise TableError(f"predicate on {name} has no value")
         parts.append(f"{name} = {literals[0]}" if len(literals) == 1 else f"{name} IN ({', '.join(literals)})")
@@ -265,6 +272,18 @@ class Lake:
         if self.version(table) is not None:
             yield from arrow_batches(self.path(table), columns=columns, where=where)
 
+    def files(self, table: Table, where: Predicate | None = None) -> list[str]:
+        """Parquet files of a table's newest version, for readers that stream row groups.
+
+        Args:
+            table: Which table.
+            where: Partition column to value, or to the values that are wanted.
+        """
+        if self.version(table) is None:
+            return []
+        filters = [(name, "in", [str(value) for value in _values(wanted)]) for name, wanted in (where or {}).items()]
+        return sorted(_delta(self.path(table)).file_uris(filters or None))
+
     def create(self, table: Table) -> None:
         """Create the table with its types, comments, constraints and retention, unless it is there."""
         if self.version(table) is not None:
@@ -345,7 +364,7 @@ class Lake:
         """Delete rows; returns how many there were."""
         if self.version(table) is None:
             return 0
-        done = _delta(self.path(table)).delete(predicate_sql(where))
+        done = _delta(self.path(table)).delete(predicate_sql(where, _delta_text))
         return int(done["num_deleted_rows"] or 0)
 
     def redact(self, table: Table, columns: Sequence[str], text: str) -> int:
@@ -355,7 +374,7 @@ class Lake:
         """
         if self.version(table) is None:
             return 0
-        found = " OR ".join(f"strpos({column}, {_sql_literal(text)}) > 0" for column in columns)
+        found = " OR ".join(f"strpos({column}, {_delta_text(text)}) > 0" for column in columns)
         done = _delta(self.path(table)).update(updates=dict.fromkeys(columns, "'erased'"), predicate=found)
         return int(done["num_updated_rows"] or 0)
 

@@ -288,6 +288,7 @@ def test_metrics_of_a_rerun_replace_those_of_the_first(engine_lake: Lake) -> Non
 def test_delete_removes_rows_and_says_how_many(engine_lake: Lake) -> None:
     assert engine_lake.delete(EVERY_TYPE, {"id": 1}) == 0
     engine_lake.append(frame(engine_lake.spark, row(1), row(2)), EVERY_TYPE)
+    assert engine_lake.delete(EVERY_TYPE, {"name": "o'ne\\'il"}) == 0
     assert engine_lake.delete(EVERY_TYPE, {"name": "name 1"}) == 1
     assert [r[0] for r in contents(engine_lake)] == [2]
 
