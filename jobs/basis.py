@@ -1,0 +1,89 @@
+"""The semantic basis in the lake: which one the configuration makes, and reading one without mixing two."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.config import BasisSection, Deployment
+from jobs.tables import Lake
+from lte_models.encoders import EncoderConfig, basis_version
+from schemas import ITEM_EMBEDDINGS
+
+
+class BasisError(ValueError):
+    """A basis that is missing, mixed or damaged; the message names table and basis_version."""
+
+
+def encoder_config(basis: BasisSection) -> EncoderConfig:
+    """The encoder that a deployment configures.
+
+    MiniLM's weights are those of its package: ``model`` and ``weights`` name open_clip's.
+
+    Each partition encodes with one torch thread: the engine runs as many partitions at once as there are cores.
+    """
+    if basis.encoder == "minilm":
+        return EncoderConfig("minilm", batch_size=basis.batch_size)
+    return EncoderConfig(basis.encoder, basis.model, basis.weights, batch_size=basis.batch_size)
+
+
+def configured_basis(deployment: Deployment) -> str:
+    """The basis_version that the configured encoder makes; reads the weights' bytes, loads no model.
+
+    Raises:
+        lte_models.encoders.EncoderError: The weights cannot be found or read.
+    """
+    return basis_version(encoder_config(deployment.basis))
+
+
+def catalogue_as_of(items: DataFrame, ds: date) -> DataFrame:
+    """The catalogue of a day: the newest version of each item landed up to ``ds``, with ``first_ds``, its first day."""
+    landed = items.where(F.col("landing_ds") <= F.lit(ds))
+    days = landed.groupBy("item_id").agg(F.max("landing_ds").alias("landing_ds"), F.min("landing_ds").alias("first_ds"))
+    return landed.join(days, ["item_id", "landing_ds"])
+
+
+def read_basis(lake: Lake, basis_version: str | None = None) -> DataFrame:
+    """Read the vectors of one basis.
+
+    Args:
+        lake: Where.
+        basis_version: Which; None where the table holds one only.
+
+    Raises:
+        BasisError: The basis is not there, or none is named and there are two or more.
+    """
+    found = basis_versions(lake.read(ITEM_EMBEDDINGS))
+    wanted = basis_version or _only(found, "table item_embeddings")
+    if wanted not in found:
+        raise BasisError(
+            f"table item_embeddings: no basis_version {wanted!r}; there are {found}: run embed_items first"
+        )
+    return lake.read(ITEM_EMBEDDINGS, where={"basis_version": wanted})
+
+
+def single_basis(rows: DataFrame, what: str) -> str:
+    """The one basis_version of all ``rows``: vectors of two bases must not meet in one computation.
+
+    Args:
+        rows: Any rows with a column ``basis_version``.
+        what: What they are, for the error: table and ds.
+
+    Raises:
+        BasisError: There are two or more, or no rows.
+    """
+    return _only(basis_versions(rows), what)
+
+
+def basis_versions(rows: DataFrame) -> list[str]:
+    """The basis versions that occur in ``rows``, in order."""
+    return sorted(row["basis_version"] for row in rows.select("basis_version").distinct().collect())
+
+
+def _only(found: list[str], what: str) -> str:
+    if len(found) != 1:
+        problem = f"basis versions {' and '.join(found)} must not be mixed; name one" if found else "no basis at all"
+        raise BasisError(f"{what}: {problem}")
+    return found[0]
