@@ -133,6 +133,7 @@ def _from_tag(config: EncoderConfig) -> ClipSource:
             f"pretrained tags {tags}"
         )
     tag = pretrained.get_pretrained_cfg(config.model, config.weights)
+    _require_same_gelu(config, tag)
     try:
         weights = Path(pretrained.download_pretrained(tag))
     except (OSError, RuntimeError, ValueError) as error:
@@ -140,13 +141,19 @@ def _from_tag(config: EncoderConfig) -> ClipSource:
             f"open_clip weights {config.weights!r} of {config.model!r} cannot be downloaded: {error}. Where there is "
             "no hub, set weights to a checkpoint folder"
         ) from error
-    source = _from_architecture(config, weights, tag)
-    if bool(tag.get("quick_gelu")) != bool(source.model_cfg.get("quick_gelu")):
+    return _from_architecture(config, weights, tag)
+
+
+def _require_same_gelu(config: EncoderConfig, tag: dict[str, Any]) -> None:
+    """open_clip only warns of an activation that the weights were not trained with; the vectors would be worse."""
+    import open_clip
+
+    wanted = bool(tag.get("quick_gelu"))
+    if bool((open_clip.get_model_config(config.model) or {}).get("quick_gelu")) != wanted:
         raise EncoderError(
-            f"open_clip weights {config.weights!r} were trained with quick_gelu = {bool(tag.get('quick_gelu'))}; "
-            f"{config.model!r} has another: use the model of the same name with or without -quickgelu"
+            f"open_clip weights {config.weights!r} were trained with quick_gelu = {wanted}, model {config.model!r} was "
+            f"not: use the model of that name {'with' if wanted else 'without'} -quickgelu"
         )
-    return source
 
 
 def _preprocess_cfg(given: dict[str, Any], model_cfg: dict[str, Any]) -> dict[str, Any]:

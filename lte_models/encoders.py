@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def item_text(
 ) -> str:
     """Write the text by which an item is encoded: title, description, category and brand, as far as there are any.
 
-    White space is collapsed. A part that the text already holds, letter case apart, is not repeated.
+    White space is collapsed. A part whose words the text already holds in a row, letter case apart, is not repeated.
 
     Returns:
         The parts, joined by ``". "``; empty where no part says anything.
@@ -94,7 +95,7 @@ def item_text(
     text = ""
     for part in (title, description, category, brand):
         words = " ".join((part or "").split())
-        if words and words.casefold() not in text.casefold():
+        if words and not re.search(rf"(?<!\w){re.escape(words.casefold())}(?!\w)", text.casefold()):
             text = f"{text}. {words}" if text else words
     return text
 
