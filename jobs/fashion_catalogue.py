@@ -59,6 +59,7 @@ def read_catalogue(path: Path) -> pd.DataFrame:
         raise CatalogueError(f"catalogue {path}: no column {sorted(missing)}")
     items = items.reindex(columns=["item_id", "title", *OPTIONAL_COLUMNS])
     items["item_id"] = items["item_id"].astype(str)
+    items["image_path"] = items["image_path"].replace("", None)  # how CSV writes nothing
     repeated = items["item_id"][items["item_id"].duplicated()]
     if path.is_file() and len(repeated):
         raise CatalogueError(f"catalogue {path}: item_id {repeated.iloc[0]!r} occurs more than once")

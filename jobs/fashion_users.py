@@ -353,9 +353,9 @@ def _with_revisits(clicks: pd.DataFrame, shelf: Shelf, rng: np.random.Generator)
 def _with_times(clicks: pd.DataFrame, config: ShopConfig, rng: np.random.Generator) -> pd.DataFrame:
     """Add ``ms``, milliseconds since the start of the first day: an evening hour of the market, a minute apart."""
     session, first = np.unique(clicks["session"], return_index=True)
-    hour = np.clip(rng.normal(19, 3.5, len(session)), 0, 23.9)
+    hour = rng.triangular(5, 20.5, 23.99, len(session))  # of the market; 2 hours ahead at most
     ahead = np.array([hours for _, hours, _ in MARKETS])[market_of_users(config)]
-    begin = clicks["day"].to_numpy()[first] * 24.0 + np.maximum(hour - ahead[clicks["user"].to_numpy()[first]], 0)
+    begin = clicks["day"].to_numpy()[first] * 24.0 + hour - ahead[clicks["user"].to_numpy()[first]]
     gap = np.where(clicks["burst"], 4.0, rng.exponential(55, len(clicks)) + 3)  # seconds
     elapsed = np.cumsum(gap)
     clicks["ms"] = ((np.repeat(begin, np.diff([*first, len(clicks)])) * 3600) * 1000).astype(np.int64)

@@ -1,0 +1,251 @@
+"""The catalogue CLIP: token table, recall, augmentation, and a tiny training that learns and repeats itself."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from jobs import train_clip as job
+from jobs.fashion_catalogue import CatalogueError
+from jobs.fashion_pictures import Garment, draw_garment
+from lte_models.clip_model import TokenTable, load_tokenizer, load_weights, open_tokenizer, read_config, resize_pictures
+from lte_models.clip_train import (
+    ClipTrainConfig,
+    ClipTrainError,
+    Pairs,
+    cut_texts,
+    epoch_batches,
+    hide_words,
+    image_to_text_recall,
+    is_held_out,
+    train_clip,
+)
+from lte_models.encoders import EncoderConfig, basis_version, load_encoder
+
+TINY_MODEL = {
+    "model_cfg": {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": [32, 24], "patch_size": 8, "layers": 2, "width": 64, "head_width": 32},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    },
+    "preprocess_cfg": {
+        "size": [32, 24],
+        "resize_mode": "longest",
+        "fill_color": 255,
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+    },
+}
+COLOURS = ("red", "blue", "green", "yellow", "black", "pink")
+KINDS = ("dress", "trousers", "backpack", "watch")
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """24 different products (6 colours x 4 kinds), five pictures each: place, size and material differ."""
+    rows = []
+    for number in range(120):
+        colour, kind = COLOURS[number % 6], KINDS[number // 6 % 4]
+        material = ("cotton", "denim", "leather", "knit", "linen")[number // 24]
+        garment = Garment(kind, 0, colour, "beige", "plain", material)
+        picture = draw_garment(garment, number)
+        rows.append({"item_id": f"i{number}", "title": f"{colour} {kind}", "category": kind, "image": picture})
+    pd.DataFrame(rows).to_parquet(tmp_path / "items.parquet")
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY_MODEL))
+    return tmp_path
+
+
+def train(shop: Path, out: str, *flags: str) -> dict:
+    argv = ["--catalogue", str(shop / "items.parquet"), "--out", str(shop / out), "--threads", "1"]
+    argv += [
+        "--model-config",
+        str(shop / "tiny.json"),
+        "--batch-size",
+        "24",
+        "--unknown-share",
+        "0",
+        "--cut-share",
+        "0",
+    ]
+    job.main([*argv, *flags])
+    return json.loads((shop / out / "training.json").read_text())
+
+
+def test_token_table_keeps_order_so_that_end_of_text_stays_the_largest_id():
+    # Of a table of ten ids, 8 starts and 9 ends a text. Kept: 3 and 6. New: 0 pad, 1 unknown, 2 = 3, 3 = 6, 4, 5.
+    table = TokenTable((3, 6), original_size=10)
+    text = torch.tensor([[8, 6, 5, 3, 9, 0, 0]])
+    assert table.size == 6
+    assert table.remap(text).tolist() == [[4, 3, 1, 2, 5, 0, 0]]
+    assert TokenTable.from_json(table.to_json()) == table
+    assert TokenTable.of_tokens(torch.tensor([[8, 6, 3, 3, 9, 0]]), 10) == table
+
+
+@pytest.mark.parametrize("kept", [(6, 3), (3, 3), (0, 3), (3, 8)])
+def test_token_table_refuses_ids_out_of_order_repeated_or_special(kept):
+    with pytest.raises(ValueError, match="token table"):
+        TokenTable(kept, original_size=10)
+
+
+def test_words_that_were_never_seen_get_the_unknown_id(shop):
+    train(shop, "clip", "--epochs", "1")
+    tokenizer = load_tokenizer(shop / "clip")
+    known, unknown = tokenizer(["red dress"])[0].tolist(), tokenizer(["red zeppelin"])[0].tolist()
+    assert 1 not in known
+    assert unknown[1] == known[1]  # red
+    assert unknown[2] == 1
+
+
+def test_recall_counts_ties_as_chance():
+    # Picture 0 lies nearest to its own text. Pictures 1 and 2 share one text, nearest to both: each has an even
+    # chance to be first. Picture 3 lies nearest to the shared text, its own comes third. R@1 = (1 + .5 + .5 + 0) / 4.
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.6, 0.8]])
+    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.8, -0.6]])
+    recall = image_to_text_recall(images, texts, torch.tensor([7, 3, 3, 9]))
+    assert recall[1] == pytest.approx(0.5)
+    assert recall[5] == 1.0  # four texts only
+
+
+def test_recall_needs_the_own_text_among_the_first_ten():
+    # 20 pictures, all pointing the way of text 0; text i has cosine cos(i / 20): picture i finds its own at rank i + 1.
+    angles = torch.arange(20) / 20
+    texts = torch.stack([angles.cos(), angles.sin()], dim=1)
+    recall = image_to_text_recall(texts[:1].expand(20, 2), texts, torch.arange(20))
+    assert recall == pytest.approx({1: 1 / 20, 5: 5 / 20, 10: 10 / 20})
+
+
+def test_hold_out_depends_on_the_id_alone():
+    ids = [f"item-{number}" for number in range(20_000)]
+    held_out = is_held_out(ids, 0.1, seed=0)
+    assert held_out.mean() == pytest.approx(0.1, abs=0.008)  # four standard deviations
+    assert (is_held_out(ids[::-1], 0.1, seed=0)[::-1] == held_out).all()
+    assert (is_held_out(ids, 0.1, seed=1) != held_out).any()
+
+
+def test_hidden_words_leave_padding_start_and_end():
+    text = torch.tensor([[8, 2, 3, 4, 9, 0]]).expand(2000, 6)  # 8 start, 9 end
+    hidden = hide_words(text, 0.5, 9, torch.Generator().manual_seed(0))
+    assert torch.equal(hidden[:, [0, 4, 5]], text[:, [0, 4, 5]])
+    assert (hidden[:, 1:4] == 1).float().mean().item() == pytest.approx(0.5, abs=0.04)
+
+
+def test_cut_texts_end_after_a_word():
+    text = torch.tensor([[8, 2, 3, 4, 9, 0]])
+    possible = {(8, 2, 9, 0, 0, 0), (8, 2, 3, 9, 0, 0), (8, 2, 3, 4, 9, 0)}
+    cut = cut_texts(text.expand(600, 6), 0.9, 9, torch.Generator().manual_seed(0))
+    assert {tuple(row) for row in cut.tolist()} == possible
+    assert torch.equal(cut_texts(text, 0.0, 9, torch.Generator()), text)
+
+
+def test_an_epoch_sees_each_pair_at_most_once_in_full_batches():
+    batches = list(epoch_batches(10, 4, torch.Generator().manual_seed(0)))
+    assert [len(rows) for rows in batches] == [4, 4]
+    assert len(set(torch.cat(batches).tolist())) == 8
+
+
+def test_pictures_keep_their_shape_and_are_padded_white():
+    wide = Image.new("RGB", (100, 50), (200, 0, 0))
+    pixels = resize_pictures([wide], TINY_MODEL)  # 24 wide, so 12 high, in the middle of 32
+    assert pixels.shape == (1, 3, 32, 24)
+    assert (pixels[0, :, :9] == 255).all()
+    assert (pixels[0, :, 16] == np.array([[200], [0], [0]])).all()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_tiny_training_learns_and_the_encoder_of_the_basis_reads_it(shop):
+    result = train(shop, "clip", "--epochs", "30", "--learning-rate", "0.002")
+    # Tell 24 products apart that were seen in other sizes, places and materials: chance is 1/24 at the first place.
+    items = pd.read_parquet(shop / "items.parquet").iloc[:24]
+    encoder = load_encoder(EncoderConfig("open_clip", weights=str(shop / "clip"), batch_size=24))
+    fresh = [draw_garment(Garment(k, 0, c, "beige", "plain", "suede"), 10_000 + n)
+             for n, (c, k) in enumerate(title.split() for title in items["title"])]  # fmt: skip
+    (shop / "fresh").mkdir()
+    for number, picture in enumerate(fresh):
+        (shop / "fresh" / f"{number}.jpg").write_bytes(picture)
+    images = encoder.encode_images([Image.open(shop / "fresh" / f"{number}.jpg") for number in range(24)])
+    texts = encoder.encode_texts(items["title"].tolist())
+    unit = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (images, texts)]
+    found = (unit[0] @ unit[1].T).argmax(axis=1)
+    assert (found == np.arange(24)).mean() > 0.5
+    assert result["catalogues"][0]["recall_at_1"] > 3 * result["catalogues"][0]["chance_at_1"]
+    assert encoder.dim == 32
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_same_seed_same_digest_another_seed_another(shop):
+    first, again = train(shop, "a", "--epochs", "2"), train(shop, "b", "--epochs", "2")
+    other = train(shop, "c", "--epochs", "2", "--seed", "1")
+    assert first["digest"] == again["digest"] != other["digest"]
+    versions = [basis_version(EncoderConfig("open_clip", weights=str(shop / name))) for name in "abc"]
+    assert versions[0] == versions[1] != versions[2]
+
+
+def test_card_and_weights_say_what_was_trained(shop):
+    result = train(shop, "clip", "--epochs", "1", "--note", "Licence: CC0")
+    card = (shop / "clip" / "README.md").read_text()
+    assert result["digest"] in card
+    assert "lte train-clip --catalogue" in card
+    assert "- Licence: CC0" in card
+    shipped = load_weights(shop / "clip")
+    assert sum(p.numel() for p in shipped.parameters()) == result["parameters"]
+    assert shipped.token_embedding.num_embeddings == result["tokens"] < 60
+    assert (shop / "clip" / "open_clip_model.safetensors").stat().st_size < 2.2 * result["parameters"]
+
+
+def test_a_training_that_fails_leaves_the_older_checkpoint(shop, monkeypatch):
+    before = train(shop, "clip", "--epochs", "1")["digest"]
+    monkeypatch.setattr(job, "measure", lambda *_: (_ for _ in ()).throw(ClipTrainError("killed")))
+    with pytest.raises(ClipTrainError, match="killed"):
+        train(shop, "clip", "--epochs", "2")
+    assert json.loads((shop / "clip" / "training.json").read_text())["digest"] == before
+    assert [path.name for path in shop.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_diverged_training_is_an_error():
+    model = torch.nn.Module()
+    model.vocab_size, model.logit_scale = 6, torch.nn.Parameter(torch.tensor(float("nan")))
+    model.forward = lambda image, text: {"image_features": torch.ones(2, 3), "text_features": torch.ones(2, 3)}
+    pairs = Pairs(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([[4, 2, 5]] * 2))
+    config = ClipTrainConfig(epochs=1, batch_size=2)
+    with pytest.raises(ClipTrainError, match="not finite"):
+        train_clip(model, pairs, open_config=read_config(), config=config, after_epoch=print)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"epochs": 0}, {"learning_rate": 0.0}, {"unknown_share": 1.0}, {"smallest_crop": 0.0}]
+)
+def test_impossible_settings_are_refused(setting):
+    with pytest.raises(ClipTrainError):
+        ClipTrainConfig(**setting)
+
+
+def test_a_catalogue_without_readable_pictures_is_an_error(shop):
+    items = pd.read_parquet(shop / "items.parquet")
+    items.loc[:1, "image"] = b"no picture"  # 2 of 120: more than one in a hundred
+    items.to_parquet(shop / "items.parquet")
+    with pytest.raises(CatalogueError, match=r"118 pictures can be read, 2 not: \{'unreadable': 2\}"):
+        train(shop, "clip", "--epochs", "1")
+
+
+def test_both_shipped_architectures_build():
+    folder = Path(job.__file__).parents[1] / "lte_models"
+    table = TokenTable((5, 6, 7), open_tokenizer(8).vocab_size)
+    for name in ("catalogue_clip.json", "catalogue_clip_vit.json"):
+        config = read_config(folder / name)
+        model = job.build_model(config, table.size)
+        height, width = np.broadcast_to(config["preprocess_cfg"]["size"], 2)
+        with torch.inference_mode():
+            vectors = model.eval().encode_image(torch.zeros(1, 3, int(height), int(width)))
+        assert vectors.shape == (1, 512)

@@ -1,0 +1,288 @@
+"""The made fashion shop: what is planted is there, what is not planted is not, and a run writes all or nothing."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs import make_fashion_data as job
+from jobs.fashion_catalogue import CatalogueError, read_catalogue, texts_of
+from jobs.fashion_items import KINDS, TIERS, make_items
+from jobs.fashion_pictures import COLOURS, PATTERNS, SHAPES, Garment, draw_garment
+from jobs.fashion_users import (
+    MARKETS,
+    ShopConfig,
+    ShopError,
+    _draw,
+    demand,
+    mission_numbers,
+    season_factor,
+    simulate_interactions,
+    stock_shelf,
+)
+
+CONFIG = ShopConfig(users=700, days=430, sessions_per_day=0.12, seed=5)
+
+
+@pytest.fixture(scope="module")
+def items() -> pd.DataFrame:
+    return make_items(260, seed=5)
+
+
+@pytest.fixture(scope="module")
+def interactions(items) -> pd.DataFrame:
+    return simulate_interactions(items, stock_shelf(items, CONFIG), CONFIG)
+
+
+# --- what is planted -------------------------------------------------------------------------------------------------
+
+
+def words_of_items(items: pd.DataFrame) -> pd.DataFrame:
+    """Which words each item's text has: an item vector that owes nothing to the simulator's own features."""
+    words = pd.Series(texts_of(items), index=items["item_id"]).str.lower().str.findall(r"\w+").explode()
+    counts = pd.crosstab(words.index, words)
+    return counts.loc[:, counts.sum() > 5].clip(upper=1) - counts.loc[:, counts.sum() > 5].clip(upper=1).mean()
+
+
+def taste_signal(items: pd.DataFrame, interactions: pd.DataFrame) -> tuple[float, float]:
+    """Mean over user-days of cos(own long-window mean, next day's items) - cos(another user's, same items), and its t.
+
+    Long window [365, 60) before the end of day 400; next days are those after it.
+    """
+    words = words_of_items(items)
+    day = (interactions["event_ts"] - pd.Timestamp(CONFIG.first_day, tz="UTC")).dt.days
+    clicks = interactions[interactions["interaction_type"] == "click"]
+    vectors = words.loc[clicks["item_id"]].to_numpy()
+    day = day[clicks.index].to_numpy()
+    unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)  # noqa: E731
+    users = clicks["user_id"].to_numpy()
+
+    def means(mask):
+        sums = pd.DataFrame(vectors[mask]).groupby(users[mask]).mean()
+        return sums, unit(sums.to_numpy())
+
+    long_window, new_days = means((day >= 401 - 365) & (day < 401 - 60)), means(day >= 401)
+    both = long_window[0].index.intersection(new_days[0].index)
+    own = long_window[1][long_window[0].index.get_indexer(both)]
+    new = new_days[1][new_days[0].index.get_indexer(both)]
+    others = np.roll(own, 1, axis=0)
+    difference = ((own - others) * new).sum(axis=1)
+    return float(difference.mean()), float(difference.mean() / difference.std(ddof=1) * np.sqrt(len(difference)))
+
+
+def test_long_term_taste_is_there(items, interactions):
+    difference, t = taste_signal(items, interactions)
+    assert difference > 0.1
+    assert t > 8
+
+
+def test_without_taste_a_long_history_says_nothing(items):
+    config = replace(CONFIG, taste=0.0)
+    _, t = taste_signal(items, simulate_interactions(items, stock_shelf(items, config), config))
+    assert abs(t) < 3
+
+
+def test_a_session_is_about_one_category(items, interactions):
+    clicks = interactions[interactions["interaction_type"] == "click"].merge(items[["item_id", "category"]])
+    sizes = clicks.groupby(["session_id", "category"]).size().groupby("session_id").agg(["sum", "max"])
+    usual = sizes[(sizes["sum"] >= 3) & (sizes["sum"] < 30)]
+    assert usual["max"].sum() / usual["sum"].sum() > 0.85  # 8 % of the clicks are strays
+    assert clicks.groupby("user_id")["category"].nunique().median() > 3  # a user is not
+
+
+def test_noise_bursts_are_there(interactions):
+    clicks = interactions[interactions["interaction_type"] == "click"]
+    long_sessions = (clicks.groupby("session_id").size() > 30).mean()
+    assert 0.0005 < long_sessions < 0.01  # 0.3 % of the sessions are bursts of 30 to 80
+
+
+def test_popularity_is_skewed_and_users_come_late_leave_and_return(items, interactions):
+    counts = interactions["item_id"].value_counts()
+    assert counts.iloc[: len(items) // 10].sum() / counts.sum() > 0.3  # the top tenth of the items
+    day = (interactions["event_ts"] - pd.Timestamp(CONFIG.first_day, tz="UTC")).dt.days
+    first = day.groupby(interactions["user_id"]).min()
+    assert (first > 200).mean() > 0.1  # cold users
+    gap = day.groupby(interactions["user_id"]).apply(lambda days: np.diff(np.sort(days), prepend=days.min()).max())
+    assert (gap > 60).mean() > 0.1  # returning users
+
+
+def test_coats_sell_in_winter(items, interactions):
+    season = items.set_index("item_id")["season"].reindex(interactions["item_id"]).to_numpy()
+    month = interactions["event_ts"].dt.month.to_numpy()
+    winter, summer = np.isin(month, [12, 1, 2]), np.isin(month, [6, 7, 8])
+    assert (season[winter] == "winter").mean() > 1.3 * (season[summer] == "winter").mean()
+    assert (season[summer] == "summer").mean() > 1.3 * (season[winter] == "summer").mean()
+
+
+def test_nothing_is_bought_that_was_not_put_into_the_cart_and_clicked(interactions):
+    key = ["session_id", "user_id", "item_id"]
+    reached = {name: set(map(tuple, rows[key].to_numpy())) for name, rows in interactions.groupby("interaction_type")}
+    assert set(reached) == {"click", "wishlist", "cart", "checkout"}
+    assert reached["checkout"] <= reached["cart"] <= reached["click"] >= reached["wishlist"]
+
+
+def test_all_markets_trade_and_keys_are_unique(interactions):
+    assert set(interactions["market"]) <= {name for name, _, _ in MARKETS}
+    assert len(MARKETS) == 25
+    assert interactions.groupby("user_id")["market"].nunique().max() == 1
+    assert not interactions.duplicated(["user_id", "item_id", "event_ts", "interaction_type"]).any()
+
+
+# --- its parts -------------------------------------------------------------------------------------------------------
+
+
+def test_missions_go_on_within_a_week_of_the_same_user():
+    # User 1 comes on days 0, 5 and 13: the second goes on, the third is 8 days later. User 2 starts anew.
+    numbers = mission_numbers(np.array([1, 1, 1, 2, 2]), np.array([0, 5, 13, 13, 20]), 1.0, np.random.default_rng(0))
+    assert numbers.tolist() == [0, 0, 1, 2, 2]
+    assert mission_numbers(np.array([1, 1]), np.array([0, 1]), 0.0, np.random.default_rng(0)).tolist() == [0, 1]
+
+
+def test_season_factor_peaks_on_its_day():
+    peak = np.array([190, -1])
+    assert season_factor(peak, 190).tolist() == [1.75, 1.0]
+    assert season_factor(peak, 190 + 183)[0] == pytest.approx(0.25, abs=0.001)  # half a year later
+
+
+def test_draw_follows_weight_and_liking():
+    # Weights 1, 2, 0 and a liking of log 3 for the first: probabilities 3/5, 2/5, 0.
+    liking = np.tile(np.log([3.0, 1.0, 5.0]).astype(np.float32), (40_000, 1))
+    drawn = _draw(np.array([1, 2, 0], dtype=np.float32), liking, np.random.default_rng(0))
+    assert np.bincount(drawn, minlength=3) / 40_000 == pytest.approx([0.6, 0.4, 0.0], abs=0.01)
+
+
+def test_nothing_sells_before_its_launch_or_after_its_end(items):
+    shelf = stock_shelf(items, CONFIG)
+    for day in (0, 200, 429):
+        on_sale = (shelf.launched <= day) & (day < shelf.retired)
+        assert ((demand(shelf, CONFIG, day) > 0) == on_sale).all()
+        assert set(shelf.category[on_sale]) == set(shelf.category)  # no category is ever sold out
+    assert (shelf.launched > 0).mean() > 0.2
+    assert (shelf.retired < 430).mean() > 0.2
+
+
+def test_items_say_what_their_picture_shows(items):
+    assert len(items) == items["item_id"].nunique() == 260
+    assert set(items["price_tier"]) <= set(TIERS)
+    row = items[items["category"] == "dress"].iloc[0]
+    assert row["title"].endswith("dress")
+    assert any(colour in row["title"] for colour in COLOURS)
+    by_tier = items.groupby("price_tier")["price"].median()
+    assert by_tier["premium"] > by_tier["mid"] > by_tier["budget"]
+    assert set(KINDS) == set(SHAPES)
+
+
+@pytest.mark.parametrize("kind", sorted(SHAPES))
+def test_every_garment_can_be_seen_in_its_colour(kind):
+    for cut in range(3):
+        encoded = draw_garment(Garment(kind, cut, "red", "red", "plain", "cotton", logo=cut), seed=cut)
+        picture = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"), dtype=float)
+        assert picture.shape == (192, 144, 3)
+        red = (picture[..., 0] > 1.6 * picture[..., 1]) & (picture[..., 0] > 1.6 * picture[..., 2])
+        assert 0.02 < red.mean() < 0.9
+        edge = np.concatenate([picture[0], picture[-1]])
+        assert edge.mean() > 225  # stands on a light ground, whole
+
+
+def test_patterns_and_materials_can_be_told_apart():
+    def draw(pattern, material):
+        encoded = draw_garment(Garment("t-shirt", 0, "navy", "yellow", pattern, material), seed=3)
+        return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"), dtype=float)
+
+    pictures = [draw(pattern, "cotton") for pattern in PATTERNS] + [draw("plain", "leather"), draw("plain", "denim")]
+    for number, one in enumerate(pictures):
+        assert all(np.abs(one - other).mean() > 0.8 for other in pictures[:number])
+    assert draw_garment(Garment("watch", 2, "red", "blue", "plain", "leather"), 7) == draw_garment(
+        Garment("watch", 2, "red", "blue", "plain", "leather"), 7
+    )
+
+
+# --- the job ---------------------------------------------------------------------------------------------------------
+
+
+def make(out: Path, *flags: str) -> dict:
+    job.main(["--out", str(out), "--users", "40", "--days", "20", "--items", "60", "--sessions-per-day", "0.3", *flags])
+    return json.loads((out / job.MADE_FILE).read_text())
+
+
+def landed(folder: Path, target: str) -> pd.DataFrame:
+    files = sorted((folder / target).glob("ds=*/*.parquet"))
+    return pd.concat([pq.read_table(file).to_pandas().assign(ds=file.parent.name[3:]) for file in files])
+
+
+def test_landing_layout_and_same_seed_same_files(tmp_path):
+    summary = make(tmp_path / "a")
+    make(tmp_path / "b")
+    make(tmp_path / "c", "--seed", "1")
+    rows, items = landed(tmp_path / "a", "interactions"), landed(tmp_path / "a", "items")
+    assert (rows["event_ts"].dt.strftime("%Y-%m-%d") == rows["ds"]).all()
+    assert str(rows["event_ts"].dt.tz) == "UTC"
+    assert len(rows) == summary["interactions"] > 200
+    assert len(items) == items["item_id"].nunique() == 60
+    first_ds = items.set_index("item_id")["ds"].reindex(rows["item_id"]).to_numpy()
+    assert (first_ds <= rows["ds"].to_numpy()).all()  # an item lands before it is clicked
+
+    def contents(name):
+        folder = tmp_path / name
+        return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.parquet")}
+
+    assert contents("a") == contents("b")
+    assert contents("a") != contents("c")
+
+
+def test_a_failed_run_leaves_nothing_and_an_existing_folder_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "write_interactions", lambda *_: (_ for _ in ()).throw(ShopError("disk full")))
+    with pytest.raises(ShopError, match="disk full"):
+        make(tmp_path / "shop")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "shop").mkdir()
+    with pytest.raises(ShopError, match="exists"):
+        make(tmp_path / "shop")
+
+
+@pytest.mark.parametrize("flags", [("--users", "0"), ("--taste", "-1"), ("--burst-share", "2")])
+def test_impossible_settings_are_refused(tmp_path, flags):
+    with pytest.raises(ShopError):
+        make(tmp_path / "shop", *flags)
+
+
+def own_catalogue(folder: Path) -> Path:
+    """Twelve items of our own: the first has its picture in the table's folder, the others have none."""
+    (folder / "pictures").mkdir(parents=True)
+    Image.new("RGB", (30, 40), "red").save(folder / "pictures" / "one.png")
+    rows = [
+        {"item_id": n, "title": f"thing {n} {'red' if n % 2 else 'blue'}", "category": "ab"[n % 2]} for n in range(12)
+    ]
+    rows[0]["image_path"] = "pictures/one.png"
+    pd.DataFrame(rows).to_csv(folder / "mine.csv", index=False)
+    return folder / "mine.csv"
+
+
+def test_a_catalogue_of_ones_own_with_pictures_as_files(tmp_path):
+    summary = make(tmp_path / "shop", "--catalogue", str(own_catalogue(tmp_path / "own")), "--taste", "2")
+    items = landed(tmp_path / "shop", "items").set_index("item_id")
+    assert len(items) == summary["items"] == 12
+    assert items.at["0", "image"] == (tmp_path / "own" / "pictures" / "one.png").read_bytes()
+    assert items.drop(index="0")["image"].isna().all() if "image" in items else True
+    assert summary["interactions"] > 100
+
+
+def test_a_catalogue_that_cannot_be_right_is_refused(tmp_path):
+    own = own_catalogue(tmp_path / "own")
+    (tmp_path / "own" / "pictures" / "one.png").unlink()
+    with pytest.raises(CatalogueError, match="item 0: no picture file"):
+        make(tmp_path / "shop", "--catalogue", str(own))
+    pd.DataFrame({"item_id": ["a", "a"], "title": ["x", "y"]}).to_csv(own, index=False)
+    with pytest.raises(CatalogueError, match="'a' occurs more than once"):
+        read_catalogue(own)
+    pd.DataFrame({"item_id": ["a"]}).to_csv(own, index=False)
+    with pytest.raises(CatalogueError, match="no column"):
+        read_catalogue(own)
+    with pytest.raises(CatalogueError, match="no Parquet"):
+        read_catalogue(tmp_path / "nowhere.csv")
