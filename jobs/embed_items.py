@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -157,12 +156,9 @@ def _write(lake: Lake, state: BasisState, fresh: DataFrame | None, moved: DataFr
 
 def numbered_ids(item_ids: DataFrame, start: int) -> DataFrame:
     """Number items from ``start`` in the order of their ids: item_id, item_index."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "WARN WindowExpression: No Partition Defined"
-        )  # ids only, and it must be global
-        index = F.row_number().over(Window.orderBy("item_id")) - 1 + F.lit(start)
-        return item_ids.select("item_id", index.cast("int").alias("item_index"))
+    everything = Window.partitionBy(F.lit(0))  # numbers are global; these are ids only
+    index = F.row_number().over(everything.orderBy("item_id")) - 1 + F.lit(start)
+    return item_ids.select("item_id", index.cast("int").alias("item_index"))
 
 
 def landed_earlier(known: DataFrame, catalogue: DataFrame) -> DataFrame:
