@@ -10,22 +10,33 @@ if (exec 3<>"/dev/tcp/127.0.0.1/$AIRFLOW__API__PORT") 2>/dev/null; then
   echo "make airflow: port $AIRFLOW__API__PORT is taken; choose another: make airflow PORT=8081" >&2
   exit 1
 fi
-lte check-config --config "$LTE_CONFIG"
+lte check-config --config "$LTE_CONFIG" >/dev/null
+echo "config: $LTE_CONFIG"
 prepare_airflow
 quietly airflow dags reserialize
 # A new DAG is paused, and the runs of a paused DAG, backfills too, stay queued.
 quietly airflow dags unpause --yes lte_daily
 
+set -m # every part leads a process group of its own, so that what is left of it can be found
 parts=()
 start_part() {
-  "$@" >"$AIRFLOW_HOME/$2.log" 2>&1 &
+  "$@" >"$AIRFLOW_HOME/$2.log" 2>&1 </dev/null &
   parts+=($!)
 }
+stop_part() {
+  kill -TERM -- "-$1" 2>/dev/null || return 0
+  for _ in $(seq 40); do
+    kill -0 -- "-$1" 2>/dev/null || break
+    sleep 0.5
+  done
+  kill -KILL -- "-$1" 2>/dev/null || true
+}
 stop_parts() {
-  trap - EXIT INT TERM
-  echo "airflow: stopping"
-  kill -TERM "${parts[@]}" 2>/dev/null || true
-  wait "${parts[@]}" 2>/dev/null || true
+  trap - EXIT
+  trap '' INT TERM
+  echo "airflow: stopping; a running job is ended, its task fails"
+  # The scheduler first: its tasks report their end to the API server.
+  for ((part = ${#parts[@]} - 1; part >= 0; part--)); do stop_part "${parts[part]}"; done
 }
 trap stop_parts EXIT
 trap 'exit 0' INT TERM

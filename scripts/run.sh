@@ -22,7 +22,8 @@ run_day() {
 }
 
 started=$SECONDS
-lte check-config --config "$LTE_CONFIG"
+lte check-config --config "$LTE_CONFIG" >/dev/null
+echo "config: $LTE_CONFIG"
 if [ "$LTE_CONFIG" = "$LTE_HOME/configs/complete_journey.toml" ]; then
   python "$LTE_HOME/jobs/make_sample_data.py" --config "$LTE_CONFIG"
 fi

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.pipeline import REPORT_TASK, TASKS
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-JOBS = ("ingest", "embed_items", "compute_lte", "compute_drift", "validate", "publish_snapshot", "build_report")
+JOBS = (*TASKS, REPORT_TASK)
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900)]
 

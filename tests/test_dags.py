@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from jobs.pipeline import EXTRA_FLAGS, REPORT_TASK, TASKS
+
 ROOT = Path(__file__).resolve().parents[1]
 DAG_FILES = sorted((ROOT / "dags").glob("*.py"))
 OUR_PACKAGES = {"jobs", "lte_models", "schemas"}
@@ -130,13 +132,11 @@ def test_everything_that_starts_airflow_creates_the_pool() -> None:
 
 
 def test_daily_jobs_are_those_of_the_command_line_in_the_same_order(tasks: dict[str, Any]) -> None:
-    from jobs.cli import DAILY_JOBS
-
     order = ["ingest"]
     while following := [name for name, task in tasks.items() if order[-1] in task["after"] and name not in order]:
         order.append(min(following, key=lambda name: len(tasks[name]["after"])))
-    assert order == [*DAILY_JOBS, "day_is_done"]
-    assert [name for name in DAILY_JOBS if not (ROOT / f"jobs/{name}.py").is_file()] == []
+    assert order == [*TASKS, REPORT_TASK, "day_is_done"]
+    assert [name for name in (*TASKS, REPORT_TASK) if not (ROOT / f"jobs/{name}.py").is_file()] == []
 
 
 def test_report_runs_whatever_failed_and_the_run_still_fails(tasks: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def test_jobs_are_processes_with_explicit_flags(tasks: dict[str, Any]) -> None:
     with_run_type = {
         name for name, task in tasks.items() if "--run-type {{ dag_run.run_type.value }}" in str(task["command"])
     }
-    assert with_run_type == {"publish_snapshot"}
+    assert with_run_type == {"publish_snapshot"} == set(EXTRA_FLAGS)
 
 
 def test_config_is_looked_up_when_the_task_runs_and_its_absence_is_said(tasks: dict[str, Any]) -> None:
