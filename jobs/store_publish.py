@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 
 import pyarrow as pa
 
-from jobs.online_store import Manifest, NoLiveSnapshotError, OnlineStore, OnlineStoreError, Pointer, StoreWriter
+from jobs.online_store import Manifest, NoLiveSnapshotError, OnlineStore, OnlineStoreError, Pointer, StoreWriter, Switch
 from jobs.store_rows import Checksum, row_chunks, user_key
 
 LOG = logging.getLogger(__name__)
@@ -300,9 +300,7 @@ def _verify_sample(writer: StoreWriter, manifest: Manifest, source: SnapshotSour
                 raise VerificationError(f"{source}: user_id {key.decode()!r} is stored otherwise than the table has it")
 
 
-def pending_switches(store: OnlineStore, logged: Iterable[int]) -> Iterator[tuple[int, str, Manifest]]:
+def pending_switches(store: OnlineStore, logged: Iterable[int]) -> list[Switch]:
     """Switches of the store's journal that are not among the ``logged`` sequence numbers, oldest first."""
     known = set(logged)
-    for switch in store.journal():
-        if switch.sequence not in known:
-            yield switch.sequence, switch.action, switch.manifest
+    return [switch for switch in store.journal() if switch.sequence not in known]

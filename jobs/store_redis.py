@@ -23,6 +23,7 @@ from binascii import crc32
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -400,6 +401,8 @@ def _place(url: str, ca_file: str) -> str:
         raise ValueError(f"publish.redis_url {url!r}: redis://host:port/db or rediss://host:port/db is wanted")
     if ca_file and parts.scheme != "rediss":
         raise ValueError(f"publish.redis_ca_file {ca_file!r}: needs a rediss:// URL, not {url!r}")
+    if ca_file and not Path(ca_file).is_file():
+        raise ValueError(f"publish.redis_ca_file {ca_file!r}: no such file")
     return f"{parts.hostname}:{parts.port or 6379}{parts.path}"
 
 

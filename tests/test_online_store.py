@@ -234,7 +234,7 @@ def test_the_previous_version_stays_for_a_rollback_and_older_ones_go(store: Any)
         (4, "rollback", DAY_TWO),
         (5, "publish", DAY_THREE),
     ]
-    assert [sequence for sequence, _, _ in pending_switches(store, [1, 2, 4])] == [3, 5]
+    assert [switch.sequence for switch in pending_switches(store, [1, 2, 4])] == [3, 5]
 
 
 def test_a_store_that_was_emptied_goes_on_counting(store: Any) -> None:
@@ -665,6 +665,7 @@ def test_a_server_that_is_not_there_is_a_clear_error() -> None:
         ("redis://me:hunter2@host/0", {}, "leave the credentials out"),
         ("http://host/0", {}, "redis://host:port/db"),
         ("redis://host/0", {"ca_file": "ca.pem"}, "needs a rediss:// URL"),
+        ("rediss://host/0", {"ca_file": "no-such.pem"}, "no such file"),
     ],
 )
 def test_impossible_settings_are_refused(url: str, options: Any, message: str) -> None:

@@ -1,0 +1,245 @@
+"""The last step of a day: load the audited slice of user_lte into the online store, make it live (DESIGN section 9)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructField, StructType
+
+from jobs.config import ConfigError, Deployment, code_version, job_parser, load_deployment
+from jobs.entry import run_job
+from jobs.online_store import OnlineStore, Switch
+from jobs.store_lmdb import LmdbStore
+from jobs.store_publish import Publication, PublishRefusedError, SnapshotSource, pending_switches, publish
+from jobs.store_redis import RedisStore
+from jobs.tables import Lake, Predicate, open_lake
+from schemas import GATE_RESULTS, LIVE_SNAPSHOT, USER_LTE
+
+# Airflow's own names of what started a run.
+RUN_TYPES = ("scheduled", "manual", "backfill", "operator_triggered", "asset_triggered", "asset_materialization")
+SERVED_COLUMNS = ("user_id", "embedding", "n_items")
+SAMPLE_ROWS = 200
+PROGRESS_CHUNKS = 25
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """Flags of this job.
+
+    Attributes:
+        deployment: Where everything is.
+        ds: Data day to publish.
+        is_backfill: Say so and leave the live snapshot alone.
+        force: Publish although a newer ds is live, and load again although the same rows are.
+        allow_basis_change: Publish although the live vectors belong to another basis.
+    """
+
+    deployment: Deployment
+    ds: date
+    is_backfill: bool = False
+    force: bool = False
+    allow_basis_change: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Publish the LTEs of one ds, or say why not."""
+    print(publish_day(parse_flags(argv)), flush=True)
+
+
+def parse_flags(argv: Sequence[str] | None) -> PublishConfig:
+    """Read the flags and the configuration.
+
+    Raises:
+        ConfigError: See :func:`jobs.config.load_deployment`.
+        SystemExit: The flags are wrong (exit code 2).
+    """
+    parser = job_parser("publish_snapshot", __doc__)
+    parser.add_argument("--backfill", action="store_true", help="a day filled in later: never publish")
+    parser.add_argument("--run-type", choices=RUN_TYPES, default="manual", help="what started the run")
+    parser.add_argument("--force", action="store_true", help="publish although a newer ds is live")
+    parser.add_argument("--allow-basis-change", action="store_true", help="publish although another basis is live")
+    flags: argparse.Namespace = parser.parse_args(argv)
+    return PublishConfig(
+        deployment=load_deployment(flags.config),
+        ds=flags.ds,
+        is_backfill=flags.backfill or flags.run_type == "backfill",
+        force=flags.force,
+        allow_basis_change=flags.allow_basis_change,
+    )
+
+
+def open_store(deployment: Deployment) -> OnlineStore:
+    """The online store of a deployment; nothing is opened before it is used.
+
+    Raises:
+        ConfigError: The settings of Redis cannot be right.
+    """
+    settings = deployment.publish
+    if settings.store == "lmdb":
+        return LmdbStore(Path(deployment.paths.online_store))
+    try:
+        return RedisStore(
+            settings.redis_url,
+            username=settings.redis_username,
+            password=settings.redis_password,
+            ca_file=settings.redis_ca_file,
+            prefix=settings.redis_prefix,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def publish_day(config: PublishConfig) -> str:
+    """Publish the slice of one ds that the deployment serves.
+
+    Returns:
+        What was done, for a person.
+
+    Raises:
+        PublishRefusedError: A gate of ds failed or did not run, the slice is empty or mixes bases, a newer ds
+        or another
+            basis is live.
+        jobs.online_store.OnlineStoreError: The store failed; what was live still is.
+    """
+    if config.is_backfill:
+        return f"ds={config.ds}: a backfill never publishes; the live snapshot stays as it is"
+    store = open_store(config.deployment)
+    try:
+        with open_lake(config.deployment, f"publish_snapshot {config.ds}") as lake:
+            require_gates(lake, config.ds)
+            source = snapshot_source(lake, config.deployment, config.ds)
+            return _outcome(publish_and_log(lake, store, source, config), store)
+    finally:
+        store.close()
+
+
+def publish_and_log(lake: Lake, store: OnlineStore, source: SnapshotSource, config: PublishConfig) -> Publication:
+    """Publish and write the log; a row that an earlier run died before writing is written first."""
+    newest = log_switches(lake, store)
+    done = publish(
+        store,
+        source,
+        force=config.force,
+        allow_basis_change=config.allow_basis_change,
+        after_sequence=newest,
+        on_step=_Progress(),
+    )
+    log_switches(lake, store)
+    return done
+
+
+def require_gates(lake: Lake, ds: date) -> None:
+    """Refuse a day whose gates did not all pass.
+
+    Raises:
+        PublishRefusedError: The table gate_results has no row of ds, or a failed one; it is named.
+    """
+    results = lake.read(GATE_RESULTS, where={"ds": ds})
+    if not results.head(1):
+        raise PublishRefusedError(f"table gate_results has no row of ds={ds}: validate this day first")
+    failed = results.where(~F.col("success")).orderBy("table", "expectation").limit(20).collect()
+    if failed:
+        named = "; ".join(
+            f"{row['table']}: {row['expectation']} (observed {row['observed']}, expected {row['expected']})"
+            for row in failed
+        )
+        raise PublishRefusedError(f"ds={ds} is not published, gates failed: {named}")
+
+
+def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSource:
+    """The slice of user_lte that a deployment serves.
+
+    Rows are counted and sampled by the engine; the rows to load are streamed past it, in bounded memory.
+
+    Raises:
+        PublishRefusedError: The slice is empty, or holds vectors of several bases.
+    """
+    where: Predicate = {"ds": ds, "method": deployment.publish.method, "lte_window": deployment.publish.window}
+    slice_rows = lake.read(USER_LTE, where=where)
+    counts = {row["basis_version"]: row["count"] for row in slice_rows.groupBy("basis_version").count().collect()}
+    if len(counts) != 1:
+        place = " ".join(f"{name}={value}" for name, value in where.items())
+        raise PublishRefusedError(f"table user_lte, {place}: rows of one basis are wanted, found {counts or 'none'}")
+    sample = slice_rows.select(*SERVED_COLUMNS).orderBy(F.md5("user_id")).limit(SAMPLE_ROWS)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return lake.batches(USER_LTE, columns=SERVED_COLUMNS, where=where)
+
+    return SnapshotSource(
+        ds=ds,
+        basis_version=next(iter(counts)),
+        lte_window=deployment.publish.window,
+        method=deployment.publish.method,
+        code_version=code_version(),
+        row_count=next(iter(counts.values())),
+        batches=batches,
+        sample=lambda: sample.toArrow().to_batches(),
+    )
+
+
+def log_switches(lake: Lake, store: OnlineStore) -> int:
+    """Write the switches of the store's journal that the table live_snapshot lacks; running again changes nothing.
+
+    Returns:
+        The largest sequence number logged; 0 where there is none.
+    """
+    logged = [row["sequence"] for row in lake.read(LIVE_SNAPSHOT).select("sequence").collect()]
+    rows = [_log_row(switch, store.name) for switch in pending_switches(store, logged)]
+    if rows:
+        schema = StructType([StructField(field.name, field.dataType) for field in LIVE_SNAPSHOT.schema])
+        tuples = [tuple(row[name] for name in LIVE_SNAPSHOT.columns) for row in rows]
+        # Replacing, so that two processes that find the same row missing write it once.
+        sequences = [row["sequence"] for row in rows]
+        lake.replace(lake.spark.createDataFrame(tuples, schema), LIVE_SNAPSHOT, {"sequence": sequences})
+        logged += sequences
+    return max(logged, default=0)
+
+
+def _log_row(switch: Switch, store: str) -> dict[str, Any]:
+    manifest = switch.manifest
+    return {
+        "sequence": switch.sequence,
+        "action": switch.action,
+        "ds": manifest.ds,
+        "basis_version": manifest.basis_version,
+        "method": manifest.method,
+        "lte_window": manifest.lte_window,
+        "dim": manifest.dim,
+        "n_rows": manifest.row_count,
+        "checksum": manifest.checksum,
+        "store": store,
+        "code_version": manifest.code_version,
+    }
+
+
+class _Progress:
+    """Prints the steps of a publish, and one chunk in so many."""
+
+    def __init__(self) -> None:
+        self._chunks = 0
+
+    def __call__(self, step: str, detail: str) -> None:
+        self._chunks += step == "load"
+        if step != "load" or self._chunks % PROGRESS_CHUNKS == 1:
+            print(f"publish_snapshot: {step} {detail}".rstrip(), flush=True)
+
+
+def _outcome(done: Publication, store: OnlineStore) -> str:
+    manifest = done.manifest
+    what = (
+        f"ds={manifest.ds}, {manifest.row_count:,} users, {manifest.method} {manifest.lte_window}, "
+        f"basis {manifest.basis_version}, checksum {manifest.checksum}"
+    )
+    verb = "unchanged, these rows were live already" if done.action == "unchanged" else "live"
+    return f"{verb}: {what} ({store.name}, switch {done.sequence})"
+
+
+if __name__ == "__main__":
+    run_job(main)
