@@ -19,7 +19,7 @@ INTERACTIONS = Table(
     ),
     key=("user_id", "item_id", "event_ts", "interaction_type"),
     partition_by=("event_date",),
-    checks=(("event_in_its_day", "CAST(event_ts AS DATE) = event_date"),),
+    checks=(("event_in_its_day", "to_date(event_ts) = event_date"),),
 )
 
 EVENT_DAYS = Table(
