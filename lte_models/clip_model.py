@@ -36,6 +36,10 @@ _FIRST_KEPT_ID = 2
 Tokenizer = Callable[[Sequence[str]], Tensor]
 
 
+class ClipConfigError(ValueError):
+    """A model configuration that cannot be; the message names the file or the value."""
+
+
 @dataclass(frozen=True)
 class TokenTable:
     """Which of open_clip's token ids a model keeps, and the id each gets.
@@ -55,7 +59,7 @@ class TokenTable:
         """Refuse ids that are out of order, repeated, or not word pieces."""
         inside = all(PAD_ID < token < self.original_size - 2 for token in self.kept)
         if not inside or list(self.kept) != sorted(set(self.kept)):
-            raise ValueError(f"token table: kept ids must ascend within 1..{self.original_size - 3}")
+            raise ClipConfigError(f"token table: kept ids must ascend within 1..{self.original_size - 3}")
 
     @property
     def size(self) -> int:
@@ -97,13 +101,16 @@ def read_config(path: Path | None = None) -> dict[str, Any]:
     """Read an open_clip config (``model_cfg`` and ``preprocess_cfg``); ours without a path.
 
     Raises:
-        ValueError: The file lacks one of the two sections.
+        ClipConfigError: The file lacks one of the two sections, or they differ in the size of pictures.
     """
     source = path or Path(__file__).with_name("catalogue_clip.json")
     config: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
     missing = {"model_cfg", "preprocess_cfg"} - set(config)
     if missing:
-        raise ValueError(f"{source}: no {sorted(missing)} in this open_clip config")
+        raise ClipConfigError(f"{source}: no {sorted(missing)} in this open_clip config")
+    trained, prepared = config["model_cfg"]["vision_cfg"]["image_size"], config["preprocess_cfg"].get("size")
+    if trained != prepared:
+        raise ClipConfigError(f"{source}: pictures of size {prepared} do not fit a model for {trained}")
     return config
 
 
@@ -171,9 +178,9 @@ def _pixels(picture: Any, geometry: Sequence[Callable[[Any], Any]]) -> NDArray[n
 
 def normalise(pixels: Tensor, config: dict[str, Any]) -> Tensor:
     """Apply the config's mean and deviation: values 0..255 [B, 3, H, W] to float32 of the same shape."""
-    cfg = config["preprocess_cfg"]
-    mean = torch.tensor(cfg["mean"]).view(1, 3, 1, 1) * 255
-    std = torch.tensor(cfg["std"]).view(1, 3, 1, 1) * 255
+    cfg = PreprocessCfg(**config["preprocess_cfg"])
+    mean = torch.tensor(cfg.mean).view(1, 3, 1, 1) * 255
+    std = torch.tensor(cfg.std).view(1, 3, 1, 1) * 255
     return (pixels.float() - mean) / std
 
 

@@ -12,7 +12,15 @@ from PIL import Image
 from jobs import train_clip as job
 from jobs.fashion_catalogue import CatalogueError
 from jobs.fashion_pictures import Garment, draw_garment
-from lte_models.clip_model import TokenTable, load_tokenizer, load_weights, open_tokenizer, read_config, resize_pictures
+from lte_models.clip_model import (
+    ClipConfigError,
+    TokenTable,
+    load_tokenizer,
+    load_weights,
+    open_tokenizer,
+    read_config,
+    resize_pictures,
+)
 from lte_models.clip_train import (
     ClipTrainConfig,
     ClipTrainError,
@@ -237,6 +245,16 @@ def test_a_catalogue_without_readable_pictures_is_an_error(shop):
     items.to_parquet(shop / "items.parquet")
     with pytest.raises(CatalogueError, match=r"118 pictures can be read, 2 not: \{'unreadable': 2\}"):
         train(shop, "clip", "--epochs", "1")
+
+
+def test_a_config_whose_parts_do_not_fit_is_refused(tmp_path):
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps(TINY_MODEL | {"preprocess_cfg": {"size": [24, 32]}}))
+    with pytest.raises(ClipConfigError, match="size"):
+        read_config(file)
+    file.write_text(json.dumps({"model_cfg": TINY_MODEL["model_cfg"]}))
+    with pytest.raises(ClipConfigError, match="preprocess_cfg"):
+        read_config(file)
 
 
 def test_both_shipped_architectures_build():
