@@ -32,6 +32,7 @@ from schemas import ITEM_EMBEDDINGS, ITEMS, METRICS
 
 DAY = date(2017, 3, 1)
 NEXT = date(2017, 3, 2)
+MINILM = EncoderConfig("minilm")
 
 
 def item(item_id: str, title: str = "", landing_ds: date = DAY, **columns: Any) -> dict[str, Any]:
@@ -124,14 +125,12 @@ def test_pictures_and_texts_on_both_engines(
     }
 
 
-def test_incremental_on_both_engines(
-    engine_lake: Lake, clip: EncoderConfig, run: Callable[..., dict[Any, float]]
-) -> None:
+def test_incremental_on_both_engines(engine_lake: Lake, run: Callable[..., dict[Any, float]]) -> None:
     add_items(engine_lake, item("b", "red dress"), item("d", "blue shirt"))
-    assert run(engine_lake, clip)["n_encoded"] == 2
+    assert run(engine_lake, MINILM)["n_encoded"] == 2
     before = embeddings(engine_lake)
     add_items(engine_lake, item("a", "green hat", NEXT), item("d", "another description", NEXT))
-    assert run(engine_lake, clip, NEXT)["n_encoded"] == 1
+    assert run(engine_lake, MINILM, NEXT)["n_encoded"] == 1
     after = embeddings(engine_lake)
     assert {item_id: row["item_index"] for item_id, row in after.items()} == {"b": 0, "d": 1, "a": 2}
     assert after["a"]["first_ds"] == NEXT
@@ -161,7 +160,7 @@ def test_one_text_is_encoded_once(
     real = MiniLmEncoder.encode_texts
     monkeypatch.setattr(MiniLmEncoder, "encode_texts", lambda self, new: texts.extend(new) or real(self, new))
     add_items(lake, *(item(f"{n:02}", ["milk", "bread", "red wine"][n % 3], brand="Acme") for n in range(30)))
-    run(lake, EncoderConfig("minilm"), partitions=3)
+    run(lake, MINILM, partitions=3)
     assert sorted(texts) == ["bread. Acme", "milk. Acme", "red wine. Acme"]
     rows = embeddings(lake)
     assert len(rows) == 30
@@ -197,12 +196,10 @@ def test_partitions_and_company_change_no_bit(
 
 def test_minilm_leaves_items_without_text_out(lake: Lake, run: Callable[..., dict[Any, float]]) -> None:
     add_items(lake, item("a", "milk", image=encoded(picture(1))), item("b", image=encoded(picture(1))))
-    metrics = run(lake, EncoderConfig("minilm"))
+    metrics = run(lake, MINILM)
     assert (metrics["n_in_basis"], metrics["n_left_out"]) == (1, 1)
     assert embeddings(lake)["a"]["source"] == "text"
-    np.testing.assert_allclose(
-        embeddings(lake)["a"]["embedding"], expected_vector(EncoderConfig("minilm"), "milk"), atol=1e-6
-    )
+    np.testing.assert_allclose(embeddings(lake)["a"]["embedding"], expected_vector(MINILM, "milk"), atol=1e-6)
 
 
 def test_an_empty_catalogue_is_no_error(lake: Lake, clip: EncoderConfig, run: Callable[..., dict[Any, float]]) -> None:
@@ -239,21 +236,19 @@ def test_the_catalogue_of_a_day_is_each_items_newest_version(lake: Lake) -> None
     assert days[NEXT] == {"a": ("new", DAY), "b": ("other", DAY), "c": ("future", NEXT)}
 
 
-def test_days_loaded_out_of_order_on_both_engines(
-    engine_lake: Lake, clip: EncoderConfig, run: Callable[..., dict[Any, float]]
-) -> None:
+def test_days_loaded_out_of_order_on_both_engines(engine_lake: Lake, run: Callable[..., dict[Any, float]]) -> None:
     """An item first met on NEXT turns out to have landed on DAY: it must be known to DAY, with the vector it has."""
     add_items(engine_lake, item("b", "as of next", NEXT), item("c", "only next", NEXT))
-    run(engine_lake, clip, NEXT)
+    run(engine_lake, MINILM, NEXT)
     before = embeddings(engine_lake)
     add_items(engine_lake, item("b", "as of day"), item("a", "new with day"))
-    metrics = run(engine_lake, clip, DAY)
+    metrics = run(engine_lake, MINILM, DAY)
     assert (metrics["n_backdated"], metrics["n_encoded"], metrics["n_in_basis"]) == (1, 1, 2)
     after = embeddings(engine_lake)
     assert after["b"] == before["b"] | {"first_ds": DAY}
     assert after["c"] == before["c"]
     assert (after["a"]["item_index"], after["a"]["first_ds"]) == (2, DAY)
-    assert run(engine_lake, clip, NEXT)["n_backdated"] == 0
+    assert run(engine_lake, MINILM, NEXT)["n_backdated"] == 0
 
 
 # --- bad weights, bad tables
@@ -339,7 +334,7 @@ def test_the_job_from_its_command_line(
 
 
 def test_the_configured_basis(deployment: Deployment) -> None:
-    assert configured_basis(deployment) == basis_version(EncoderConfig("minilm"))
+    assert configured_basis(deployment) == basis_version(MINILM)
     section = BasisSection(encoder="open_clip", model="ViT-B-32", weights="laion2b_s34b_b79k", batch_size=9)
     assert encoder_config(section) == EncoderConfig("open_clip", "ViT-B-32", "laion2b_s34b_b79k", batch_size=9)
 
