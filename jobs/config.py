@@ -254,6 +254,79 @@ class RetentionSection:
 
 
 @dataclass(frozen=True)
+class AutoencoderSection:
+    """The autoencoder of the paper's section 9 (DESIGN section 7).
+
+    Attributes:
+        window: LTE window whose histories it reads.
+        epochs: At most; training stops early on held-out users.
+        batch_size: Users a step.
+        learning_rate: Of Adam.
+        negatives_share: Share of the vocabulary that a step samples.
+        power: Power factor of the log-uniform negatives.
+        l2: Weight of the squares of all encoder weights.
+        seed: Decides the result together with the data.
+    """
+
+    window: str = "365-60"
+    epochs: int = 20
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    negatives_share: float = 0.2
+    power: float = 1.0
+    l2: float = 1e-6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an impossible window or share."""
+        LteWindow.parse(self.window)
+        _require(0 < self.negatives_share <= 1, "autoencoder.negatives_share", self.negatives_share, "in (0, 1]")
+        _require(self.epochs >= 1 and self.batch_size >= 1, "autoencoder.epochs", self.epochs, "at least 1")
+
+
+@dataclass(frozen=True)
+class RankerSection:
+    """The two-tower ranker of the paper's sections 3 to 5 (DESIGN section 8).
+
+    Attributes:
+        train_days: Anchor days that training examples come from.
+        held_out_days: Of these, the last ones that decide when training stops.
+        lte: none, late_fusion, feature_injection or prefix_token.
+        method: LTE method: uniform or recency.
+        lagged: Whether the LTE leaves out the short window: [365,60] or [365,0].
+        history_features: Whether the user's own counts and recent popularity add learned logits.
+        dim: Width of both towers.
+        epochs: At most.
+        batch_size: Examples a step.
+        learning_rate: Of Adam.
+        negatives_share: Share of the vocabulary that a step samples; 1 is the full softmax.
+        cutoff: k of the metrics at k.
+        seed: Decides the result together with the data.
+    """
+
+    train_days: int = 365
+    held_out_days: int = 7
+    lte: str = "prefix_token"
+    method: str = "uniform"
+    lagged: bool = True
+    history_features: bool = True
+    dim: int = 64
+    epochs: int = 10
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    negatives_share: float = 0.005
+    cutoff: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible days, shares and methods."""
+        _require(0 < self.held_out_days < self.train_days, "ranker.held_out_days", self.held_out_days, "in train_days")
+        _require(0 < self.negatives_share <= 1, "ranker.negatives_share", self.negatives_share, "in (0, 1]")
+        _require(self.method in ("uniform", "recency"), "ranker.method", self.method, "use uniform or recency")
+        _require(self.cutoff >= 1 and self.epochs >= 1, "ranker.cutoff", self.cutoff, "at least 1")
+
+
+@dataclass(frozen=True)
 class Deployment:
     """Everything that a deployment sets; see ``configs/complete_journey.toml`` for one with comments."""
 
@@ -267,6 +340,8 @@ class Deployment:
     gates: GatesSection = field(default_factory=GatesSection)
     publish: PublishSection = field(default_factory=PublishSection)
     retention: RetentionSection = field(default_factory=RetentionSection)
+    autoencoder: AutoencoderSection = field(default_factory=AutoencoderSection)
+    ranker: RankerSection = field(default_factory=RankerSection)
 
     def __post_init__(self) -> None:
         """Refuse to publish a slice that no job computes."""

@@ -272,18 +272,6 @@ class Lake:
         if self.version(table) is not None:
             yield from arrow_batches(self.path(table), columns=columns, where=where)
 
-    def files(self, table: Table, where: Predicate | None = None) -> list[str]:
-        """Parquet files of a table's newest version, for readers that stream row groups.
-
-        Args:
-            table: Which table.
-            where: Partition column to value, or to the values that are wanted.
-        """
-        if self.version(table) is None:
-            return []
-        filters = [(name, "in", [str(value) for value in _values(wanted)]) for name, wanted in (where or {}).items()]
-        return sorted(_delta(self.path(table)).file_uris(filters or None))
-
     def create(self, table: Table) -> None:
         """Create the table with its types, comments, constraints and retention, unless it is there."""
         if self.version(table) is not None:

@@ -228,3 +228,71 @@ def autoencoder_loss(
     negatives = sampler.sample(rng)
     log_expected = sampler.log_expected[negatives].to(model.basis.device) if model.config.logq else None
     return model.loss(histories, negatives.to(model.basis.device), log_expected)
+
+
+class HiddenScores(NamedTuple):
+    """How well hidden items of held-out users are found again; sums over users, so that batches add up.
+
+    Attributes:
+        auc: Sum over users of the chance that a hidden item outscores an item that the user never took.
+        recall: Sum of the shares of hidden items among the best k.
+        precision: Sum of the shares of the best k that are hidden items.
+        n_users: Users with something hidden.
+    """
+
+    auc: float
+    recall: float
+    precision: float
+    n_users: int
+
+
+def hide_items(histories: Histories, share: float, rng: torch.Generator) -> tuple[Histories, Tensor, Tensor]:
+    """Hide items at random.
+
+    Args:
+        histories: Of B users.
+        share: Expected share of hidden items.
+        rng: CPU generator.
+
+    Returns:
+        The histories that stay visible; int64 [H] users and int64 [H] items of what is hidden.
+    """
+    users = histories.users()
+    hidden = torch.rand(histories.items.numel(), generator=rng).to(users.device) < share
+    counts = torch.bincount(users[~hidden], minlength=histories.offsets.numel())
+    offsets = torch.cumsum(counts, dim=0) - counts
+    return Histories(histories.items[~hidden], offsets), users[hidden], histories.items[hidden]
+
+
+def hidden_scores(
+    model: Autoencoder, histories: Histories, *, share: float, k: int, rng: torch.Generator
+) -> HiddenScores:
+    """Hide a share of each history, encode the rest and look where the hidden items rank.
+
+    Args:
+        model: In eval mode.
+        histories: Of held-out users.
+        share: Of items to hide.
+        k: Cutoff of recall and precision.
+        rng: CPU generator; decides what is hidden.
+
+    Returns:
+        Sums over the users that have a hidden item.
+    """
+    visible, users, items = hide_items(histories, share, rng)
+    n_users = histories.offsets.numel()
+    logits = model.logits(model(visible))  # [B, V]
+    logits[visible.users(), visible.items] = -torch.inf  # what went in is no candidate
+    order = torch.argsort(logits, dim=1, descending=True, stable=True)
+    places = torch.empty_like(order).scatter_(1, order, torch.arange(logits.shape[1]).expand_as(order).to(order))
+    ranks = places[users, items]  # [H], from 0
+    n_hidden = torch.bincount(users, minlength=n_users).double()
+    n_other = logits.shape[1] - torch.bincount(histories.users(), minlength=n_users).double()
+    has = n_hidden > 0
+    # of the ranks' sum, n (n - 1) / 2 is owed to hidden items above one another; the rest are lost comparisons
+    lost = torch.bincount(users, weights=ranks.double(), minlength=n_users) - n_hidden * (n_hidden - 1) / 2
+    auc = 1 - lost / (n_hidden * n_other).clamp(min=1)
+    hits = torch.bincount(users, weights=(ranks < k).double(), minlength=n_users)
+    recall, precision = hits / n_hidden.clamp(min=1), hits / k
+    auc_sum, recall_sum, precision_sum = (float(value[has].sum()) for value in (auc, recall, precision))
+    return HiddenScores(auc_sum, recall_sum, precision_sum, int(has.sum()))

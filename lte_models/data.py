@@ -6,7 +6,10 @@ V items. Row 0 of every item tensor is padding or unknown; known items are rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import hashlib
+import shutil
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -78,7 +81,7 @@ class RowGroupStream(IterableDataset[BatchT], Generic[BatchT]):
         """Plan an epoch.
 
         Args:
-            files: Parquet files.
+            files: Parquet files, of :func:`stage` where the order of rows must not depend on who wrote them.
             columns: Columns to read.
             collate: Turns up to ``batch_size`` rows into a batch, in the worker.
             config: How to read.
@@ -90,7 +93,7 @@ class RowGroupStream(IterableDataset[BatchT], Generic[BatchT]):
         super().__init__()
         if not files:
             raise ValueError("there is no example to read: no Parquet file was given")
-        self.files, self.columns, self.collate = sorted(files), list(columns), collate
+        self.files, self.columns, self.collate = list(files), list(columns), collate
         self.config, self.epoch = config, epoch
 
     def __iter__(self) -> Iterator[BatchT]:
@@ -133,6 +136,70 @@ class RowGroupStream(IterableDataset[BatchT], Generic[BatchT]):
         for start in range(0, end, size):
             yield rows.slice(start, min(size, end - start))
         return rows.slice(end)
+
+
+@dataclass(frozen=True)
+class StagedRows:
+    """Rows on local disk, in an order that they alone decide.
+
+    Attributes:
+        files: Parquet files.
+        digest: SHA-256 over them: names the data of a training.
+    """
+
+    files: list[Path]
+    digest: str
+
+
+def stage(parts: Iterable[pa.RecordBatch], keys: Sequence[str], folder: Path, n_buckets: int = 32) -> StagedRows:
+    """Copy rows to local files, split by hash and sorted by key: engines write the same rows in ever other orders.
+
+    Holds one bucket in memory at a time.
+
+    Args:
+        parts: Rows, in any order.
+        keys: Columns that identify a row.
+        folder: Emptied first.
+        n_buckets: Files; more for more rows.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: There is no row.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    raw = _split(parts, keys, folder, n_buckets)
+    if not raw:
+        raise ValueError(f"no row to train on: nothing to write to {folder}")
+    digest, files = hashlib.sha256(), []
+    for bucket, path in sorted(raw.items()):
+        file = folder / f"rows-{bucket:05d}.parquet"
+        rows = pq.read_table(path, memory_map=False).sort_by([(key, "ascending") for key in keys])
+        pq.write_table(rows, file, row_group_size=_READ_ROWS)
+        path.unlink()
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        files.append(file)
+    return StagedRows(files, digest.hexdigest())
+
+
+def _split(parts: Iterable[pa.RecordBatch], keys: Sequence[str], folder: Path, n_buckets: int) -> dict[int, Path]:
+    writers: dict[int, pq.ParquetWriter] = {}
+    paths: dict[int, Path] = {}
+    try:
+        for part in parts:
+            columns = [part.column(key).to_pylist() for key in keys]
+            bucket = np.array([zlib.crc32(repr(key).encode()) % n_buckets for key in zip(*columns, strict=True)])
+            for number in np.unique(bucket).tolist():
+                if number not in writers:
+                    paths[number] = folder / f"raw-{number}"
+                    writers[number] = pq.ParquetWriter(paths[number], part.schema)
+                writers[number].write_batch(part.take(pa.array(np.flatnonzero(bucket == number))))
+    finally:
+        for writer in writers.values():
+            writer.close()
+    return paths
 
 
 def batches(stream: RowGroupStream[BatchT]) -> DataLoader[BatchT]:

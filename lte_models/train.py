@@ -255,6 +255,27 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def discard_other(folder: Path, fingerprint: str) -> bool:
+    """Delete the checkpoint of an unfinished training that is not ``fingerprint``'s, or that is damaged.
+
+    Args:
+        folder: Of a :class:`Trainer`.
+        fingerprint: Of the training that is about to start.
+
+    Returns:
+        Whether a checkpoint was deleted.
+    """
+    if not (folder / STATE).exists():
+        return False
+    try:
+        if _read_state(folder / STATE)[0].get("fingerprint") == fingerprint:
+            return False
+    except CheckpointError:
+        pass  # written atomically, so damaged from outside: of no use to anybody
+    (folder / STATE).unlink()
+    return True
+
+
 def _read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:

@@ -3,9 +3,10 @@
 from schemas.ingest import INGEST_LOG, QUARANTINE
 from schemas.interactions import EVENT_DAYS, INTERACTIONS
 from schemas.items import ITEM_EMBEDDINGS, ITEMS
-from schemas.lte import LTE_DRIFT, METHODS, USER_LTE
+from schemas.lte import LTE_DRIFT, METHODS, POOLED_METHODS, USER_LTE
 from schemas.operations import GATE_RESULTS, LIVE_SNAPSHOT, METRICS, RUNS
 from schemas.table import MAX_ID_BYTES, Table, column
+from schemas.training import TRAINING_EXAMPLES, USER_HISTORIES
 
 TABLES: dict[str, Table] = {
     table.name: table
@@ -18,6 +19,8 @@ TABLES: dict[str, Table] = {
         ITEM_EMBEDDINGS,
         USER_LTE,
         LTE_DRIFT,
+        USER_HISTORIES,
+        TRAINING_EXAMPLES,
         METRICS,
         RUNS,
         GATE_RESULTS,
@@ -37,9 +40,12 @@ __all__ = [
     "MAX_ID_BYTES",
     "METHODS",
     "METRICS",
+    "POOLED_METHODS",
     "QUARANTINE",
     "RUNS",
     "TABLES",
+    "TRAINING_EXAMPLES",
+    "USER_HISTORIES",
     "USER_LTE",
     "Table",
     "column",

@@ -12,7 +12,8 @@ from pyspark.sql.types import (
 
 from schemas.table import Table, column
 
-METHODS = ("uniform", "recency")
+POOLED_METHODS = ("uniform", "recency")
+METHODS = (*POOLED_METHODS, "autoencoder")
 
 
 def _slice_columns() -> list[StructField]:

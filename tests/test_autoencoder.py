@@ -7,6 +7,8 @@ from lte_models.autoencoder import (
     AutoencoderConfig,
     Histories,
     autoencoder_loss,
+    hidden_scores,
+    hide_items,
     orthonormal_rows,
 )
 from lte_models.losses import full_bce_loss
@@ -119,3 +121,31 @@ def test_one_user_and_one_item_train() -> None:
     loss = autoencoder_loss(model, LogUniformSampler(1, 1), _histories([0]), torch.Generator().manual_seed(0))
     loss.backward()
     assert torch.isfinite(loss)
+
+
+def test_hidden_items_are_found_by_hand() -> None:
+    model = Autoencoder(AutoencoderConfig(n_items=5, dim=5), torch.eye(5)).eval()
+    with torch.no_grad():  # whatever goes in, item j has logit 5 - j
+        model.last.weight.zero_()
+        model.last.bias.copy_(torch.tensor([5.0, 4, 3, 2, 1]))
+    histories = _histories([0, 2], [1])
+    rng = torch.Generator().manual_seed(0)
+    scores = hidden_scores(model, histories, share=1.0, k=2, rng=rng)
+    # user 0: ranks 0 and 2, items 1, 3, 4 are others: 5 of 6 pairs won; user 1: rank 1 of item 1, 3 of 4 pairs won
+    assert scores.auc == pytest.approx(5 / 6 + 3 / 4)
+    assert scores.recall == pytest.approx(1 / 2 + 1)
+    assert scores.precision == pytest.approx(1 / 2 + 1 / 2)
+    assert scores.n_users == 2
+
+
+def test_hiding_splits_histories_and_loses_nothing() -> None:
+    histories = _histories([0, 2, 4], [1], [3, 5, 6, 7])
+    visible, users, items = hide_items(histories, 0.5, torch.Generator().manual_seed(1))
+    assert 0 < len(items) < 8
+    together = sorted(
+        pair
+        for some_users, some_items in ((visible.users(), visible.items), (users, items))
+        for pair in zip(some_users.tolist(), some_items.tolist(), strict=True)
+    )
+    assert together == sorted(zip(histories.users().tolist(), histories.items.tolist(), strict=True))
+    assert hidden_scores(_model().eval(), histories, share=0.0, k=1, rng=torch.Generator()).n_users == 0

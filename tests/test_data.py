@@ -21,6 +21,7 @@ from lte_models.data import (
     left_pad,
     list_parts,
     lte_weights,
+    stage,
 )
 
 # item_index 0..3; index 2 is outside the vocabulary
@@ -195,3 +196,18 @@ def test_bad_input_is_named() -> None:
         ExampleCollate(ROW_OF_INDEX, objective="mlm")
     with pytest.raises(ValueError, match="batch_size"):
         StreamConfig(batch_size=0)
+
+
+def test_staged_rows_do_not_depend_on_who_wrote_them(tmp_path: Path) -> None:
+    rows = pa.table({"user_id": [f"u{i}" for i in range(50)], "items": [[i] for i in range(50)]})
+    shuffled = rows.take(np.random.default_rng(0).permutation(50))
+    first = stage(rows.to_batches(max_chunksize=7), ("user_id",), tmp_path / "a", n_buckets=4)
+    second = stage(shuffled.to_batches(max_chunksize=11), ("user_id",), tmp_path / "b", n_buckets=4)
+    assert first.digest == second.digest
+    assert [file.name for file in first.files] == [f"rows-{i:05d}.parquet" for i in range(4)]
+    found = pa.concat_tables(pq.read_table(file) for file in first.files)
+    assert sorted(found["user_id"].to_pylist()) == sorted(rows["user_id"].to_pylist())
+    changed = stage(rows.slice(1).to_batches(), ("user_id",), tmp_path / "a", n_buckets=4)
+    assert changed.digest != first.digest
+    with pytest.raises(ValueError, match="no row to train on"):
+        stage(iter(()), ("user_id",), tmp_path / "c")

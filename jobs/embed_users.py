@@ -1,0 +1,156 @@
+"""Encode the histories of ds with its autoencoder: user_histories -> user_lte, method autoencoder (paper, section 9).
+
+Users without history get the cold-start vector. Users of whose items the autoencoder knows none get the uniform average
+(both lie in the same space); where the basis knows none either, that is the zero vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, FloatType, IntegerType, StringType, StructField, StructType
+
+from jobs.basis import configured_basis
+from jobs.config import parse_config
+from jobs.entry import run_job
+from jobs.model_data import ModelError, bundle_folder, item_ids
+from jobs.tables import Lake, open_lake
+from jobs.train_autoencoder import ranked_histories
+from lte_models.autoencoder import Autoencoder, AutoencoderConfig
+from lte_models.checkpoint import load_bundle, load_weights
+from lte_models.data import list_parts
+from schemas import USER_HISTORIES, USER_LTE
+
+JOB = "embed_users"
+METHOD = "autoencoder"
+
+ENCODED = StructType(
+    [
+        StructField("user_id", StringType()),
+        StructField("embedding", ArrayType(FloatType())),
+        StructField("n_items", IntegerType()),
+        StructField("n_unknown", IntegerType()),
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the autoencoder's slice of user_lte of ``--ds``."""
+    config = parse_config(argv, JOB, __doc__)
+    window = config.deployment.autoencoder.window
+    basis_version = configured_basis(config.deployment)
+    folder = bundle_folder(config.deployment, METHOD, config.ds)
+    with open_lake(config.deployment, JOB) as lake:
+        task = encode_task(lake, folder, basis_version, window)
+        rows = autoencoder_ltes(lake, task, config.ds, window)
+        where: dict[str, str | date] = {"ds": config.ds, "method": METHOD, "lte_window": window}
+        n_rows = lake.replace(rows.withColumn("basis_version", F.lit(basis_version)), USER_LTE, where)
+        lake.record_metrics(config.ds, JOB, {"n_users": float(n_rows)})
+
+
+@dataclass(frozen=True)
+class EncodeUsers:
+    """What runs in each partition; the weights are read once a process.
+
+    Attributes:
+        folder: The bundle, on a file system that all workers see.
+        basis_version: A bundle of another basis is refused.
+        window: So is one of another window.
+        rank_of_index: int64 [n], vocabulary rank of each item_index, -1 outside the vocabulary.
+    """
+
+    folder: str
+    basis_version: str
+    window: str
+    rank_of_index: npt.NDArray[np.int64]
+
+    def __call__(self, parts: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Encode rows of user_histories; embedding is null where the uniform average must stand in."""
+        model = _autoencoder(self.folder, self.basis_version, self.window)
+        for part in parts:
+            if part.num_rows:
+                yield self._encode(pa.Table.from_batches([part]), model)
+
+    def _encode(self, rows: pa.Table, model: Autoencoder) -> pa.RecordBatch:
+        index, lengths = list_parts(rows["items"])
+        histories = ranked_histories(index.astype(np.int64), lengths, self.rank_of_index, keep_empty=True)
+        with torch.no_grad():
+            latent = model(histories).numpy()  # [B, D]
+        n_known = torch.bincount(histories.users(), minlength=len(lengths)).numpy()
+        n_unknown = rows["n_unknown"].to_numpy()
+        has_history = (lengths > 0) | (n_unknown > 0)
+        is_lost = has_history & (n_known == 0)
+        embedding = pa.array(
+            [None if lost else z for z, lost in zip(latent, is_lost, strict=True)], pa.list_(pa.float32())
+        )
+        counts = {"n_items": pa.array(lengths.astype(np.int32)), "n_unknown": rows["n_unknown"].combine_chunks()}
+        return pa.record_batch({"user_id": rows["user_id"].combine_chunks(), "embedding": embedding, **counts})
+
+
+@lru_cache(maxsize=1)
+def _autoencoder(folder: str, basis_version: str, window: str) -> Autoencoder:
+    torch.set_num_threads(1)  # the engine runs as many partitions at once as there are cores
+    bundle = load_bundle(Path(folder), kind="autoencoder", basis_version=basis_version, lte_window=window)
+    model = Autoencoder(AutoencoderConfig(**bundle.manifest.config), bundle.tensors["basis"])
+    load_weights(model, bundle)
+    return model.eval()
+
+
+def encode_task(lake: Lake, folder: Path, basis_version: str, window: str) -> EncodeUsers:
+    """Check the bundle and number its vocabulary.
+
+    Args:
+        lake: Reads item_embeddings.
+        folder: The bundle.
+        basis_version: Of the histories.
+        window: Of the histories.
+
+    Raises:
+        lte_models.checkpoint.CheckpointError: There is no bundle, or one that must not be used.
+    """
+    bundle = load_bundle(folder, kind="autoencoder", basis_version=basis_version, lte_window=window)
+    rank = {item_id: row for row, item_id in enumerate(bundle.item_ids)}
+    ranks = np.array([rank.get(item_id, -1) for item_id in item_ids(lake, basis_version)], dtype=np.int64)
+    return EncodeUsers(str(folder), basis_version, window, ranks)
+
+
+def autoencoder_ltes(lake: Lake, task: EncodeUsers, ds: date, window: str) -> DataFrame:
+    """LTEs of all users of ``ds``.
+
+    Args:
+        lake: Reads user_histories and, for users of whose items the autoencoder knows none, the uniform LTEs.
+        task: Encodes a partition.
+        ds: Data day.
+        window: LTE window.
+
+    Returns:
+        user_id, embedding, n_items, n_unknown, ds, method, lte_window.
+
+    Raises:
+        ModelError: There is no history of ds, or no uniform LTEs.
+    """
+    histories = lake.read(USER_HISTORIES, where={"ds": ds, "lte_window": window})
+    uniform = lake.read(USER_LTE, where={"ds": ds, "method": "uniform", "lte_window": window})
+    for rows, what in ((histories, "table user_histories"), (uniform, "table user_lte, method uniform")):
+        if rows.isEmpty():
+            raise ModelError(f"{what}, ds {ds}, lte_window {window}: no row; run the job that writes it first")
+    encoded = histories.select("user_id", "items", "n_unknown").mapInArrow(task, ENCODED)
+    stand_in = uniform.select("user_id", F.col("embedding").alias("average"))
+    joined = encoded.join(stand_in, "user_id", "left")
+    slice_ = {"ds": F.lit(ds), "method": F.lit(METHOD), "lte_window": F.lit(window)}
+    whole = joined.withColumn("embedding", F.coalesce("embedding", "average")).drop("average")
+    return whole.withColumns(slice_)
+
+
+if __name__ == "__main__":
+    run_job(main)
