@@ -1,14 +1,22 @@
 """The DAG under a real Airflow: its wiring with small recording jobs, and a backfill of the real ones."""
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from jobs.pipeline import REPORT_TASK, TASKS
 
@@ -16,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 JOBS = (*TASKS, REPORT_TASK)
 
-pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(600)]
 
 # Stands where a job of the project stands, to see when and how Airflow starts it; fails where it is told to.
 RECORDER = """
@@ -90,3 +98,180 @@ def test_failed_report_fails_the_run_after_publishing(airflow: Airflow, tmp_path
     code, started, _ = run_of(airflow, tmp_path, FAILS="build_report")
     assert [line.split()[0] for line in started] == list(JOBS)
     assert code != 0
+
+
+# The backfill of the real jobs: 24 households' purchases over 130 days, a catalogue of 12 items, on the default engine.
+N_USERS = 24
+ITEMS = (
+    "oat milk",
+    "rye bread",
+    "red wine",
+    "cheddar",
+    "apples",
+    "candles",
+    "soap",
+    "coffee",
+    "tea",
+    "rice",
+    "eggs",
+    "salt",
+)
+FIRST_DAY, LAST_DAY = date(2017, 7, 1), date(2017, 11, 7)
+BACKFILL = "airflow backfill create --dag-id lte_daily --from-date 2017-11-01 --to-date 2017-11-07"
+DAYS = [f"2017-11-0{day}" for day in range(1, 8)]
+
+
+def purchases(day: int) -> pa.Table:
+    """Each user buys every fifth day, in turn, and then one item more than the last time modulo the catalogue."""
+    start = datetime.combine(FIRST_DAY + timedelta(days=day), time(9), tzinfo=UTC)
+    users = [user for user in range(N_USERS) if (day + user) % 5 == 0]
+    return pa.table(
+        {
+            "user_id": [f"u{user}" for user in users],
+            "item_id": [f"i{(user + day // 5) % len(ITEMS)}" for user in users],
+            "event_ts": pa.array([start + timedelta(minutes=user) for user in users], pa.timestamp("us", "UTC")),
+            "interaction_type": ["purchase"] * len(users),
+            "market": ["US"] * len(users),
+            "session_id": [f"s{day}-{user}" for user in users],
+        }
+    )
+
+
+def write_landing(landing: Path) -> None:
+    for day in range((LAST_DAY - FIRST_DAY).days + 1):
+        folder = landing / f"interactions/ds={FIRST_DAY + timedelta(days=day)}"
+        folder.mkdir(parents=True)
+        pq.write_table(purchases(day), folder / "part.parquet")
+    folder = landing / f"items/ds={FIRST_DAY}"
+    folder.mkdir(parents=True)
+    items = {"item_id": [f"i{n}" for n in range(len(ITEMS))], "title": list(ITEMS)}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+
+
+CONFIG = """
+[deployment]
+name = "backfill_test"
+[paths]
+landing = "landing"
+lake = "lake"
+online_store = "online.lmdb"
+reports = "reports"
+data_docs = "data_docs"
+[interactions]
+types = ["purchase"]
+[lte]
+windows = ["120-60"]
+methods = ["uniform"]
+[publish]
+window = "120-60"
+"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A clone's scripts and DAGs beside the project's own jobs, and `make airflow` running on it."""
+
+    home: Path
+    port: int
+
+    def shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a line in a shell that has sourced ``scripts/env.sh``, as a person's second shell."""
+        command = ["bash", "-c", f"source scripts/env.sh shop.toml; {line}"]
+        return subprocess.run(command, cwd=self.home, env=self.environment(), capture_output=True, text=True)
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "LTE_"))}
+        return {**kept, "VENV": str(BIN.parent), "PORT": str(self.port), "OMP_NUM_THREADS": "1"}
+
+    def states(self) -> dict[str, str]:
+        """State of the run of each data day."""
+        done = self.shell("airflow dags list-runs lte_daily --output json")
+        return {run["logical_date"][:10]: run["state"] for run in json.loads(done.stdout[done.stdout.index("[{") :])}
+
+    def backfill(self, flags: str = "") -> None:
+        """Order the seven days; Airflow refuses until its scheduler has closed the backfill before."""
+        until = monotonic() + 120
+        while (done := self.shell(f"{BACKFILL} {flags}")).returncode:
+            assert "Another backfill is running" in done.stderr, done.stderr[-2000:]
+            assert monotonic() < until, done.stderr[-2000:]
+
+    def wait_for(self, days: list[str], seconds: int) -> dict[str, str]:
+        """Wait until the runs of these days have ended; the scheduler is asked rarely, since asking takes seconds."""
+        until = monotonic() + seconds
+        while monotonic() < until:
+            states = self.states()
+            if all(states.get(day) in ("success", "failed") for day in days):
+                return states
+            sleep(5)
+        raise AssertionError(f"not done after {seconds} s: {states}\n{self.log()}")
+
+    def log(self) -> str:
+        return (self.home / "served.log").read_text()[-2000:]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    for folder in ("dags", "scripts"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    (tmp_path / "shop.toml").write_text(CONFIG)
+    write_landing(tmp_path / "landing")
+    shop = Served(tmp_path, free_port())
+    environment = {**shop.environment(), "LTE_LAST_DAY": LAST_DAY.isoformat()}
+    with (tmp_path / "served.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["bash", "scripts/airflow.sh", "shop.toml"], cwd=tmp_path, env=environment, stdout=log, stderr=log
+        )
+    try:
+        until = monotonic() + 240
+        while "Airflow is ready" not in shop.log():
+            assert process.poll() is None, shop.log()
+            assert monotonic() < until, shop.log()
+            sleep(1)
+        yield shop
+    finally:
+        process.terminate()
+        process.wait(timeout=120)
+
+
+def rows(lake: Path, table: str, ds: str) -> list[dict[str, Any]]:
+    """A day's rows in an order of their own: by all values."""
+    found = DeltaTable(str(lake / table)).to_pyarrow_table(partitions=[("ds", "=", ds)]).to_pylist()
+    return sorted(found, key=repr)
+
+
+def written(lake: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    return {(table, ds): rows(lake, table, ds) for table in ("user_lte", "lte_drift", "gate_results") for ds in DAYS}
+
+
+@pytest.mark.timeout(1800)
+def test_backfill_fills_once_rewrites_identically_and_never_publishes(served: Served) -> None:
+    assert served.shell("lte run 2017-10-31").returncode == 0
+    live = json.loads(served.shell("lte status --json").stdout)["live"]
+    assert live["ds"] == "2017-10-31"
+
+    served.backfill()
+    assert served.wait_for(DAYS, 900) == dict.fromkeys(DAYS, "success"), served.log()
+    first = written(served.home / "lake")
+    assert all(first[table, ds] for table in ("user_lte", "gate_results") for ds in DAYS)
+    # All days are there, in order: each day from the second on is compared with the day before.
+    assert all({row["offset_days"] for row in first["lte_drift", ds]} >= {1} for ds in DAYS)
+
+    versions = DeltaTable(str(served.home / "lake/user_lte")).version()
+    served.backfill()
+    sleep(15)  # several rounds of the scheduler
+    assert served.states() == dict.fromkeys(DAYS, "success")
+    assert DeltaTable(str(served.home / "lake/user_lte")).version() == versions, "nothing may be written again"
+
+    served.backfill("--reprocess-behavior completed")
+    assert served.wait_for(DAYS, 900) == dict.fromkeys(DAYS, "success"), served.log()
+    assert DeltaTable(str(served.home / "lake/user_lte")).version() > versions, "every day must be written again"
+    assert written(served.home / "lake") == first
+
+    assert json.loads(served.shell("lte status --json").stdout)["live"] == live, "a backfill must never publish"
