@@ -18,11 +18,14 @@ failed, then `day_is_done`, which succeeds only when all the others did and so d
 
 **Pool.** Every job takes a slot of the pool `lte_heavy`. Airflow does not queue a task whose pool does not exist: it
 says so in a warning on the DAG's page and waits. `airflow pools set lte_heavy 1 "one heavy job at a time"` creates it
-(`make airflow` and the Compose file do). One slot also keeps a backfill in order: earlier days go first, task by task,
-so that the drift of a day finds the embeddings of the days before.
+(`make airflow` and the Compose file do). One slot also keeps a backfill in order: each task runs for the earlier days
+first, so that the drift of a day finds the embeddings of the days before.
 
-**Backfills never publish**: `publish_snapshot` is told the run type. A job that exits 1 names the gate or the input
-that failed; a job that is cleared starts from its inputs again and replaces the rows of its own day only.
+**Backfills never publish**: `publish_snapshot` is told the run type. A backfill of days that have run does nothing,
+although Airflow says "Created backfill Dag run" for each; `--reprocess-behavior completed` runs them again.
+
+A job that exits 1 names the gate or the input that failed; a job that is cleared starts from its inputs again and
+replaces the rows of its own day only.
 """
 
 from __future__ import annotations
