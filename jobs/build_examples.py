@@ -1,0 +1,203 @@
+"""Build the ranker's examples: interactions -> training_examples, point-in-time (DESIGN section 8).
+
+An example is a user at an anchor day: the sequence and the counts up to the end of that day, and the items of the day
+after. Anchors that are already in the table are left alone, so a daily run adds one day and a first run the whole year.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructField, StructType
+
+from jobs.basis import configured_basis, read_basis
+from jobs.config import Deployment, LteWindow, parse_config
+from jobs.entry import run_job
+from jobs.histories import in_window, known_items
+from jobs.tables import Lake, open_lake
+from schemas import INTERACTIONS, TRAINING_EXAMPLES
+
+JOB = "build_examples"
+SHORT_DAYS = 60
+LONG_DAYS = 365
+MAX_SEQUENCE = 100
+UNKNOWN = -1
+
+IntArray = npt.NDArray[np.int64]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Add the anchors up to the day before ``--ds``, whose targets are the interactions of ``--ds``."""
+    config = parse_config(argv, JOB, __doc__)
+    basis_version = configured_basis(config.deployment)
+    with open_lake(config.deployment, JOB) as lake:
+        anchors = missing_anchors(lake, config.deployment, config.ds, basis_version)
+        n_rows = write_examples(lake, config.deployment, anchors, basis_version, config.ds)
+        lake.record_metrics(config.ds, JOB, {"n_anchors": float(len(anchors)), "n_examples": float(n_rows)})
+
+
+def missing_anchors(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> list[date]:
+    """Anchors that a run of ``ds`` reads and that the table does not hold yet, oldest first.
+
+    The newest is ``ds`` - 1: its targets are the holdout day. Days after which nobody came have no example and are
+    looked at each time.
+
+    Args:
+        lake: Reads training_examples.
+        deployment: Days of training.
+        ds: Data day.
+        basis_version: Basis that numbers the items.
+    """
+    wanted = [ds - timedelta(days=back) for back in range(deployment.ranker.train_days + 1, 0, -1)]
+    found = lake.read(TRAINING_EXAMPLES, where={"basis_version": basis_version}).select("anchor_ds").distinct()
+    present = {row["anchor_ds"] for row in found.collect()}
+    return [day for day in wanted if day not in present]
+
+
+def write_examples(lake: Lake, deployment: Deployment, anchors: Sequence[date], basis_version: str, ds: date) -> int:
+    """Write the examples of ``anchors``; returns how many.
+
+    Args:
+        lake: Reads interactions and the basis.
+        deployment: Interaction types and half-life.
+        anchors: Days to write, oldest first.
+        basis_version: Basis that numbers the items.
+        ds: Data day; items that landed later are unknown.
+    """
+    if not anchors:
+        return 0
+    items = known_items(read_basis(lake, basis_version), ds)
+    task = ExamplesOfUser(tuple(_day(anchor) for anchor in anchors), deployment.lte.half_life_days)
+    events = user_events(lake.read(INTERACTIONS), items, deployment.interactions.types, anchors)
+    rows = events.mapInArrow(task, _SCHEMA)
+    anchor_ds = F.expr("date_add(DATE '1970-01-01', anchor_day)")
+    keyed = rows.withColumns({"basis_version": F.lit(basis_version), "anchor_ds": anchor_ds})
+    where: dict[str, Any] = {"basis_version": basis_version, "anchor_ds": list(anchors)}
+    return lake.replace(keyed, TRAINING_EXAMPLES, where)
+
+
+def user_events(interactions: DataFrame, items: DataFrame, types: Sequence[str], anchors: Sequence[date]) -> DataFrame:
+    """One row a user: all interactions that an example of ``anchors`` can hold, in any order.
+
+    Args:
+        interactions: Rows of interactions.
+        items: item_id, item_index of the known items.
+        types: Interaction types, place = code.
+        anchors: Anchor days, oldest first.
+
+    Returns:
+        user_id and events, an array of (ts in seconds since 1970, item_index or -1, type code).
+    """
+    last_target = anchors[-1] + timedelta(days=1)
+    span = (last_target - anchors[0]).days + LONG_DAYS
+    recent = interactions.where(in_window(last_target, LteWindow(span, 0)))
+    numbered = recent.join(F.broadcast(items), "item_id", "left")
+    code = F.array_position(F.array(*(F.lit(name) for name in types)), F.col("interaction_type")) - 1
+    event = F.struct(
+        F.col("event_ts").cast("bigint").alias("ts"),
+        F.coalesce(F.col("item_index"), F.lit(UNKNOWN)).cast("bigint").alias("item"),
+        code.cast("bigint").alias("type"),
+    )
+    return numbered.groupBy("user_id").agg(F.collect_list(event).alias("events"))
+
+
+def _day(day: date) -> int:
+    return (day - date(1970, 1, 1)).days
+
+
+_COMPUTED = [name for name in TRAINING_EXAMPLES.columns if name not in ("basis_version", "anchor_ds")]
+_SCHEMA = StructType([StructField(name, TRAINING_EXAMPLES.schema[name].dataType) for name in _COMPUTED])
+_INTEGERS = ("items", "types", "ages_hours", "past_items", "past_n_short", "past_n_long", "past_days", "targets")
+
+
+@dataclass(frozen=True)
+class ExamplesOfUser:
+    """What runs in each partition: users' events in, examples out.
+
+    Attributes:
+        anchors: Days since 1970, ascending.
+        half_life_days: Of the recency weights.
+    """
+
+    anchors: tuple[int, ...]
+    half_life_days: float
+
+    def __call__(self, parts: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield one batch for each batch of users."""
+        for part in parts:
+            rows = [row for user in part.to_pylist() for row in self.examples(user["user_id"], user["events"])]
+            yield pa.record_batch({name: pa.array([row[name] for row in rows], _arrow(name)) for name in _COMPUTED})
+
+    def examples(self, user_id: str, events: Sequence[Mapping[str, int]]) -> Iterator[dict[str, Any]]:
+        """Yield the examples of one user: one for each anchor with a known item on the day after.
+
+        Args:
+            user_id: The user.
+            events: Interactions with ``ts``, ``item`` and ``type``.
+        """
+        ts, item, kind = (
+            np.array([event[name] for event in events], dtype=np.int64) for name in ("ts", "item", "type")
+        )
+        order = np.lexsort((kind, item, ts))
+        order = order[item[order] != UNKNOWN]
+        ts, item, kind = ts[order], item[order], kind[order]
+        day = ts // 86_400
+        for target_day in np.intersect1d(np.unique(day), np.array(self.anchors) + 1):
+            first, short, end, after = np.searchsorted(
+                day, [target_day - LONG_DAYS, target_day - SHORT_DAYS, target_day, target_day + 1]
+            )
+            sequence = slice(max(short, end - MAX_SEQUENCE), end)
+            yield {
+                "user_id": user_id,
+                "anchor_day": int(target_day) - 1,
+                "items": item[sequence],
+                "types": kind[sequence],
+                "ages_hours": (target_day * 86_400 - ts[sequence]) // 3600,
+                "targets": np.unique(item[end:after]),
+                **self._past(ts[first:end], item[first:end], int(target_day)),
+            }
+
+    def _past(self, ts: IntArray, item: IntArray, end_day: int) -> dict[str, npt.NDArray[Any]]:
+        items, place = np.unique(item, return_inverse=True)
+        n = len(items)
+        day = ts // 86_400
+        is_short = day >= end_day - SHORT_DAYS
+        age = (end_day * 86_400 - ts) / 86_400
+        # whole days, 0 on the anchor itself, as compute_lte counts them
+        weight = 2.0 ** (-(end_day - 1 - day) / self.half_life_days)
+        new_day = np.ones(len(ts), dtype=bool)
+        by_item = np.lexsort((day, place))
+        new_day[by_item[1:]] = (np.diff(place[by_item]) > 0) | (np.diff(day[by_item]) > 0)
+        last, first = np.full(n, np.inf), np.zeros(n)
+        np.minimum.at(last, place, age)
+        np.maximum.at(first, place, age)
+        return {
+            "past_items": items,
+            "past_n_short": np.bincount(place[is_short], minlength=n),
+            "past_n_long": np.bincount(place[~is_short], minlength=n),
+            "past_days": np.bincount(place[new_day], minlength=n),
+            "past_last_age": last.astype(np.float32),
+            "past_first_age": first.astype(np.float32),
+            "past_w_short": np.bincount(place, weights=weight * is_short, minlength=n).astype(np.float32),
+            "past_w_long": np.bincount(place, weights=weight * ~is_short, minlength=n).astype(np.float32),
+        }
+
+
+def _arrow(name: str) -> pa.DataType:
+    if name == "user_id":
+        return pa.string()
+    if name == "anchor_day":
+        return pa.int32()
+    return pa.list_(pa.int32() if name in _INTEGERS else pa.float32())
+
+
+if __name__ == "__main__":
+    run_job(main)
