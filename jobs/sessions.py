@@ -68,9 +68,19 @@ def _sail_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession
         try:
             yield spark
         finally:
-            spark.stop()
+            _stop_alone(spark)
     finally:
         server.stop()
+
+
+def _stop_alone(spark: SparkSession) -> None:
+    """Stop this session only: PySpark would also stop the local Apache Spark of another session of this process."""
+    local = os.environ.pop("SPARK_LOCAL_REMOTE", None)
+    try:
+        spark.stop()
+    finally:
+        if local is not None:
+            os.environ["SPARK_LOCAL_REMOTE"] = local
 
 
 def _connect_session_conf(engine: EngineSection) -> dict[str, str]:
