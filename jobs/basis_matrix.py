@@ -1,0 +1,191 @@
+"""The basis as one matrix that every process of a machine maps into memory, once, from a local file.
+
+A worker that has no such file reads ``item_embeddings`` at a pinned Delta version, writes it beside and renames it:
+others see all of it or nothing. The file's name says which table, version and basis it holds, so it is never out of
+date; another version of the same table takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jobs.basis import BasisError
+from jobs.tables import Lake, arrow_batches
+from lte_models.pooling import FloatArray
+from schemas import ITEM_EMBEDDINGS
+
+_ATTEMPTS = 3
+_EPOCH = np.datetime64("1970-01-01", "D")
+_loading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class BasisKey:
+    """Which basis: sent to workers instead of the vectors.
+
+    Attributes:
+        path: Folder of the table item_embeddings.
+        version: Delta version of it.
+        commit: When that version was committed: a table that was deleted and made anew may count to it again.
+        basis_version: The basis.
+    """
+
+    path: str
+    version: int
+    commit: str
+    basis_version: str
+
+    def __str__(self) -> str:
+        return f"table item_embeddings (version {self.version}), basis_version {self.basis_version}"
+
+
+@dataclass(frozen=True)
+class BasisMatrix:
+    """A basis in memory.
+
+    Attributes:
+        vectors: float32 [V, D], memory-mapped, read-only; row = item_index.
+        first_day: Day from which each item is known, in days since 1970: int32 [V].
+    """
+
+    vectors: FloatArray
+    first_day: NDArray[np.int32]
+
+    def known_ages(self, ds: date) -> NDArray[np.int64]:
+        """Days that each item has been known on ``ds``, int64 [V]; negative for an item that came later."""
+        return int((np.datetime64(ds, "D") - _EPOCH).astype(int)) - self.first_day.astype(np.int64)
+
+
+def pinned_basis(lake: Lake, basis_version: str) -> BasisKey:
+    """A basis as it is in the lake now.
+
+    Raises:
+        BasisError: The table is not there yet.
+    """
+    if lake.version(ITEM_EMBEDDINGS) is None:
+        raise BasisError("table item_embeddings: not written yet: run embed_items first")
+    newest = lake.history(ITEM_EMBEDDINGS, 1)[0]
+    return BasisKey(lake.path(ITEM_EMBEDDINGS), newest["version"], str(newest["timestamp"]), basis_version)
+
+
+def load_matrix(key: BasisKey) -> BasisMatrix:
+    """The matrix of a basis, mapped once a process.
+
+    Raises:
+        BasisError: A vector has a NaN, an infinite value or another length than the others, or the item_index is not
+            dense; the message names the item.
+    """
+    with _loading:
+        return _load(key)
+
+
+@lru_cache(maxsize=2)
+def _load(key: BasisKey) -> BasisMatrix:
+    folder = _cache_folder() / _table_digest(key) / f"{key.version}-{key.commit}-{key.basis_version}"
+    for _ in range(_ATTEMPTS):
+        if not folder.exists():
+            _build(key, folder)
+        try:
+            return BasisMatrix(np.load(folder / "vectors.npy", mmap_mode="r"), np.load(folder / "first_day.npy"))
+        except FileNotFoundError:  # another process has just put another version in its place
+            continue
+    raise BasisError(f"{key}: other processes keep replacing {folder}")
+
+
+def _table_digest(key: BasisKey) -> str:
+    return hashlib.sha256(
+        os.path.realpath(key.path).encode() if "://" not in key.path else key.path.encode()
+    ).hexdigest()[:24]
+
+
+def _cache_folder() -> Path:
+    """A folder of this user alone: what others could write is not read."""
+    folder = Path(tempfile.gettempdir()) / f"lte-basis-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
+        raise BasisError(f"{folder} is not a folder that only user {os.getuid()} can write: remove it")
+    return folder
+
+
+def _build(key: BasisKey, folder: Path) -> None:
+    """Write the files aside, rename them into place, and drop other versions; open maps of those stay valid."""
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
+    try:
+        _write_matrix(key, aside)
+        older = [each for each in folder.parent.iterdir() if not each.name.startswith("building-") and each != folder]
+        aside.rename(folder)
+        for each in older:
+            shutil.rmtree(each, ignore_errors=True)
+    except FileExistsError:
+        pass  # another process was faster, with the same content
+    except OSError:
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_matrix(key: BasisKey, folder: Path) -> None:
+    shape = _shape(key)
+    vectors = np.lib.format.open_memmap(folder / "vectors.npy", mode="w+", dtype=np.float32, shape=shape)
+    first_day, is_filled = np.zeros(shape[0], np.int32), np.zeros(shape[0], bool)
+    columns = ["item_id", "item_index", "first_ds", "embedding"]
+    where = {"basis_version": key.basis_version}
+    for batch in arrow_batches(key.path, version=key.version, columns=columns, where=where):
+        rows = batch["item_index"].to_numpy()
+        vectors[rows] = _checked(key, batch, shape[1])
+        first_day[rows] = batch["first_ds"].cast(pa.int32()).to_numpy()
+        is_filled[rows] = True
+    if not is_filled.all():
+        raise BasisError(f"{key}: item_index {int(np.flatnonzero(~is_filled)[0])} is missing or given twice")
+    vectors.flush()
+    np.save(folder / "first_day.npy", first_day)
+
+
+def _shape(key: BasisKey) -> tuple[int, int]:
+    """V and D, from the indices and the first vector."""
+    where = {"basis_version": key.basis_version}
+    indices = [
+        batch["item_index"].to_numpy()
+        for batch in arrow_batches(key.path, version=key.version, columns=["item_index"], where=where)
+    ]
+    index = np.concatenate([np.zeros(0, np.int32), *indices])
+    if not len(index):
+        raise BasisError(f"{key}: no items: run embed_items first")
+    if index.min() < 0 or index.max() != len(index) - 1:
+        raise BasisError(
+            f"{key}: item_index runs from {index.min()} to {index.max()}, but there are {len(index)} items"
+        )
+    batches = arrow_batches(key.path, version=key.version, columns=["embedding"], where=where)
+    first = next(batch["embedding"] for batch in batches if batch.num_rows)
+    return len(index), len(first[0])
+
+
+def _checked(key: BasisKey, batch: pa.RecordBatch, dim: int) -> FloatArray:
+    """A batch's vectors, float32 [rows, D]; refuses what is not D finite numbers."""
+    lengths = batch["embedding"].value_lengths().fill_null(0).to_numpy()
+    if (lengths != dim).any():
+        at = int(np.flatnonzero(lengths != dim)[0])
+        raise BasisError(f"{key}: item {batch['item_id'][at]} has {lengths[at]} dimensions, others have {dim}")
+    values = batch["embedding"].flatten()
+    vectors: FloatArray = values.cast(pa.float32()).fill_null(np.nan).to_numpy().reshape(-1, dim)
+    is_bad = ~np.isfinite(vectors).all(axis=1)
+    if is_bad.any():
+        at = int(np.flatnonzero(is_bad)[0])
+        value = vectors[at][~np.isfinite(vectors[at])][0]
+        raise BasisError(f"{key}: the embedding of item {batch['item_id'][at]} holds {value}")
+    return vectors

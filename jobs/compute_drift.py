@@ -1,0 +1,315 @@
+"""Compare the LTEs of a day with those of the configured days before it, user by user (paper, section 7).
+
+Reads user_lte, interactions, item_embeddings; writes lte_drift and metrics. What entered and left each window is
+counted from the interactions again, so that the bound is independent of the LTEs that it judges. An earlier LTE that no
+longer fits the interactions (late data), or was made with other settings, is counted and not judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import DoubleType, IntegerType, LongType, StringType, StructField, StructType
+
+from jobs.basis import read_basis, single_basis
+from jobs.basis_matrix import BasisKey, load_matrix, pinned_basis
+from jobs.compute_lte import BLOCK_USERS, LteError, lte_settings, lte_windows, n_partitions, weightings
+from jobs.compute_lte import JOB as LTE_JOB
+from jobs.config import Deployment, LteSection, LteWindow, parse_config
+from jobs.drift_summaries import (
+    SLICE,
+    USER,
+    MetricValues,
+    Slice,
+    drift_metrics,
+    lte_centres,
+    norm_metrics,
+    own_nearest_shares,
+    texts,
+    vectors_of,
+)
+from jobs.entry import run_job
+from jobs.histories import in_window, known_items, packed_interactions, reach, window_ages
+from jobs.history_batches import collected
+from jobs.tables import Lake, open_lake
+from lte_models import drift
+from lte_models.pooling import Histories, Weighting, window_pairs
+from schemas import EVENT_DAYS, INTERACTIONS, LTE_DRIFT, METHODS, METRICS, USER_LTE
+
+JOB = "compute_drift"
+
+_COUNTS = ("n_now", "n_before", "n_in", "n_out")
+_TURNOVER_SCHEMA = StructType(
+    [StructField(name, StringType()) for name in USER]
+    + [StructField("offset_days", IntegerType())]
+    + [StructField(name, LongType()) for name in _COUNTS]
+    + [StructField(name, DoubleType()) for name in ("mass_factor", "weight_distance")]
+)
+_JUDGED_SCHEMA = StructType([StructField(f.name, f.dataType) for f in LTE_DRIFT.schema if f.name != "ds"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare ``--ds`` with the days before it."""
+    config = parse_config(argv, JOB, __doc__)
+    with open_lake(config.deployment, JOB) as lake:
+        lake.record_metrics(config.ds, JOB, write_drift(lake, config.deployment, config.ds))
+
+
+def write_drift(lake: Lake, deployment: Deployment, ds: date) -> MetricValues:
+    """Write lte_drift of ``ds``.
+
+    Args:
+        lake: Reads user_lte, interactions, event_days, item_embeddings, metrics.
+        deployment: Windows, methods, offsets, partitions.
+        ds: Data day.
+
+    Returns:
+        The metrics of :func:`drift_metrics`, of norms and of the reference days; labels are method/window/offset.
+
+    Raises:
+        LteError: user_lte has no rows of ``ds``, or they were made with other settings.
+        jobs.basis.BasisError: It holds two bases, or the basis is damaged.
+    """
+    references = find_references(lake, deployment, ds)
+    basis = pinned_basis(lake, references.basis_version)
+    matrix = load_matrix(basis)
+    extent = drift.basis_extent(matrix.vectors, matrix.known_ages(ds) >= 0)
+    centres = lte_centres(lake.read(USER_LTE, where={"ds": ds}), extent.max_norm)
+    changes = lake_turnover(lake, deployment, ds, references, basis)
+    means = {key: centre.mean for key, centre in centres.items()}
+    task = JudgeTask(extent, means, frozenset(references.other_settings))
+    lake.replace(judged(lake.read(USER_LTE), changes, ds, references.offsets, task), LTE_DRIFT, _whole(ds))
+    metrics = drift_metrics(lake.read(LTE_DRIFT, where={"ds": ds}))
+    shares = own_nearest_shares(lake.read(USER_LTE), ds, references.offsets)
+    return metrics | shares | references.metrics() | norm_metrics(centres) | {"basis_max_norm": extent.max_norm}
+
+
+def _whole(ds: date) -> dict[str, date | tuple[str, ...]]:
+    """Slices of settings that are no longer configured go with the others."""
+    return {"ds": ds, "method": METHODS}
+
+
+@dataclass(frozen=True)
+class References:
+    """Which earlier days can be compared with ds.
+
+    Attributes:
+        basis_version: Basis of the LTEs of ds.
+        offsets: Offsets, in days, of the days whose LTEs have the same basis.
+        other_settings: Those of them whose LTEs were made with another half-life or way to count: not judged.
+        other_basis: Offsets of days whose LTEs have another basis: vectors of two bases cannot be compared.
+    """
+
+    basis_version: str
+    offsets: tuple[int, ...]
+    other_settings: tuple[int, ...]
+    other_basis: tuple[int, ...]
+
+    def metrics(self) -> MetricValues:
+        """How many reference days there were, by kind."""
+        kinds = {"n_reference_days": self.offsets, "n_other_settings_days": self.other_settings}
+        kinds["n_other_basis_days"] = self.other_basis
+        return {name: float(len(offsets)) for name, offsets in kinds.items()}
+
+
+def find_references(lake: Lake, deployment: Deployment, ds: date) -> References:
+    """See which of the configured offsets have LTEs to compare with.
+
+    Raises:
+        LteError: user_lte has no rows of ``ds``, or they were made with other settings than the configured.
+        jobs.basis.BasisError: A day's rows have two bases.
+    """
+    days = {ds - timedelta(days=offset): offset for offset in deployment.drift.offsets_days}
+    found = lake.read(USER_LTE, where={"ds": [ds, *days]}).select("ds", "basis_version").distinct()
+    bases = {day: single_basis(found.where(F.col("ds") == day), f"table user_lte, ds={day}") for day in _days(found)}
+    if ds not in bases:
+        raise LteError(f"table user_lte: no rows for ds={ds}: run compute_lte first")
+    settings = lte_settings(deployment.lte)
+    recorded = _recorded_settings(lake, [ds, *days])
+    if recorded.get(ds) != settings:
+        raise LteError(
+            f"table user_lte, ds={ds}: made with {recorded.get(ds)}, configured is {settings}: run compute_lte"
+        )
+    same = {days[day] for day, basis_version in bases.items() if day != ds and basis_version == bases[ds]}
+    others = {days[day] for day in bases if day != ds} - same
+    changed = {offset for offset in same if recorded.get(ds - timedelta(days=offset)) != settings}
+    return References(bases[ds], tuple(sorted(same)), tuple(sorted(changed)), tuple(sorted(others)))
+
+
+def _days(rows: DataFrame) -> list[date]:
+    return sorted({row["ds"] for row in rows.select("ds").distinct().collect()})
+
+
+def _recorded_settings(lake: Lake, days: Sequence[date]) -> dict[date, dict[str, float]]:
+    """Settings that compute_lte recorded with its LTEs."""
+    names = list(lte_settings(LteSection()))
+    rows = lake.read(METRICS, where={"ds": list(days), "job": LTE_JOB, "metric": names}).collect()
+    found: dict[date, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(row["ds"], {})[row["metric"]] = row["value"]
+    return found
+
+
+def lake_turnover(lake: Lake, deployment: Deployment, ds: date, references: References, basis: BasisKey) -> DataFrame:
+    """What entered and left each user's windows since each reference day, from the lake's interactions."""
+    windows, offsets = lte_windows(deployment.lte), references.offsets
+    window = reach(windows, offset_days=max(offsets, default=0))
+    total = lake.read(EVENT_DAYS).where(in_window(ds, window)).agg(F.sum("n_events").alias("n")).collect()[0]["n"]
+    items = known_items(read_basis(lake, references.basis_version), ds)
+    codes = packed_interactions(lake.read(INTERACTIONS), items, ds, window)
+    task = TurnoverTask(basis, ds, tuple(windows), tuple(weightings(deployment.lte).values()), offsets)
+    partitions = n_partitions(total or 0, deployment.engine.partitions)
+    return codes.repartition(partitions, "user_id").mapInArrow(task, _TURNOVER_SCHEMA)
+
+
+@dataclass(frozen=True)
+class TurnoverTask:
+    """Counts what changed in the histories of a partition's users.
+
+    Attributes:
+        basis: Says since when each item is known.
+        ds: The later day.
+        windows: Windows to compare.
+        weightings: Methods, each over each window.
+        offsets: Days back to the earlier days.
+    """
+
+    basis: BasisKey
+    ds: date
+    windows: tuple[LteWindow, ...]
+    weightings: tuple[Weighting, ...]
+    offsets: tuple[int, ...]
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Turn (user_id, code) rows of whole users into turnover rows."""
+        users, histories = collected(batches)
+        known_age = load_matrix(self.basis).known_ages(self.ds)
+        for start in range(0, histories.n_users, BLOCK_USERS):
+            stop = min(start + BLOCK_USERS, histories.n_users)
+            yield from self._block(users.slice(start, stop - start), histories.block(start, stop), known_age)
+
+    def _block(self, users: pa.Array, histories: Histories, known_age: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
+        for window in self.windows:
+            ages = window_ages(window)
+            now = window_pairs(histories, ages)
+            for offset in self.offsets:
+                before = drift.earlier_window(histories, ages, offset_days=offset, known_age=known_age)
+                for weighting in self.weightings:
+                    changes = drift.turnover(now, before, weighting, len(known_age))
+                    yield _turnover_batch(users, (weighting.method, str(window)), offset, changes)
+
+
+def _turnover_batch(users: pa.Array, key: Slice, offset_days: int, changes: drift.Turnover) -> pa.RecordBatch:
+    labels = [pa.repeat(text, len(users)) for text in key]
+    offsets = pa.repeat(pa.scalar(offset_days, pa.int32()), len(users))
+    numbers = [pa.array(getattr(changes, name)) for name in (*_COUNTS, "mass_factor", "weight_distance")]
+    return pa.record_batch([users, *labels, offsets, *numbers], names=_TURNOVER_SCHEMA.fieldNames())
+
+
+def judged(user_lte: DataFrame, changes: DataFrame, ds: date, offsets: Sequence[int], task: JudgeTask) -> DataFrame:
+    """Rows of lte_drift: users with an LTE on both days.
+
+    Args:
+        user_lte: All LTEs.
+        changes: Turnover rows; a user who has none lost all interactions.
+        ds: The later day.
+        offsets: Days back to the earlier days.
+        task: Judges a batch.
+    """
+    days = [ds - timedelta(days=offset) for offset in offsets]
+    now = user_lte.where(F.col("ds") == F.lit(ds)).select(*USER, *_side("now"))
+    earlier = user_lte.where(F.col("ds").isin(days) if days else F.lit(False))
+    before = earlier.select(*USER, *_side("before"), F.datediff(F.lit(ds), "ds").alias("offset_days"))
+    rows = now.join(before, USER).join(changes, [*USER, "offset_days"], "left")
+    return rows.mapInArrow(task, _JUDGED_SCHEMA).withColumn("ds", F.lit(ds))
+
+
+def _side(name: str) -> list[Column]:
+    return [F.col("embedding").alias(f"vector_{name}"), F.col("n_items").alias(f"stored_{name}")]
+
+
+@dataclass(frozen=True)
+class JudgeTask:
+    """Measures the drift of joined rows and holds it against the bounds.
+
+    Attributes:
+        extent: How large the basis is.
+        centres: Mean LTE of each method and window.
+        other_settings: Offsets whose LTEs were made otherwise: not judged.
+    """
+
+    extent: drift.BasisExtent
+    centres: Mapping[Slice, NDArray[np.float64]]
+    other_settings: frozenset[int]
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Turn joined rows into rows of lte_drift, without ds."""
+        for batch in batches:
+            for start in range(0, batch.num_rows, BLOCK_USERS):
+                yield self._judged(batch.slice(start, BLOCK_USERS))
+
+    def _judged(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        changes = _turnover_of(rows)
+        now, before = vectors_of(rows["vector_now"]), vectors_of(rows["vector_before"])
+        centres = self._centres(rows, now.shape[1])
+        has_both = (changes.n_now > 0) & (changes.n_before > 0)
+        centred = np.where(has_both, drift.cosines(now - centres, before - centres), np.nan)
+        measured = {
+            "tau": drift.paper_tau(changes),
+            "drift": drift.distances(now, before),
+            "bound": drift.drift_bound(changes, self.extent.max_norm),
+            "tv_bound": drift.total_variation_bound(changes, self.extent),
+            "cosine": _nullable(drift.cosines(now, before)),
+            "centred_cosine": _nullable(centred),
+            "activity": drift.activity_buckets(changes.n_now),
+        }
+        is_stale = self._stale(rows, changes)
+        smallest = np.minimum(measured["bound"], measured["tv_bound"])
+        limit = smallest + drift.rounding_tolerance(changes.n_now, changes.n_before, self.extent.max_norm)
+        flags = {"bound_ok": is_stale | (measured["drift"] <= limit), "reference_stale": is_stale}
+        return _drift_batch(rows, changes, measured | flags)
+
+    def _centres(self, rows: pa.RecordBatch, dim: int) -> NDArray[np.float64]:
+        """Mean LTE of each row's slice; zeros where nobody has known items."""
+        keys = zip(*texts(rows, SLICE), strict=True)
+        return np.array([self.centres.get(key, np.zeros(dim)) for key in keys]).reshape(rows.num_rows, dim)
+
+    def _stale(self, rows: pa.RecordBatch, changes: drift.Turnover) -> NDArray[np.bool_]:
+        """Rows whose LTEs do not belong to these interactions, or not to these settings."""
+        stored_now, stored_before = (rows[f"stored_{side}"].to_numpy() for side in ("now", "before"))
+        is_other: NDArray[np.bool_] = (stored_now != changes.n_now) | (stored_before != changes.n_before)
+        return is_other | np.isin(rows["offset_days"].to_numpy(), list(self.other_settings))
+
+
+def _turnover_of(rows: pa.RecordBatch) -> drift.Turnover:
+    """Turnover columns of joined rows; a user who lost all interactions has none."""
+    counts = [rows[name].fill_null(0).to_numpy().astype(np.int64) for name in _COUNTS]
+    numbers = [rows[name].fill_null(0.0).to_numpy() for name in ("mass_factor", "weight_distance")]
+    return drift.Turnover(*counts, *numbers)
+
+
+def _nullable(values: NDArray[np.float64]) -> pa.Array:
+    return pa.array(values, mask=np.isnan(values))
+
+
+def _drift_batch(rows: pa.RecordBatch, changes: drift.Turnover, measured: Mapping[str, object]) -> pa.RecordBatch:
+    names = _JUDGED_SCHEMA.fieldNames()
+    counts = {name: pa.array(getattr(changes, name).astype(np.int32)) for name in _COUNTS}
+    same = {name: rows[name] for name in (*USER, "offset_days")}
+    columns = {**same, **counts, **measured}
+    return pa.record_batch([_as_arrow(columns[name]) for name in names], names=names)
+
+
+def _as_arrow(column: object) -> pa.Array:
+    return column if isinstance(column, pa.Array) else pa.array(column)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,243 @@
+"""Compute the Long-Term Embeddings of a day: one vector a user, method and window (paper, section 4).
+
+Reads interactions, item_embeddings and event_days; writes user_lte, metrics and runs. All methods and windows come out
+of one pass: item ids become numbers by a broadcast join, users meet their interactions in one shuffle of a user id and
+eight bytes a row, and each worker multiplies sparse weights by the memory-mapped item matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructField, StructType
+
+from jobs.basis import configured_basis, read_basis
+from jobs.basis_matrix import BasisKey, load_matrix, pinned_basis
+from jobs.config import Deployment, LteSection, LteWindow, code_version, parse_config
+from jobs.entry import run_job
+from jobs.histories import in_window, known_items, packed_interactions, reach, window_ages
+from jobs.history_batches import collected
+from jobs.tables import Lake, open_lake
+from lte_models.pooling import (
+    DISTINCT,
+    FloatArray,
+    Histories,
+    Pooled,
+    Weighting,
+    long_term_embeddings,
+    window_pairs,
+)
+from schemas import EVENT_DAYS, INTERACTIONS, POOLED_METHODS, RUNS, USER_LTE
+
+JOB = "compute_lte"
+# What one partition may hold: 8 bytes an interaction in a worker, and its user ids.
+MAX_PARTITION_ROWS = 2_000_000
+# Users in one Arrow batch: 2 MB of vectors at D = 512.
+BLOCK_USERS = 1024
+_WORKER_COLUMNS = ("user_id", "embedding", "n_items", "n_unknown", "method", "lte_window")
+_WORKER_SCHEMA = StructType([StructField(name, USER_LTE.schema[name].dataType) for name in _WORKER_COLUMNS])
+
+
+class LteError(ValueError):
+    """LTEs that cannot be computed or do not fit together; the message names table, value and ds."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compute all configured methods and windows as of ``--ds``."""
+    config = parse_config(argv, JOB, __doc__)
+    basis_version = configured_basis(config.deployment)
+    with open_lake(config.deployment, JOB) as lake:
+        write_lte(lake, config.deployment, config.ds, basis_version)
+        lake.record_metrics(config.ds, JOB, lte_metrics(lake, config.deployment.lte, config.ds))
+
+
+def weightings(lte: LteSection) -> dict[str, Weighting]:
+    """The configured methods by name."""
+    return {method: Weighting(method, lte.half_life_days, lte.count) for method in lte.methods}
+
+
+def lte_windows(lte: LteSection) -> list[LteWindow]:
+    """The configured windows."""
+    return [LteWindow.parse(text) for text in lte.windows]
+
+
+def write_lte(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> None:
+    """Write the slices of ``ds`` to user_lte, and to runs what they were computed from.
+
+    Args:
+        lake: Reads interactions, item_embeddings, event_days.
+        deployment: Windows, methods, partitions.
+        ds: Data day.
+        basis_version: Basis to use.
+
+    Raises:
+        jobs.basis.BasisError: The basis is missing or damaged.
+        LteError: There is no interaction in any window.
+    """
+    # The fingerprint comes first: of data that arrive meanwhile it says that the run is stale, never the contrary.
+    fingerprint = input_fingerprint_as_of(lake, deployment, ds, basis_version)
+    basis = pinned_basis(lake, basis_version)
+    load_matrix(basis)  # checked before any engine starts, and in place for workers on this machine
+    n_interactions = sum(day["n_events"] for day in _event_days(lake, deployment.lte, ds))
+    if not n_interactions:
+        raise LteError(f"table event_days: no interaction in the windows {list(deployment.lte.windows)} of ds={ds}")
+    partitions = n_partitions(n_interactions, deployment.engine.partitions)
+    embeddings = read_basis(lake, basis_version)
+    rows = user_lte(lake.read(INTERACTIONS), embeddings, ds, lte=deployment.lte, basis=basis, partitions=partitions)
+    lake.replace(rows, USER_LTE, {"ds": ds, "method": POOLED_METHODS})
+    _record_run(lake, ds, basis_version, fingerprint)
+
+
+def n_partitions(n_interactions: int, least: int) -> int:
+    """How many partitions keep each at a size that a worker can hold."""
+    return max(least, math.ceil(n_interactions / MAX_PARTITION_ROWS))
+
+
+def user_lte(
+    interactions: DataFrame,
+    item_embeddings: DataFrame,
+    ds: date,
+    *,
+    lte: LteSection,
+    basis: BasisKey,
+    partitions: int,
+) -> DataFrame:
+    """LTEs of all users with an interaction in a window or after it up to ds: rows of user_lte.
+
+    Args:
+        interactions: Rows of interactions.
+        item_embeddings: Rows of one basis.
+        ds: Data day.
+        lte: Windows, methods, half-life, way to count.
+        basis: The same basis, for the workers.
+        partitions: Partitions of the shuffle; the result does not depend on them.
+    """
+    windows = lte_windows(lte)
+    codes = packed_interactions(interactions, known_items(item_embeddings, ds), ds, reach(windows))
+    task = LteTask(basis, tuple(windows), tuple(weightings(lte).values()))
+    rows = codes.repartition(partitions, "user_id").mapInArrow(task, _WORKER_SCHEMA)
+    return rows.withColumns({"basis_version": F.lit(basis.basis_version), "ds": F.lit(ds)})
+
+
+@dataclass(frozen=True)
+class LteTask:
+    """What a worker does with a partition; holds names and numbers only.
+
+    Attributes:
+        basis: Which basis to map into memory.
+        windows: Windows to cut.
+        weightings: Methods, each over each window.
+    """
+
+    basis: BasisKey
+    windows: tuple[LteWindow, ...]
+    weightings: tuple[Weighting, ...]
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Turn (user_id, code) rows of whole users into LTEs, some users at a time."""
+        users, histories = collected(batches)
+        vectors = load_matrix(self.basis).vectors
+        for start in range(0, histories.n_users, BLOCK_USERS):
+            stop = min(start + BLOCK_USERS, histories.n_users)
+            yield from self._block(users.slice(start, stop - start), histories.block(start, stop), vectors)
+
+    def _block(self, users: pa.Array, histories: Histories, vectors: FloatArray) -> Iterator[pa.RecordBatch]:
+        newest = histories.newest_ages()
+        for window in self.windows:
+            pairs = window_pairs(histories, window_ages(window))
+            is_present = newest < window.start_days
+            for weighting in self.weightings:
+                lte = long_term_embeddings(pairs, vectors, weighting)
+                yield _lte_batch(users, lte, is_present, (weighting.method, str(window)))
+
+
+def _lte_batch(
+    users: pa.Array, lte: Pooled, is_present: NDArray[np.bool_], method_and_window: tuple[str, str]
+) -> pa.RecordBatch:
+    """One block's rows; users without an interaction since the window's start are left out."""
+    if not is_present.all():
+        users = users.filter(pa.array(is_present))
+        lte = Pooled(lte.vectors[is_present], lte.n_items[is_present], lte.n_unknown[is_present])
+    n_users, dim = lte.vectors.shape
+    offsets = pa.array(np.arange(0, (n_users + 1) * dim, dim, dtype=np.int32))
+    columns = [
+        users,
+        pa.ListArray.from_arrays(offsets, pa.array(lte.vectors.reshape(-1))),
+        pa.array(lte.n_items.astype(np.int32)),
+        pa.array(lte.n_unknown.astype(np.int32)),
+        *(pa.repeat(text, n_users) for text in method_and_window),
+    ]
+    return pa.record_batch(columns, names=list(_WORKER_COLUMNS))
+
+
+def _event_days(lake: Lake, lte: LteSection, ds: date) -> list[Row]:
+    days = lake.read(EVENT_DAYS).where(in_window(ds, reach(lte_windows(lte))))
+    return days.select("event_date", "n_events", "checksum").collect()
+
+
+def input_fingerprint(
+    event_days: Iterable[tuple[date, int, str]], *, lte: LteSection, basis_version: str, n_known: int
+) -> str:
+    """Hash of all that LTEs follow from: equal fingerprints, equal LTEs.
+
+    Args:
+        event_days: event_date, n_events, checksum of the days that any window reaches, in any order.
+        lte: Windows, methods, half-life, way to count.
+        basis_version: Basis.
+        n_known: Items of the basis that were known by ds; they never change and never go.
+    """
+    days = sorted([day.isoformat(), n_events, checksum] for day, n_events, checksum in event_days)
+    content = {"days": days, "lte": asdict(lte), "basis_version": basis_version, "n_known": n_known}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def input_fingerprint_as_of(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> str:
+    """Fingerprint of what the tables hold now for ``ds``; a run that recorded another one is stale."""
+    days = [(day["event_date"], day["n_events"], day["checksum"]) for day in _event_days(lake, deployment.lte, ds)]
+    n_known = known_items(read_basis(lake, basis_version), ds).count()
+    return input_fingerprint(days, lte=deployment.lte, basis_version=basis_version, n_known=n_known)
+
+
+def _record_run(lake: Lake, ds: date, basis_version: str, fingerprint: str) -> None:
+    row = (basis_version, fingerprint, code_version(), ds, JOB)
+    runs = lake.spark.createDataFrame([row], StructType([StructField(f.name, f.dataType) for f in RUNS.schema]))
+    lake.replace(runs, RUNS, {"ds": ds, "job": JOB})
+
+
+def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> dict[str | tuple[str, str], float]:
+    """Users, interactions and settings of the slices of ``ds``; labels are method/window.
+
+    The settings are recorded because LTEs of two days can be compared only where these agree.
+    """
+    slices = lake.read(USER_LTE, where={"ds": ds}).groupBy("method", "lte_window")
+    totals = slices.agg(
+        F.count("*").alias("n_users"),
+        F.sum("n_items").alias("n_items"),
+        F.sum("n_unknown").alias("n_unknown"),
+        F.sum((F.col("n_items") == 0).cast("int")).alias("n_zero_users"),
+        F.max("n_items").alias("max_n_items"),
+    )
+    metrics: dict[str | tuple[str, str], float] = {(name, ""): value for name, value in lte_settings(lte).items()}
+    for row in totals.collect():
+        label = f"{row['method']}/{row['lte_window']}"
+        metrics |= {(name, label): row[name] for name in totals.columns if name not in ("method", "lte_window")}
+    return metrics
+
+
+def lte_settings(lte: LteSection) -> dict[str, float]:
+    """The settings that decide which LTE a history gives, as metrics."""
+    return {"half_life_days": lte.half_life_days, "counts_distinct": float(lte.count == DISTINCT)}
+
+
+if __name__ == "__main__":
+    run_job(main)

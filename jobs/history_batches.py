@@ -1,0 +1,66 @@
+"""Arrow batches of packed interactions, in any order, as sorted histories: what a worker does with its partition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lte_models.pooling import CODE_BITS, MAX_USERS, Histories, Int64Array, PoolingError
+
+_FLUSH_ROWS = 1 << 18
+_CODE_MASK = (1 << CODE_BITS) - 1
+
+
+class HistoryCollector:
+    """Collects a partition's (user_id, code) rows in eight bytes an interaction and each user id once."""
+
+    def __init__(self) -> None:
+        self._users = pa.array([], pa.string())
+        self._keys: list[Int64Array] = []
+        self._waiting: list[pa.RecordBatch] = []
+        self._n_waiting = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take rows with columns ``user_id`` and ``code``."""
+        self._waiting.append(batch)
+        self._n_waiting += batch.num_rows
+        if self._n_waiting >= _FLUSH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Number the users by first appearance and forget their ids."""
+        if not self._n_waiting:
+            return
+        rows = pa.Table.from_batches(self._waiting)
+        self._waiting, self._n_waiting = [], 0
+        users = rows["user_id"].cast(pa.string()).combine_chunks().dictionary_encode()
+        is_new = pc.is_null(pc.index_in(users.dictionary, self._users))
+        self._users = pa.concat_arrays([self._users, users.dictionary.filter(is_new)])
+        if len(self._users) > MAX_USERS:
+            raise PoolingError(f"{len(self._users)} users in one partition, at most {MAX_USERS}: use more partitions")
+        numbers = pc.index_in(users.dictionary, self._users).to_numpy().astype(np.int64)
+        self._keys.append((numbers[users.indices.to_numpy()] << CODE_BITS) | rows["code"].to_numpy())
+
+    def finish(self) -> tuple[pa.StringArray, Histories]:
+        """The users, sorted by id, and their histories, whatever order the rows came in."""
+        self._flush()
+        order = pc.array_sort_indices(self._users).to_numpy().astype(np.int64)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        for keys in self._keys:
+            keys[:] = (rank[keys >> CODE_BITS] << CODE_BITS) | (keys & _CODE_MASK)
+        keys = np.concatenate([np.zeros(0, np.int64), *self._keys])
+        self._keys = []
+        keys.sort()
+        return self._users.take(pa.array(order)), Histories(keys, len(order))
+
+
+def collected(batches: Iterable[pa.RecordBatch]) -> tuple[pa.StringArray, Histories]:
+    """Users sorted by id and their histories, from a partition's batches of (user_id, code)."""
+    collector = HistoryCollector()
+    for batch in batches:
+        collector.add(batch)
+    return collector.finish()
