@@ -1,7 +1,7 @@
 """Two-tower ranker: a causal transformer over the short window, the LTE as anchor (paper, sections 3 to 5).
 
 Axes: B users, L history length (left-padded), D model width, C content width, V items, U rows embedded in a step,
-Q queries, P past items of all users, A anchor days. Row 0 is padding; rows 1..V are items by falling frequency.
+Q queries, P past items of all users. Row 0 is padding; rows 1..V are items by falling frequency.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class RankerConfig:
         lte_gelu: GELU after the (first) layer instead of nothing.
         lte_hidden: Width between two layers, 128 to 1024.
         history_features: Whether the user's own past and recent popularity add learned logits.
+        n_ids: Rows of the id embedding, the out-of-vocabulary bucket included.
+        n_categories: Codes of categories, unknown included.
+        n_brands: Codes of brands, unknown included.
+        n_price_tiers: Codes of price tiers, unknown included.
         seed: Of the initial weights.
     """
 
@@ -57,6 +61,10 @@ class RankerConfig:
     lte_gelu: bool = False
     lte_hidden: int = 256
     history_features: bool = False
+    n_ids: int = 1
+    n_categories: int = 1
+    n_brands: int = 1
+    n_price_tiers: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,31 +100,31 @@ class Catalogue(NamedTuple):
     price_tier: Tensor
 
 
-def check_catalogue(catalogue: Catalogue, content_dim: int) -> None:
+def check_catalogue(catalogue: Catalogue, config: RankerConfig) -> None:
     """Refuse a catalogue that is empty, misshapen or holds an embedding that is not finite.
 
     Args:
         catalogue: The item side.
-        content_dim: C.
+        config: Widths and numbers of codes.
 
     Raises:
         ValueError: Names what is wrong, with the row.
     """
+    content_dim = config.content_dim
+    limits = (config.n_ids, config.n_categories, config.n_brands, config.n_price_tiers)
     n_rows = catalogue.content.shape[0]
     if n_rows < 2:
         raise ValueError("the vocabulary holds no item: no ranker can be trained")
     if catalogue.content.shape[1] != content_dim:
         raise ValueError(f"basis has {catalogue.content.shape[1]} floats an item, the model wants {content_dim}")
-    for name, codes in zip(Catalogue._fields[1:], catalogue[1:], strict=True):
+    for name, codes, limit in zip(Catalogue._fields[1:], catalogue[1:], limits, strict=True):
         if codes.shape != (n_rows,):
             raise ValueError(f"catalogue.{name} has shape {tuple(codes.shape)}, wanted ({n_rows},)")
+        if not 0 <= int(codes.min()) <= int(codes.max()) < limit:
+            raise ValueError(f"catalogue.{name} holds code {int(codes.max())}, the model has {limit}")
     bad = (~torch.isfinite(catalogue.content)).any(dim=1).nonzero().flatten()
     if bad.numel():
         raise ValueError(f"embedding of vocabulary row {int(bad[0])} is not finite ({bad.numel()} such rows)")
-
-
-def _codes(codes: Tensor) -> int:
-    return int(codes.max()) + 1
 
 
 class ItemTower(nn.Module):
@@ -127,23 +135,24 @@ class ItemTower(nn.Module):
     category: Tensor
     brand: Tensor
     price_tier: Tensor
+    content_mean: Tensor
+    content_scale: Tensor
 
     def __init__(self, config: RankerConfig, catalogue: Catalogue) -> None:
         super().__init__()
-        check_catalogue(catalogue, config.content_dim)
-        items = catalogue.content[1:].float()
-        centred = items - items.mean(dim=0)
+        check_catalogue(catalogue, config)
+        self.register_buffer("content", catalogue.content.detach().clone().float())
+        mean = self.content[1:].mean(dim=0)
+        self.register_buffer("content_mean", mean)
         # one scalar: unit vectors have entries near 1 / sqrt(C), which starve the layer behind them
-        scale = centred.square().mean().sqrt().clamp(min=1e-6)
-        padding = torch.zeros(1, config.content_dim)
-        self.register_buffer("content", torch.cat([padding, centred / scale]))
+        self.register_buffer("content_scale", (self.content[1:] - mean).square().mean().sqrt().clamp(min=1e-6))
         for name, codes in zip(Catalogue._fields[1:], catalogue[1:], strict=True):
             self.register_buffer(name, codes.clone())
         self.id_dropout = config.id_dropout
-        self.ids = nn.Embedding(_codes(catalogue.id_row), config.id_dim) if config.id_dim else None
-        self.categories = nn.Embedding(_codes(catalogue.category), 8)
-        self.brands = nn.Embedding(_codes(catalogue.brand), 8)
-        self.price_tiers = nn.Embedding(_codes(catalogue.price_tier), 4)
+        self.ids = nn.Embedding(config.n_ids, config.id_dim) if config.id_dim else None
+        self.categories = nn.Embedding(config.n_categories, 8)
+        self.brands = nn.Embedding(config.n_brands, 8)
+        self.price_tiers = nn.Embedding(config.n_price_tiers, 4)
         width = config.content_dim + config.id_dim + 8 + 8 + 4
         self.hidden = nn.Linear(width, 2 * config.dim)
         self.out = nn.Linear(2 * config.dim, config.dim)
@@ -158,7 +167,7 @@ class ItemTower(nn.Module):
             float [U, D]; zeros for row 0.
         """
         parts = [
-            self.content[rows],
+            (self.content[rows] - self.content_mean) / self.content_scale,
             self.categories(self.category[rows]),
             self.brands(self.brand[rows]),
             self.price_tiers(self.price_tier[rows]),
@@ -349,20 +358,50 @@ class HistoryLogits(nn.Module):
         return logits.squeeze(-1)
 
 
+class DailyCounts(NamedTuple):
+    """Interactions of each item up to each day, all users together.
+
+    Attributes:
+        first_day: Days since 1970 of the first day that is counted.
+        cumulative: int32 [days + 1, V + 1], interactions before each day, from ``first_day``.
+    """
+
+    first_day: int
+    cumulative: Tensor
+
+    def recent(self, anchor_day: Tensor, rows: Tensor) -> Tensor:
+        """Count interactions in the last 7, 28 and 365 days up to the end of each anchor.
+
+        Args:
+            anchor_day: int64 [...], days since 1970.
+            rows: int64 [...], broadcast against ``anchor_day``.
+
+        Returns:
+            float [..., 3].
+
+        Raises:
+            ValueError: An anchor lies after the last day that was counted.
+        """
+        end = anchor_day + 1 - self.first_day
+        if int(end.max()) >= len(self.cumulative):
+            raise ValueError(f"anchor {int(anchor_day.max())} lies after the days that were counted")
+        now = self.cumulative[end.clamp(min=0), rows]
+        before = (self.cumulative[(end - days).clamp(min=0), rows] for days in POPULARITY_DAYS)
+        return torch.stack([now - earlier for earlier in before], dim=-1).float()
+
+
 class Context(NamedTuple):
     """What a batch needs beside its examples.
 
     Attributes:
         lte: float [B, C].
         has_lte: bool [B].
-        popularity: float [A, V + 1, 3], counts in the last 7, 28, 365 days before each anchor, or None.
-        anchor: int64 [B], position of the example's anchor in ``popularity``.
+        popularity: Daily counts of the items, where history features are on.
     """
 
     lte: Tensor
     has_lte: Tensor
-    popularity: Tensor | None = None
-    anchor: Tensor | None = None
+    popularity: DailyCounts | None = None
 
 
 class Ranker(nn.Module):
@@ -450,13 +489,13 @@ class Ranker(nn.Module):
     def _history_logits(
         self, history: HistoryLogits, candidates: Tensor, batch: ExampleBatch, context: Context
     ) -> Tensor:
-        popularity, anchor = _popularity(context)
+        popularity = _popularity(context)
         slot = torch.full((self.n_items + 1,), -1, dtype=torch.int64, device=candidates.device)
         slot[candidates] = torch.arange(candidates.numel(), device=candidates.device)
         slots = slot[batch.past.items]
         kept = slots >= 0
-        days, day_of_user = torch.unique(anchor, return_inverse=True)
-        by_day = history.of_popularity(popularity[days][:, candidates])  # [days, S]
+        days, day_of_user = torch.unique(batch.anchor_day, return_inverse=True)
+        by_day = history.of_popularity(popularity.recent(days.unsqueeze(1), candidates))  # [days, S]
         place = (batch.past.user[kept], slots[kept])
         return by_day[day_of_user].index_put(place, history.of_past(batch.past)[kept].to(by_day.dtype), accumulate=True)
 
@@ -478,9 +517,9 @@ class Ranker(nn.Module):
         logits = (queries[batch.target_query] * vectors[position[batch.targets]]).sum(dim=1)
         if self.history is None:
             return logits
-        popularity, anchor = _popularity(context)
         user = batch.query_user[batch.target_query]
-        recent = self.history.of_popularity(popularity[anchor[user], batch.targets])
+        counts = _popularity(context).recent(batch.anchor_day[user], batch.targets)
+        recent = self.history.of_popularity(counts)
         return logits + recent + self._past_of_targets(self.history, user, batch)
 
     def _past_of_targets(self, history: HistoryLogits, user: Tensor, batch: ExampleBatch) -> Tensor:
@@ -507,10 +546,10 @@ class Ranker(nn.Module):
         return self.candidate_logits(queries, candidates, batch, context, embedded)
 
 
-def _popularity(context: Context) -> tuple[Tensor, Tensor]:
-    if context.popularity is None or context.anchor is None:
-        raise ValueError("history_features is on: the batch needs popularity counts and its anchors")
-    return context.popularity, context.anchor
+def _popularity(context: Context) -> DailyCounts:
+    if context.popularity is None:
+        raise ValueError("history_features is on: the batch needs popularity counts")
+    return context.popularity
 
 
 def has_lte(lte: Tensor) -> Tensor:

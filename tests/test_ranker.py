@@ -8,6 +8,7 @@ from lte_models.data import ExampleBatch, Past, history_features
 from lte_models.ranker import (
     Catalogue,
     Context,
+    DailyCounts,
     LteStatistics,
     Objective,
     Ranker,
@@ -18,7 +19,19 @@ from lte_models.ranker import (
 from lte_models.sampling import LogUniformSampler
 
 V, C, D = 6, 5, 8
-CONFIG = RankerConfig(content_dim=C, n_types=2, dim=D, n_heads=4, max_length=6, dropout=0.0, id_dropout=0.0, id_dim=4)
+CONFIG = RankerConfig(
+    content_dim=C,
+    n_types=2,
+    dim=D,
+    n_heads=4,
+    max_length=6,
+    dropout=0.0,
+    id_dropout=0.0,
+    id_dim=4,
+    n_ids=6,
+    n_categories=3,
+    n_brands=2,
+)
 
 
 def _catalogue() -> Catalogue:
@@ -69,8 +82,8 @@ def _batch(items: list[list[int]], targets: list[tuple[int, int]] = ()) -> Examp
 
 def _context(n_users: int, *, known: bool = True) -> Context:
     lte = torch.randn(n_users, C, generator=_rng(4))
-    popularity = torch.rand(2, V + 1, 3, generator=_rng(5)) * 10
-    return Context(lte, torch.full((n_users,), known), popularity, torch.arange(n_users) % 2)
+    counts = torch.randint(0, 9, (5, V + 1), generator=_rng(5), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return Context(lte, torch.full((n_users,), known), DailyCounts(-3, counts))
 
 
 def _encode(model: Ranker, batch: ExampleBatch, context: Context) -> torch.Tensor:
@@ -94,7 +107,7 @@ def test_padding_changes_nothing(lte: str, history: bool) -> None:
 @MODES
 def test_order_of_the_batch_changes_nothing(lte: str) -> None:
     model, context = _model(lte=lte), _context(2)
-    flipped = Context(context.lte.flip(0), context.has_lte, context.popularity, context.anchor)
+    flipped = Context(context.lte.flip(0), context.has_lte, context.popularity)
     scores = model.scores(_batch([[1, 2, 3], [0, 4, 5]]), context)
     torch.testing.assert_close(model.scores(_batch([[0, 4, 5], [1, 2, 3]]), flipped).flip(0), scores)
 
@@ -210,6 +223,21 @@ def test_history_logits_reach_only_the_users_own_items() -> None:
     assert (difference.abs() > 1e-6).nonzero().tolist() == [[1, 0]]  # user 1's first past item, row 1
 
 
+def test_recent_counts_by_hand() -> None:
+    # day 100: 5 of item 1; day 130: 2 of item 1, 3 of item 2; nothing else up to day 140
+    cumulative = torch.zeros(42, 3, dtype=torch.int32)
+    cumulative[1:, 1] += 5
+    cumulative[31:, 1] += 2
+    cumulative[31:, 2] += 3
+    counts = DailyCounts(100, cumulative)
+    recent = counts.recent(torch.tensor([[129], [130], [137], [128]]), torch.tensor([1, 2]))
+    assert recent[:, 0].tolist() == [[0, 0, 5], [2, 2, 7], [0, 2, 7], [0, 0, 5]]
+    assert recent[:, 1].tolist() == [[0, 0, 0], [3, 3, 3], [0, 3, 3], [0, 0, 0]]
+    assert counts.recent(torch.tensor([100, 127]), torch.tensor([1, 1])).tolist() == [[5, 5, 5], [0, 5, 5]]
+    with pytest.raises(ValueError, match="anchor 141 lies after"):
+        counts.recent(torch.tensor([141]), torch.tensor([1]))
+
+
 def test_history_features_refuse_positions_before_the_anchor() -> None:
     model, batch = _model(history_features=True), _batch([[1, 2, 3]], [(0, 2)])
     with pytest.raises(ValueError, match="would show earlier positions their future"):
@@ -254,6 +282,8 @@ def test_bad_catalogues_and_histories_are_named() -> None:
         Ranker(replace(CONFIG, content_dim=7), catalogue)
     with pytest.raises(ValueError, match=r"catalogue\.brand has shape"):
         Ranker(CONFIG, catalogue._replace(brand=torch.zeros(2, dtype=torch.int64)))
+    with pytest.raises(ValueError, match=r"catalogue\.id_row holds code 5, the model has 5"):
+        Ranker(replace(CONFIG, n_ids=5), catalogue)
     catalogue.content[4, 1] = float("nan")
     with pytest.raises(ValueError, match="row 4 is not finite"):
         Ranker(CONFIG, catalogue)
