@@ -38,11 +38,15 @@ def configured_basis(deployment: Deployment) -> str:
     return basis_version(encoder_config(deployment.basis))
 
 
-def catalogue_as_of(items: DataFrame, ds: date) -> DataFrame:
-    """The catalogue of a day: the newest version of each item landed up to ``ds``, with ``first_ds``, its first day."""
+def catalogue_versions(items: DataFrame, ds: date) -> DataFrame:
+    """The catalogue of a day by keys alone, so that no picture is read.
+
+    Returns:
+        One row an item landed up to ``ds``: item_id, landing_ds of its newest version, first_ds of its first.
+    """
     landed = items.where(F.col("landing_ds") <= F.lit(ds))
-    days = landed.groupBy("item_id").agg(F.max("landing_ds").alias("landing_ds"), F.min("landing_ds").alias("first_ds"))
-    return landed.join(days, ["item_id", "landing_ds"])
+    newest, first = F.max("landing_ds").alias("landing_ds"), F.min("landing_ds").alias("first_ds")
+    return landed.groupBy("item_id").agg(newest, first)
 
 
 def read_basis(lake: Lake, basis_version: str | None = None) -> DataFrame:

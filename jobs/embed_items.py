@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
-from jobs.basis import BasisError, catalogue_as_of, encoder_config
+from jobs.basis import BasisError, catalogue_versions, encoder_config
 from jobs.config import parse_config
 from jobs.entry import run_job
 from jobs.tables import Lake, open_lake
@@ -45,6 +45,8 @@ TEXT_COLUMNS = ("title", "description", "category", "brand")
 IMAGE_COLUMNS = ("image", "image_path")
 # Vectors of texts that a partition keeps, so that items with one text are encoded once: 32 k x 512 floats are 64 MiB.
 MAX_KEPT_TEXTS = 32_768
+# An engine's batch has some 10,000 rows: too many pictures to hold twice.
+MAX_PICTURED_ROWS = 1024
 # A text with any of these is certainly not empty.
 VISIBLE = r"[\p{L}\p{N}\p{P}\p{S}]"
 # A picture that can be read now, of an item whose vector was made without it.
@@ -93,20 +95,20 @@ def extend_basis(
         lte_models.encoders.EncoderError: The encoder cannot be built, or gave a vector that cannot be used.
     """
     state = _basis_state(lake, basis_version(encoder))
-    catalogue = catalogue_as_of(lake.read(ITEMS), ds)
-    known = lake.read(ITEM_EMBEDDINGS, where={"basis_version": state.version})
-    fresh = catalogue.join(known.select("item_id"), "item_id", "left_anti")
     task = EncodeTask(encoder, state.version, str(landing))
+    items = lake.read(ITEMS)
+    catalogue = catalogue_versions(items, ds)
+    known = lake.read(ITEM_EMBEDDINGS, where={"basis_version": state.version})
+    fresh = with_content(items, catalogue.join(known.select("item_id"), "item_id", "left_anti"))
     numbered = numbered_ids(encodable_ids(fresh, task), state.n_items)
     n_encoded = numbered.count()
     n_backdated = landed_earlier(known, catalogue).count()
     _say(f"ds {ds}: basis {state.version} holds {state.n_items} items, {n_encoded} are new")
-    if n_encoded:
-        fresh = embedded(fresh.join(numbered, "item_id"), task, partitions)
+    rows = embedded(fresh.join(numbered, "item_id"), task, partitions) if n_encoded else None
     with _worker_errors():
-        _write(lake, state, fresh if n_encoded else None, backdated(known, catalogue) if n_backdated else None)
+        _write(lake, state, rows, backdated(known, catalogue) if n_backdated else None)
     counts = {"n_encoded": float(n_encoded), "n_backdated": float(n_backdated)}
-    return counts | _coverage(lake, catalogue, task)
+    return counts | _coverage(lake, items, catalogue, task)
 
 
 @contextmanager
@@ -152,6 +154,15 @@ def _write(lake: Lake, state: BasisState, fresh: DataFrame | None, moved: DataFr
         lake.append(fresh, ITEM_EMBEDDINGS)
     if fresh is not None or moved is not None:
         _basis_state(lake, state.version)
+
+
+def with_content(items: DataFrame, versions: DataFrame) -> DataFrame:
+    """Add the columns of items to some of its keys (item_id, landing_ds), reading only the days that they are of.
+
+    On a day with few new items, few pictures are read and none is shuffled.
+    """
+    days = [row["landing_ds"] for row in versions.select("landing_ds").distinct().collect()]
+    return items.where(F.col("landing_ds").isin(days)).join(versions, ["item_id", "landing_ds"])
 
 
 def numbered_ids(item_ids: DataFrame, start: int) -> DataFrame:
@@ -234,8 +245,10 @@ class EncodeTask:
         """Encode catalogue rows to rows of item_embeddings; the weights are loaded at the first row."""
         kept: dict[str, FloatArray] = {}
         for batch in batches:
-            if batch.num_rows:
-                yield self._encode_batch(batch, load_encoder(self.encoder, self.basis_version), kept)
+            step = MAX_PICTURED_ROWS if self.encoder.reads_images else max(1, batch.num_rows)
+            for start in range(0, batch.num_rows, step):
+                encoder = load_encoder(self.encoder, self.basis_version)
+                yield self._encode_batch(batch.slice(start, step), encoder, kept)
 
     def encodable(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Pass the ids of items that have a text or a readable picture."""
@@ -365,7 +378,9 @@ def _lists(vectors: FloatArray) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
 
 
-def _coverage(lake: Lake, catalogue: DataFrame, task: EncodeTask) -> dict[str | tuple[str, str], float]:
+def _coverage(
+    lake: Lake, items: DataFrame, catalogue: DataFrame, task: EncodeTask
+) -> dict[str | tuple[str, str], float]:
     """How much of the catalogue the basis holds now; the same for every rerun of the day."""
     known = lake.read(ITEM_EMBEDDINGS, where={"basis_version": task.basis_version}).select("item_id", "source")
     joined = catalogue.join(known, "item_id", "left")
@@ -375,13 +390,13 @@ def _coverage(lake: Lake, catalogue: DataFrame, task: EncodeTask) -> dict[str | 
         "n_in_basis": total["in_basis"],
         "n_left_out": total["catalogue"] - total["in_basis"],
     }
-    return counts | (_unused_images(joined, task) if task.encoder.reads_images else {})
+    unpictured = joined.where(F.col("source").isNull() | (F.col("source") == F.lit("text"))).drop("source")
+    return counts | (_unused_images(with_content(items, unpictured), task) if task.encoder.reads_images else {})
 
 
-def _unused_images(joined: DataFrame, task: EncodeTask) -> dict[str | tuple[str, str], float]:
+def _unused_images(unpictured: DataFrame, task: EncodeTask) -> dict[str | tuple[str, str], float]:
     has_image = F.col("image").isNotNull() | F.col("image_path").isNotNull()
-    is_unused = F.col("source").isNull() | (F.col("source") == F.lit("text"))
-    unused = joined.where(has_image & is_unused).select("image", "image_path")
+    unused = unpictured.where(has_image).select("image", "image_path")
     reasons = unused.mapInArrow(task.picture_problems, _REASON_SCHEMA).groupBy("reason").count().collect()
     return {("n_image_not_used", row["reason"]): float(row["count"]) for row in reasons if row["reason"] != "none"}
 

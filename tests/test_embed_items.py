@@ -16,7 +16,7 @@ import jobs.embed_items
 from jobs.basis import (
     BasisError,
     basis_versions,
-    catalogue_as_of,
+    catalogue_versions,
     configured_basis,
     encoder_config,
     read_basis,
@@ -24,6 +24,7 @@ from jobs.basis import (
 )
 from jobs.config import BasisSection, Deployment
 from jobs.embed_items import extend_basis, main
+from jobs.entry import run_job
 from jobs.tables import Lake
 from lte_models.encoder_images import decode_image
 from lte_models.encoder_minilm import MiniLmEncoder
@@ -179,6 +180,18 @@ def test_texts_beyond_the_kept_ones_are_still_right(
         np.testing.assert_allclose(rows[item_id]["embedding"], expected_vector(clip, text), atol=1e-6)
 
 
+def test_many_pictures_are_taken_in_parts(
+    lake: Lake, clip: EncoderConfig, run: Callable[..., dict[Any, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.embed_items, "MAX_PICTURED_ROWS", 2)
+    pictures = [encoded(picture(n)) for n in range(5)]
+    add_items(lake, *(item(f"{n}", f"text {n}", image=content) for n, content in enumerate(pictures)))
+    assert run(lake, clip, partitions=1)["n_encoded"] == 5
+    rows = embeddings(lake)
+    for n, content in enumerate(pictures):
+        np.testing.assert_allclose(rows[f"{n}"]["embedding"], expected_vector(clip, f"text {n}", content), atol=1e-6)
+
+
 def test_partitions_and_company_change_no_bit(
     sail: Any, tmp_path: Path, clip: EncoderConfig, run: Callable[..., dict[Any, float]]
 ) -> None:
@@ -228,8 +241,12 @@ def test_a_picture_that_came_later_is_told_apart(
 
 def test_the_catalogue_of_a_day_is_each_items_newest_version(lake: Lake) -> None:
     add_items(lake, item("a", "old"), item("a", "new", NEXT), item("b", "other"), item("c", "future", NEXT))
+    items = lake.read(ITEMS)
     days = {
-        ds: {row["item_id"]: (row["title"], row["first_ds"]) for row in catalogue_as_of(lake.read(ITEMS), ds).collect()}
+        ds: {
+            row["item_id"]: (row["title"], row["first_ds"])
+            for row in jobs.embed_items.with_content(items, catalogue_versions(items, ds)).collect()
+        }
         for ds in (DAY, NEXT)
     }
     assert days[DAY] == {"a": ("old", DAY), "b": ("other", DAY)}
@@ -331,6 +348,17 @@ def test_the_job_from_its_command_line(
     }
     assert metrics["n_left_out", "", DAY, "embed_items"] == 1
     assert f"basis {basis_version(clip)} holds 0 items, 1 are new" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_there_end_the_job_with_one_line(
+    deployment_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = '[basis]\nencoder = "open_clip"\nweights = "./no-such-folder"\n'
+    deployment_file.write_text(deployment_file.read_text() + text)
+    with pytest.raises(SystemExit) as ended:
+        run_job(lambda: main(["--config", str(deployment_file), "--ds", "2017-03-01"]))
+    assert ended.value.code == 1
+    assert "EncoderError: open_clip weights" in capsys.readouterr().err
 
 
 def test_the_configured_basis(deployment: Deployment) -> None:
