@@ -12,7 +12,7 @@ import pytest
 from pyspark.sql.types import StructField, StructType
 from test_encoders import encoded, picture, png_header, write_clip
 
-import jobs.embed_items
+import jobs.encode_task
 from jobs.basis import (
     BasisError,
     basis_versions,
@@ -23,7 +23,8 @@ from jobs.basis import (
     single_basis,
 )
 from jobs.config import BasisSection, Deployment
-from jobs.embed_items import extend_basis, main
+from jobs.embed_items import extend_basis, main, with_content
+from jobs.encode_task import EncodeTask
 from jobs.entry import run_job
 from jobs.tables import Lake
 from lte_models.encoder_images import decode_image
@@ -149,7 +150,7 @@ def test_a_rerun_encodes_nothing_and_loads_no_weights(
     def refuse(*arguments: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(jobs.embed_items, "load_encoder", refuse)
+    monkeypatch.setattr(jobs.encode_task, "load_encoder", refuse)
     assert run(lake, clip) == first | {"n_encoded": 0}
     assert lake.version(ITEM_EMBEDDINGS) == version  # not even an empty commit
 
@@ -172,7 +173,7 @@ def test_one_text_is_encoded_once(
 def test_texts_beyond_the_kept_ones_are_still_right(
     lake: Lake, clip: EncoderConfig, run: Callable[..., dict[Any, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.embed_items, "MAX_KEPT_TEXTS", 1)
+    monkeypatch.setattr(jobs.encode_task, "MAX_KEPT_TEXTS", 1)
     add_items(lake, item("a", "milk"), item("b", "bread"), item("c", "milk"))
     run(lake, clip)
     rows = embeddings(lake)
@@ -183,7 +184,7 @@ def test_texts_beyond_the_kept_ones_are_still_right(
 def test_many_pictures_are_taken_in_parts(
     lake: Lake, clip: EncoderConfig, run: Callable[..., dict[Any, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.embed_items, "MAX_PICTURED_ROWS", 2)
+    monkeypatch.setattr(jobs.encode_task, "MAX_PICTURED_ROWS", 2)
     pictures = [encoded(picture(n)) for n in range(5)]
     add_items(lake, *(item(f"{n}", f"text {n}", image=content) for n, content in enumerate(pictures)))
     assert run(lake, clip, partitions=1)["n_encoded"] == 5
@@ -245,7 +246,7 @@ def test_the_catalogue_of_a_day_is_each_items_newest_version(lake: Lake) -> None
     days = {
         ds: {
             row["item_id"]: (row["title"], row["first_ds"])
-            for row in jobs.embed_items.with_content(items, catalogue_versions(items, ds)).collect()
+            for row in with_content(items, catalogue_versions(items, ds)).collect()
         }
         for ds in (DAY, NEXT)
     }
@@ -368,7 +369,7 @@ def test_the_configured_basis(deployment: Deployment) -> None:
 
 
 def test_nothing_is_loaded_for_an_empty_partition(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = jobs.embed_items.EncodeTask(EncoderConfig("open_clip", weights="/nowhere"), "x", "/nowhere")
+    task = EncodeTask(EncoderConfig("open_clip", weights="/nowhere"), "x", "/nowhere")
 
     def none() -> Iterator[Any]:
         yield from ()
