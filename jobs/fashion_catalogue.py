@@ -41,11 +41,11 @@ class PicturedItems:
 
 
 def read_catalogue(path: Path) -> pd.DataFrame:
-    """Read a catalogue file (Parquet, CSV, JSON lines) or a landing folder of items (``ds=…`` folders below it).
+    """Read a catalogue file (Parquet, CSV, JSON lines), a landing folder, or its ``items`` folder.
 
     Args:
         path: File or folder. ``item_id`` and ``title`` are required, other columns of the landing contract optional.
-            Pictures are bytes in ``image``, or files in ``image_path`` relative to the folder of ``path``.
+            Pictures are bytes in ``image``, or files in ``image_path`` (see :func:`picture_folder`).
 
     Returns:
         One row an item (the newest of each ``ds`` folder), all columns of the contract, missing ones null.
@@ -67,7 +67,8 @@ def read_catalogue(path: Path) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    files = sorted(path.rglob("*.*")) if path.is_dir() else [path]
+    folder = path / "items" if (path / "items").is_dir() else path
+    files = sorted(folder.rglob("*.*")) if folder.is_dir() else [path]
     files = [file for file in files if file.suffix in _FORMATS]
     if not files or not files[0].is_file():
         raise CatalogueError(f"catalogue {path}: no Parquet, CSV or JSON lines file there")
@@ -75,9 +76,9 @@ def _read(path: Path) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def text_of(row: pd.Series, column: str) -> str:
-    """A text cell, empty where it is null."""
-    return "" if pd.isna(row[column]) else str(row[column])
+def picture_folder(path: Path) -> Path:
+    """Where ``image_path`` is relative to: the folder of a catalogue file, or the landing folder."""
+    return path if (path / "items").is_dir() else path.parent
 
 
 def texts_of(items: pd.DataFrame) -> list[str]:
@@ -91,7 +92,7 @@ def pictured_items(items: pd.DataFrame, folder: Path) -> PicturedItems:
 
     Args:
         items: From :func:`read_catalogue`.
-        folder: Where ``image_path`` is relative to.
+        folder: From :func:`picture_folder`.
 
     Raises:
         CatalogueError: More than one picture in a hundred cannot be read, or there is none.

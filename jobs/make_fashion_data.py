@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.entry import run_job
-from jobs.fashion_catalogue import CatalogueError, read_catalogue
+from jobs.fashion_catalogue import CatalogueError, picture_folder, read_catalogue
 from jobs.fashion_items import make_items
 from jobs.fashion_users import Shelf, ShopConfig, ShopError, simulate_interactions, stock_shelf
 
@@ -65,7 +65,7 @@ def catalogue_with_pictures(path: Path) -> pd.DataFrame:
         CatalogueError: It cannot be read, or a picture file is missing.
     """
     items = read_catalogue(path)
-    folder = path if path.is_dir() else path.parent
+    folder = picture_folder(path)
     in_file = items["image"].isna() & items["image_path"].notna()
     for row in items.index[in_file]:
         file = folder / str(items.at[row, "image_path"])

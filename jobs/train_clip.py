@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.entry import run_job
-from jobs.fashion_catalogue import PicturedItems, pictured_items, read_catalogue
+from jobs.fashion_catalogue import PicturedItems, picture_folder, pictured_items, read_catalogue
 from lte_models.clip_model import (
     TokenTable,
     build_model,
@@ -76,7 +76,7 @@ def load_catalogue(path: Path, open_config: dict[str, Any], seed: int) -> Catalo
     Raises:
         CatalogueError: See :mod:`jobs.fashion_catalogue`.
     """
-    items = pictured_items(read_catalogue(path), path if path.is_dir() else path.parent)
+    items = pictured_items(read_catalogue(path), picture_folder(path))
     pixels = resize_pictures(items.pictures, open_config)
     tokens = open_tokenizer(open_config["model_cfg"]["text_cfg"]["context_length"])(items.texts)
     return Catalogue(
@@ -107,11 +107,17 @@ def token_table(catalogues: Sequence[Catalogue], original_size: int) -> TokenTab
 
 
 def measure(model: nn.Module, catalogue: Catalogue, table: TokenTable, open_config: dict[str, Any]) -> dict[str, Any]:
-    """Image-to-text recall among at most 2,000 held-out pairs, beside chance."""
+    """Image-to-text recall among at most 2,000 held-out pairs, beside chance.
+
+    ``recall_new_at_…`` counts the pairs only whose text and whose picture, to the pixel, no trained item has.
+    """
     rows = torch.nonzero(catalogue.held_out).flatten()[:MAX_MEASURED]
     pairs = Pairs(catalogue.pixels[rows], table.remap(catalogue.tokens[rows]))
     text_ids = torch.from_numpy(np.unique([catalogue.texts[row] for row in rows], return_inverse=True)[1])
-    recall = image_to_text_recall(*encode_pairs(model, pairs, open_config), text_ids)
+    images, texts = encode_pairs(model, pairs, open_config)
+    recall = image_to_text_recall(images, texts, text_ids)
+    is_new = never_trained(catalogue, rows)
+    recall_new = image_to_text_recall(images, texts, text_ids, is_new)
     return {
         "catalogue": catalogue.name,
         "digest": catalogue.digest,
@@ -121,7 +127,22 @@ def measure(model: nn.Module, catalogue: Catalogue, table: TokenTable, open_conf
         "different_texts": int(text_ids.max()) + 1,
         **{f"recall_at_{k}": round(value, 4) for k, value in recall.items()},
         **{f"chance_at_{k}": k / len(rows) for k in recall},
+        "measured_new": int(is_new.sum()),
+        **{f"recall_new_at_{k}": round(value, 4) for k, value in recall_new.items()},
     }
+
+
+def never_trained(catalogue: Catalogue, rows: Tensor) -> Tensor:
+    """Which of the ``rows`` share neither text nor pixels with a trained item: bool [len(rows)]."""
+    trained = torch.nonzero(~catalogue.held_out).flatten().tolist()
+    texts = {catalogue.texts[row] for row in trained}
+    pictures = {catalogue.pixels[row].numpy().tobytes() for row in trained}
+    return torch.tensor(
+        [
+            catalogue.texts[row] not in texts and catalogue.pixels[row].numpy().tobytes() not in pictures
+            for row in rows.tolist()
+        ]
+    )
 
 
 def train_checkpoint(
@@ -221,7 +242,8 @@ def _card_row(measured: dict[str, Any]) -> str:
     counts = f"{measured['items']:,} | {measured['trained']:,}"
     held_out = f"{measured['measured']:,} ({measured['different_texts']:,})"
     recalls = [f"{measured[f'recall_at_{k}']:.3f} ({measured[f'chance_at_{k}']:.4f})" for k in RECALL_AT]
-    return f"| {name} | {counts} | {held_out} | {' | '.join(recalls)} | `{digest}` |"
+    new = f"{measured['measured_new']:,}: " + ", ".join(f"{measured[f'recall_new_at_{k}']:.3f}" for k in RECALL_AT)
+    return f"| {name} | {counts} | {held_out} | {' | '.join(recalls)} | {new} | `{digest}` |"
 
 
 _CARD = """# Catalogue CLIP
@@ -229,13 +251,14 @@ _CARD = """# Catalogue CLIP
 A small CLIP (open_clip's own model, tokenizer, transforms and loss) trained from scratch on product pictures and texts.
 {parameters:,} parameters, D = 512, {tokens:,} of the tokenizer's 49,408 tokens; weights in half precision.
 
-| catalogue | items | trained | measured (different texts) | R@1 (chance) | R@5 (chance) | R@10 (chance) | digest |
-|---|---|---|---|---|---|---|---|
+| catalogue | items | trained | measured (texts) | R@1 (chance) | R@5 (chance) | R@10 (chance) | new: R@1, 5, 10 | digest |
+|---|---|---|---|---|---|---|---|---|
 {rows}
 
 Recall is image to text among held-out pairs: a picture counts if its own text is among the k nearest. Items with the
 same text tie; such a picture counts with the probability that a random order puts its own text in the first k. Items
-are held out by a hash of their id; another colour or size of the same model may have been trained on.
+are held out by a hash of their id; another colour or size of the same model may have been trained on. "New" are those
+of them of which no trained item has the text or, to the pixel, the picture.
 
 - Command: `{command}`
 - Time: {cpu_minutes} CPU minutes on {threads} threads, reading and measuring included

@@ -240,7 +240,9 @@ def encode_pairs(model: Any, pairs: Pairs, open_config: dict[str, Any], batch_si
     return torch.cat(images), torch.cat(texts)
 
 
-def image_to_text_recall(images: Tensor, texts: Tensor, text_ids: Tensor) -> dict[int, float]:
+def image_to_text_recall(
+    images: Tensor, texts: Tensor, text_ids: Tensor, counted: Tensor | None = None
+) -> dict[int, float]:
     """Share of pictures whose own text is among the k nearest of all N texts, k in 1, 5, 10.
 
     Each picture has one right answer, its own text. Items that share one text tie; the order among ties is
@@ -250,6 +252,7 @@ def image_to_text_recall(images: Tensor, texts: Tensor, text_ids: Tensor) -> dic
         images: float [N, D], unit.
         texts: float [N, D], unit, row i belongs to picture i.
         text_ids: long [N], equal where the texts are equal.
+        counted: bool [N], the pictures that count, all by default; their rivals are all N texts in any case.
 
     Returns:
         k to recall in [0, 1].
@@ -259,4 +262,5 @@ def image_to_text_recall(images: Tensor, texts: Tensor, text_ids: Tensor) -> dic
     own = torch.from_numpy(labels)  # [N]
     scores = images @ texts[torch.from_numpy(first)].T  # [N, U], each different text once
     ahead = ((scores > scores.gather(1, own.unsqueeze(1))) * copies).sum(1)  # [N]
-    return {k: float(((k - ahead) / copies[own]).clamp(0, 1).mean()) for k in RECALL_AT}
+    rows = torch.ones(len(own), dtype=torch.bool) if counted is None else counted
+    return {k: float(((k - ahead) / copies[own]).clamp(0, 1)[rows].mean()) for k in RECALL_AT}

@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 
 from jobs import train_clip as job
-from jobs.fashion_catalogue import CatalogueError
+from jobs.fashion_catalogue import CatalogueError, pictured_items, read_catalogue
+from jobs.fashion_items import make_items
 from jobs.fashion_pictures import Garment, draw_garment
+from lte_models import clip_model
 from lte_models.clip_model import (
     ClipConfigError,
     TokenTable,
+    checkpoint_digest,
     load_tokenizer,
     load_weights,
     open_tokenizer,
@@ -124,6 +127,28 @@ def test_recall_counts_ties_as_chance():
     recall = image_to_text_recall(images, texts, torch.tensor([7, 3, 3, 9]))
     assert recall[1] == pytest.approx(0.5)
     assert recall[5] == 1.0  # four texts only
+
+
+def test_recall_of_some_pictures_still_ranks_them_among_all_texts():
+    # As above, without the pictures that tie: the first finds its own text, the last finds it third of four.
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.6, 0.8]])
+    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.8, -0.6]])
+    counted = torch.tensor([True, False, False, True])
+    assert image_to_text_recall(images, texts, torch.tensor([7, 3, 3, 9]), counted)[1] == pytest.approx(0.5)
+
+
+def test_new_items_share_neither_text_nor_picture_with_a_trained_one():
+    pixels = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2).clone()
+    pixels[3] = pixels[0]  # row 3 has the picture of row 0, row 4 the text of row 1
+    catalogue = job.Catalogue(
+        name="",
+        digest="",
+        pixels=pixels,
+        tokens=torch.zeros(5, 4),
+        texts=["a", "b", "c", "d", "b"],
+        held_out=torch.tensor([False, False, True, True, True]),
+    )
+    assert job.never_trained(catalogue, torch.tensor([2, 3, 4])).tolist() == [True, False, False]
 
 
 def test_recall_needs_the_own_text_among_the_first_ten():
@@ -255,6 +280,20 @@ def test_a_config_whose_parts_do_not_fit_is_refused(tmp_path):
     file.write_text(json.dumps({"model_cfg": TINY_MODEL["model_cfg"]}))
     with pytest.raises(ClipConfigError, match="preprocess_cfg"):
         read_config(file)
+
+
+def test_the_shipped_checkpoint_is_whole_and_knows_clothes_it_never_saw(tmp_path):
+    folder = Path(clip_model.__file__).parent / "assets" / "catalogue_clip"
+    result = json.loads((folder / "training.json").read_text())
+    assert checkpoint_digest(folder) == result["digest"]
+    assert result["digest"] in (folder / "README.md").read_text()
+    assert (folder / "open_clip_model.safetensors").stat().st_size <= 25e6
+    make_items(60, seed=1234).to_parquet(tmp_path / "fresh.parquet")  # other brands, other garments
+    fresh = pictured_items(read_catalogue(tmp_path / "fresh.parquet"), tmp_path)
+    encoder = load_encoder(EncoderConfig("open_clip", weights=str(folder)))
+    images, texts = (torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1) for vectors in
+                     (encoder.encode_images(fresh.pictures), encoder.encode_texts(fresh.texts)))  # fmt: skip
+    assert image_to_text_recall(images, texts, torch.arange(60))[5] > 0.5  # chance: 5/60
 
 
 def test_both_shipped_architectures_build():

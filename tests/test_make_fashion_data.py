@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jobs import make_fashion_data as job
-from jobs.fashion_catalogue import CatalogueError, read_catalogue, texts_of
+from jobs.fashion_catalogue import CatalogueError, picture_folder, read_catalogue, texts_of
 from jobs.fashion_items import KINDS, TIERS, make_items
 from jobs.fashion_pictures import COLOURS, PATTERNS, SHAPES, Garment, draw_garment
 from jobs.fashion_users import (
@@ -271,6 +271,14 @@ def test_a_catalogue_of_ones_own_with_pictures_as_files(tmp_path):
     assert items.at["0", "image"] == (tmp_path / "own" / "pictures" / "one.png").read_bytes()
     assert items.drop(index="0")["image"].isna().all() if "image" in items else True
     assert summary["interactions"] > 100
+
+
+def test_a_landing_folder_is_a_catalogue_too(tmp_path):
+    make(tmp_path / "a")
+    whole = read_catalogue(tmp_path / "a")
+    assert len(whole) == 60
+    assert whole.equals(read_catalogue(tmp_path / "a" / "items"))
+    assert picture_folder(tmp_path / "a") == picture_folder(tmp_path / "a" / "items") == tmp_path / "a"
 
 
 def test_a_catalogue_that_cannot_be_right_is_refused(tmp_path):
