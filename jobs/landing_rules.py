@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas import MAX_ID_BYTES
 
-Values = pa.Array | list[Any]
+Values: TypeAlias = "pa.Array | list[Any]"
 TIMESTAMP = pa.timestamp("us", "UTC")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ISO_8601 = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?)?$"
@@ -54,7 +54,7 @@ class Checked:
     reasons: pa.Array
 
 
-Check = Callable[[Values, RowRules, date], Checked]
+Check: TypeAlias = Callable[[Values], Checked]
 
 
 def reasons_of(n_rows: int, *pairs: tuple[pa.Array, str]) -> pa.Array:
@@ -130,7 +130,7 @@ def id_check(name: str, *, default: str | None = None, is_required: bool = True)
         is_required: Whether null and blank are bad (``null_…``).
     """
 
-    def check(values: Values, rules: RowRules, landing_ds: date) -> Checked:
+    def check(values: Values) -> Checked:
         text = text_values(values)
         is_blank = pc.fill_null(pc.match_substring_regex(text.values, BLANK), True)
         own = reasons_of(
@@ -145,29 +145,33 @@ def id_check(name: str, *, default: str | None = None, is_required: bool = True)
     return check
 
 
-def type_check(values: Values, rules: RowRules, landing_ds: date) -> Checked:
+def type_check(types: Sequence[str]) -> Check:
     """Check of interaction_type: one of the configured types."""
-    text = text_values(values)
-    is_known = pc.is_in(text.values, pa.array(rules.types, pa.string()))
-    own = reasons_of(len(text.values), (pc.invert(is_known), "unknown_interaction_type"))
-    return Checked(text.values, pc.coalesce(text.reasons, own))
+
+    def check(values: Values) -> Checked:
+        text = text_values(values)
+        is_known = pc.is_in(text.values, pa.array(types, pa.string()))
+        own = reasons_of(len(text.values), (pc.invert(is_known), "unknown_interaction_type"))
+        return Checked(text.values, pc.coalesce(text.reasons, own))
+
+    return check
 
 
-def text_check(values: Values, rules: RowRules, landing_ds: date) -> Checked:
+def text_check(values: Values) -> Checked:
     """Check of free text; blank is null."""
     text = text_values(values)
     is_blank = pc.fill_null(pc.match_substring_regex(text.values, BLANK), True)
     return Checked(pc.if_else(is_blank, pa.scalar(None, pa.string()), text.values), text.reasons)
 
 
-def path_check(values: Values, rules: RowRules, landing_ds: date) -> Checked:
+def path_check(values: Values) -> Checked:
     """Check of image_path: it may not leave the landing folder."""
-    text = text_check(values, rules, landing_ds)
+    text = text_check(values)
     own = reasons_of(len(text.values), (pc.match_substring_regex(text.values, OUTSIDE_LANDING), "malformed_image_path"))
     return Checked(text.values, pc.coalesce(text.reasons, own))
 
 
-def price_check(values: Values, rules: RowRules, landing_ds: date) -> Checked:
+def price_check(values: Values) -> Checked:
     """Check of a price: a finite number, 0 or more."""
     numbers, reasons = _numbers(values)
     is_bad = pc.or_(pc.invert(pc.is_finite(numbers)), pc.less(numbers, 0.0))
@@ -198,7 +202,7 @@ def _float(value: float | None) -> float | None:
         return math.inf
 
 
-def bytes_check(values: Values, rules: RowRules, landing_ds: date) -> Checked:
+def bytes_check(values: Values) -> Checked:
     """Check of a picture: bytes, in Parquet only; whether they are a picture is found out by the encoder."""
     if not isinstance(values, list) and (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
         return _good(values.cast(pa.binary()))
@@ -207,20 +211,24 @@ def bytes_check(values: Values, rules: RowRules, landing_ds: date) -> Checked:
     return Checked(pa.nulls(n_rows, pa.binary()), reasons_of(n_rows, (is_there, "wrong_type")))
 
 
-def timestamp_check(values: Values, rules: RowRules, landing_ds: date) -> Checked:
+def timestamp_check(earliest: date, landing_ds: date) -> Check:
     """Check of event_ts: ISO 8601 text or an Arrow timestamp or date, from ``earliest`` to the end of the landing day.
 
     Numbers are ``wrong_type``: nothing tells seconds from milliseconds.
     """
-    stamps, wrong = _timestamps(values)
-    micros = stamps.cast(pa.int64())
-    own = reasons_of(
-        len(stamps),
-        (stamps.is_null(), "bad_timestamp"),
-        (pc.less(micros, _micros(rules.earliest)), "timestamp_before_earliest"),
-        (pc.greater_equal(micros, _micros(landing_ds + timedelta(days=1))), "future_timestamp"),
-    )
-    return Checked(stamps, pc.coalesce(wrong, own))
+
+    def check(values: Values) -> Checked:
+        stamps, wrong = _timestamps(values)
+        micros = stamps.cast(pa.int64())
+        own = reasons_of(
+            len(stamps),
+            (stamps.is_null(), "bad_timestamp"),
+            (pc.less(micros, _micros(earliest)), "timestamp_before_earliest"),
+            (pc.greater_equal(micros, _micros(landing_ds + timedelta(days=1))), "future_timestamp"),
+        )
+        return Checked(stamps, pc.coalesce(wrong, own))
+
+    return check
 
 
 def _micros(day: date) -> int:
@@ -228,10 +236,9 @@ def _micros(day: date) -> int:
 
 
 def _timestamps(values: Values) -> tuple[pa.Array, pa.Array]:
-    kind = None if isinstance(values, list) else values.type
-    if kind is not None and pa.types.is_date(kind):
-        values, kind = values.cast(pa.timestamp("ms")), pa.timestamp("ms")
-    if kind is not None and pa.types.is_timestamp(kind):
+    if not isinstance(values, list) and pa.types.is_date(values.type):
+        return _timestamps(values.cast(pa.timestamp("ms")))
+    if not isinstance(values, list) and pa.types.is_timestamp(values.type):
         return _as_micros(values), pa.nulls(len(values), pa.string())
     is_number = _number_mask(values)
     text = text_values(values)
@@ -285,3 +292,30 @@ def _one_timestamp(text: str | None) -> int | None:
         return None
     aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     return (aware - EPOCH) // timedelta(microseconds=1)
+
+
+def checks_of(target: str, rules: RowRules, landing_ds: date) -> dict[str, Check]:
+    """Checks of a target's columns, in the order in which a row's first fault is named.
+
+    Args:
+        target: ``interactions`` or ``items``.
+        rules: What the deployment allows.
+        landing_ds: Landing day of the file.
+    """
+    if target == "interactions":
+        return {
+            "user_id": id_check("user_id"),
+            "item_id": id_check("item_id"),
+            "event_ts": timestamp_check(rules.earliest, landing_ds),
+            "interaction_type": type_check(rules.types),
+            "market": id_check("market", default="", is_required=False),
+            "session_id": id_check("session_id", is_required=False),
+        }
+    texts = ("title", "description", "category", "brand", "price_tier", "season")
+    return {
+        "item_id": id_check("item_id"),
+        **dict.fromkeys(texts, text_check),
+        "price": price_check,
+        "image": bytes_check,
+        "image_path": path_check,
+    }

@@ -218,7 +218,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """Text that UTF-8 can hold: undecodable bytes as ``\\xff``, lone surrogates as ``\\udc00``."""
+    r"""Text that UTF-8 can hold: undecodable bytes as ``\xff``, lone surrogates as ``\udc00``."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
@@ -267,7 +267,7 @@ def _skip_rest(buffered: Any, data: bytes) -> bool:
     return is_cut
 
 
-def _jsonl_pieces(stream: Any, wanted: tuple[str, ...], required: tuple[str, ...], batch_rows: int) -> Iterator[Piece]:
+def _jsonl_pieces(stream: Any, wanted: tuple[str, ...], _required: tuple[str, ...], batch_rows: int) -> Iterator[Piece]:
     lines: list[int] = []
     rows: list[dict[str, Any]] = []
     ignored: set[str] = set()

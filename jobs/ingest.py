@@ -1,0 +1,324 @@
+"""Ingest landing day ds, and every earlier landing day with files that no run has taken yet.
+
+Landing files become `interactions`, `items` and `quarantine`; `ingest_log` and `event_days` say what came (see
+docs/landing.md). A rerun gives the same tables. The order of the writes makes a crash at any point harmless: the tables
+that say that something is done (`ingest_log`) or what to look at again (`interactions`) come last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import chain
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructField, StructType
+
+from jobs.config import Deployment, parse_config
+from jobs.entry import run_job
+from jobs.ingest_rules import (
+    Batch,
+    Counts,
+    DayState,
+    FileCounts,
+    day_states,
+    duplicates,
+    merged_interactions,
+    plan_batch,
+    ranked_items,
+    refuse_bad_shares,
+    refuse_missing_days,
+    require_conserved,
+    state_columns,
+)
+from jobs.landing_rows import FILE_LINE, TALLY_LINE, landing_rows, quarantine_rows, staged_schema, value_columns
+from jobs.landing_rules import RowRules
+from jobs.sources import LandingError, LandingFile, filesystem, landing_files
+from jobs.tables import Lake, open_lake
+from schemas import EVENT_DAYS, INGEST_LOG, INTERACTIONS, ITEMS, QUARANTINE, Table
+from schemas.ingest import TARGETS
+
+JOB = "ingest"
+STAGING = "_staging/ingest"
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A batch's rows, read once and kept beside the lake until the run ends.
+
+    Attributes:
+        rows: Target to its rows, good and bad, of the files that could be read to their end; line 0 for the others.
+        counts: File to its counts; accepted and duplicate rows are not known yet.
+    """
+
+    rows: Mapping[str, DataFrame]
+    counts: Counts
+
+    def good(self, target: str) -> DataFrame:
+        """Rows without a fault."""
+        return self.rows[target].where(F.col("reason").isNull())
+
+    def bad(self, target: str) -> DataFrame:
+        """Rows with a fault."""
+        return self.rows[target].where(F.col("reason").isNotNull())
+
+
+def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
+    """Bring landing day ``ds`` and the holes before it into the lake.
+
+    Args:
+        lake: The deployment's lake.
+        deployment: Landing folder, engine and rules.
+        ds: Data day.
+
+    Raises:
+        LandingError: Too many bad rows, files of an ingested day gone, or counts that do not add up.
+    """
+    log = _ingest_log(lake)
+    files = list(chain.from_iterable(landing_files(deployment.paths.landing, target) for target in TARGETS))
+    batch = plan_batch(files, frozenset(name for _, name in log if name), ds)
+    _say_plan(batch, log)
+    held = {
+        target: _held_days(lake, table, batch) for target, table in (("interactions", INTERACTIONS), ("items", ITEMS))
+    }
+    refuse_missing_days(batch, {target: [landing for landing, _ in days] for target, days in held.items()})
+    staging = f"{lake.root}/{STAGING}/{ds}"
+    try:
+        staged = _staged(lake, deployment, batch, staging)
+        refuse_bad_shares(batch, staged.counts, deployment.interactions.max_bad_share)
+        _write_batch(lake, batch, staged, {day for _, day in held["interactions"] if day is not None})
+    finally:
+        _remove(staging)
+
+
+def _ingest_log(lake: Lake) -> list[tuple[date, str]]:
+    rows = lake.read(INGEST_LOG).select("landing_ds", "source_file").collect()
+    return [(row.landing_ds, row.source_file) for row in rows]
+
+
+def _say(text: str) -> None:
+    print(f"ingest: {text}", flush=True)
+
+
+def _say_plan(batch: Batch, log: Sequence[tuple[date, str]]) -> None:
+    holes = [day for day in batch.days if day != batch.ds]
+    span = f", {len(holes)} earlier days not ingested before ({holes[0]} to {holes[-1]})" if holes else ""
+    _say(f"ds {batch.ds}: {len(batch.files)} files{span}")
+    if not any(file.ds == batch.ds for file in batch.of("interactions")):
+        _say(f"WARNING: no files in landing interactions/ds={batch.ds}; the day counts as empty")
+    present = {file.name for file in batch.files}
+    for day, name in sorted(log):
+        if day in batch.days and name and name not in present:
+            _say(f"WARNING: {name} was ingested before and is gone from the landing folder; its rows go")
+
+
+def _held_days(lake: Lake, table: Table, batch: Batch) -> list[tuple[date, date | None]]:
+    """Landing days of the batch that ``table`` holds rows of, each with the event days of these rows."""
+    event_date = F.col("event_date") if "event_date" in table.columns else F.lit(None).cast("date")
+    rows = lake.read(table).where(F.col("landing_ds").isin(list(batch.days)))
+    if "event_date" in table.columns:  # no event is later than its landing: prunes partitions on a rerun of an old day
+        rows = rows.where(F.col("event_date") <= F.lit(batch.days[-1]))
+    return [tuple(row) for row in rows.select("landing_ds", event_date.alias("event_date")).distinct().collect()]
+
+
+def _staged(lake: Lake, deployment: Deployment, batch: Batch, staging: str) -> Staged:
+    """Read the files once, keep the rows, and count them."""
+    rules = RowRules(deployment.interactions.types, deployment.interactions.earliest)
+    rows: dict[str, DataFrame] = {}
+    counts = {file: FileCounts() for file in batch.files}
+    for target in TARGETS:
+        files = batch.of(target)
+        path = f"{staging}/{target}"
+        if files:
+            landing_rows(
+                lake.spark,
+                deployment.paths.landing,
+                files,
+                rules,
+                target=target,
+                n_partitions=deployment.engine.partitions,
+            ).write.mode("overwrite").parquet(path)
+            written = lake.spark.read.schema(staged_schema(target)).parquet(path)
+        else:
+            written = lake.spark.createDataFrame([], staged_schema(target))
+        rows[target] = _counted(written, {file.name: file for file in files}, counts)
+    return Staged(rows, counts)
+
+
+def _counted(written: DataFrame, files: Mapping[str, LandingFile], counts: Counts) -> DataFrame:
+    """Fill in what was read and what is bad; drop the tallies and the rows of files that could not be read."""
+    faults = written.where(F.col("reason").isNotNull() & (F.col("line") > FILE_LINE)).groupBy("source_file", "reason")
+    special = written.where(F.col("line") <= FILE_LINE).select("source_file", "line", "reason", "detail").collect()
+    refused = {row.source_file: row for row in special if row.line == FILE_LINE}
+    for row in special:
+        if row.line == TALLY_LINE:
+            tally = json.loads(row.detail)
+            counts[files[row.source_file]].n_read = tally["rows"]
+            if tally["ignored"]:
+                _say(f"{row.source_file}: columns ignored: {', '.join(tally['ignored'])}")
+    for row in faults.agg(F.count("*").alias("n")).collect():
+        if row.source_file not in refused:
+            counts[files[row.source_file]].faults[row.reason] = row.n
+    for name, row in refused.items():
+        counts[files[name]].faults[row.reason], counts[files[name]].is_refused = 1, True
+        _say(f"WARNING: {name}: {row.reason}: {row.detail}")
+    rows = written.where(F.col("line") > TALLY_LINE)
+    if refused:
+        rows = rows.where((F.col("line") == FILE_LINE) | ~F.col("source_file").isin(list(refused)))
+    return rows
+
+
+def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date]) -> None:
+    """Compute everything, prove that the counts add up, then write: markers of completion last."""
+    landed = staged.good("interactions").withColumn("event_date", F.to_date("event_ts"))
+    event_days = held_days | {row.event_date for row in landed.select("event_date").distinct().collect()}
+    affected = sorted(event_days)
+    existing = _existing(lake, affected)
+    others = existing.where(~F.col("landing_ds").isin(list(batch.days)))
+    merged = merged_interactions(others, staged.good("interactions"))
+    items = ranked_items(staged.good("items"))
+    by_name = {file.name: staged.counts[file] for file in batch.files}
+    wanted = _tally_interactions(merged, by_name)
+    _tally_items(items, by_name)
+    require_conserved(staged.counts)
+    _write_quarantine(lake, batch, staged, {INTERACTIONS: merged, ITEMS: items})
+    if batch.of("items"):
+        lake.replace(items.where("position = 1").select(*ITEMS.columns), ITEMS, {"landing_ds": batch.days})
+    _write_event_days(lake, affected, wanted)
+    _write_interactions(lake, merged, wanted, _states(existing))
+    lake.replace(lake.spark.createDataFrame(*_log_rows(batch, staged.counts)), INGEST_LOG, {"landing_ds": batch.days})
+    lake.record_metrics(batch.ds, JOB, _metrics(batch, staged.counts))
+    _say_done(batch, staged.counts)
+
+
+def _existing(lake: Lake, days: Sequence[date]) -> DataFrame:
+    return lake.read(INTERACTIONS, where={"event_date": days}) if days else lake.read(INTERACTIONS).where("false")
+
+
+def _states(rows: DataFrame) -> dict[date, DayState]:
+    """State of each event day of rows that are all kept."""
+    found = rows.groupBy("event_date").agg(*[c.alias(n) for n, c in state_columns(F.lit(True)).items()]).collect()
+    return day_states((row.event_date, row.n_kept, row.key_sum, row.row_sum) for row in found)
+
+
+def _tally_interactions(merged: DataFrame, counts: Mapping[str, FileCounts]) -> dict[date, DayState]:
+    """Count accepted and duplicate rows of each file; returns what each affected day will hold."""
+    aggregates = {**state_columns(F.col("position") == 1), "n_rows": F.count("*")}
+    parts = merged.groupBy("event_date", "source_file").agg(*[c.alias(n) for n, c in aggregates.items()]).collect()
+    for row in parts:
+        if row.source_file:
+            counts[row.source_file].n_accepted += row.n_kept
+            counts[row.source_file].n_duplicate += row.n_rows - row.n_kept
+    return day_states((row.event_date, row.n_kept, row.key_sum, row.row_sum) for row in parts)
+
+
+def _tally_items(items: DataFrame, counts: Mapping[str, FileCounts]) -> None:
+    kept = F.sum((F.col("position") == 1).cast("bigint")).alias("n_kept")
+    for row in items.groupBy("source_file").agg(kept, F.count("*").alias("n_rows")).collect():
+        counts[row.source_file].n_accepted = row.n_kept
+        counts[row.source_file].n_duplicate = row.n_rows - row.n_kept
+
+
+def _write_quarantine(lake: Lake, batch: Batch, staged: Staged, ranked: Mapping[Table, DataFrame]) -> None:
+    rows = quarantine_rows(staged.bad("interactions"), "interactions")
+    rows = rows.unionByName(quarantine_rows(staged.bad("items"), "items"))
+    for table, each in ranked.items():
+        if any(staged.counts[file].n_duplicate for file in batch.of(table.name)):
+            shown = [field.name for field in value_columns(table.name) if field.name != "image"]
+            rows = rows.unionByName(duplicates(each, table, shown))
+    n_rows = lake.replace(rows, QUARANTINE, {"landing_ds": batch.days})
+    expected = sum(each.n_quarantined + each.n_duplicate for each in staged.counts.values())
+    if n_rows != expected:
+        raise LandingError(f"table quarantine, ds={batch.ds}: {n_rows} rows were written where {expected} were counted")
+
+
+def _write_event_days(lake: Lake, affected: Sequence[date], wanted: Mapping[date, DayState]) -> None:
+    """Say what the days will hold, before they do: after a crash in between, the same rows are written again."""
+    if not affected:
+        return
+    rows = [(day, state.n_events, state.checksum) for day, state in sorted(wanted.items())]
+    found = [tuple(row) for row in lake.read(EVENT_DAYS, where={"event_date": affected}).collect()]
+    if sorted(found) != rows:
+        df = lake.spark.createDataFrame(rows, _nullable(EVENT_DAYS))
+        lake.replace(df, EVENT_DAYS, {"event_date": affected}, is_retried=False)
+
+
+def _write_interactions(
+    lake: Lake, merged: DataFrame, wanted: Mapping[date, DayState], found: Mapping[date, DayState]
+) -> None:
+    """Rewrite the days whose rows change, and no others."""
+    changed = sorted(day for day in {*wanted, *found} if wanted.get(day) != found.get(day))
+    _say(f"{len(changed)} event days change" + (f" ({changed[0]} to {changed[-1]})" if changed else ""))
+    if not changed:
+        return
+    rows = merged.where((F.col("position") == 1) & F.col("event_date").isin(changed)).select(*INTERACTIONS.columns)
+    n_rows = lake.replace(rows, INTERACTIONS, {"event_date": changed}, is_retried=False)
+    expected = sum(wanted[day].n_events for day in changed if day in wanted)
+    if n_rows != expected:
+        raise LandingError(f"table interactions: {n_rows} rows were written where {expected} were counted")
+
+
+def _nullable(table: Table) -> StructType:
+    return StructType([StructField(f.name, f.dataType) for f in table.schema])
+
+
+def _log_rows(batch: Batch, counts: Counts) -> tuple[list[tuple[object, ...]], StructType]:
+    rows: list[tuple[object, ...]] = [
+        (f.target, f.name, each.n_read, each.n_accepted, each.n_duplicate, each.n_quarantined, f.ds)
+        for f, each in sorted(counts.items())
+    ]
+    if not any(file.ds == batch.ds for file in batch.of("interactions")):
+        rows.append(("interactions", "", 0, 0, 0, 0, batch.ds))
+    return rows, _nullable(INGEST_LOG)
+
+
+def _totals(counts: Iterable[FileCounts]) -> dict[str, int]:
+    each = list(counts)
+    return {
+        "rows_read": sum(c.n_read for c in each),
+        "rows_accepted": sum(c.n_accepted for c in each),
+        "rows_duplicate": sum(c.n_duplicate for c in each),
+        "rows_quarantined": sum(c.n_quarantined for c in each),
+    }
+
+
+def _metrics(batch: Batch, counts: Counts) -> dict[str | tuple[str, str], float]:
+    """Counts of landing day ds alone, so that a rerun, which has no holes to fill, measures the same."""
+    metrics: dict[str | tuple[str, str], float] = {}
+    for target in TARGETS:
+        of_day = [counts[file] for file in batch.of(target) if file.ds == batch.ds]
+        metrics |= {(name, target): value for name, value in _totals(of_day).items()}
+        metrics[("files", target)] = len(of_day)
+        for each in of_day:
+            for reason, n in each.faults.items():
+                label = f"{target}/{reason}"
+                metrics[("rows_quarantined_by_reason", label)] = (
+                    metrics.get(("rows_quarantined_by_reason", label), 0) + n
+                )
+    return metrics
+
+
+def _say_done(batch: Batch, counts: Counts) -> None:
+    for target in TARGETS:
+        totals = _totals(counts[file] for file in batch.of(target))
+        _say(f"{target}: " + ", ".join(f"{name.removeprefix('rows_')} {n}" for name, n in totals.items()))
+
+
+def _remove(staging: str) -> None:
+    system, path = filesystem(staging)
+    if system.get_file_info(path).type.name == "Directory":
+        system.delete_dir(path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read flags, open the lake, ingest."""
+    config = parse_config(argv, JOB, __doc__)
+    with open_lake(config.deployment, JOB) as lake:
+        ingest(lake, config.deployment, config.ds)
+
+
+if __name__ == "__main__":
+    run_job(main)
