@@ -129,7 +129,7 @@ def refuse_bad_shares(batch: Batch, counts: Counts, max_bad_share: float) -> Non
             worst = max(files, key=lambda f: counts[f].n_quarantined)
             top = ", ".join(f"{reason} {n}" for reason, n in faults.most_common(TOP_REASONS))
             raise LandingError(
-                f"landing {target}/ds={day}: {n_bad} of {n_read} rows are bad and {n_lost} of {len(files)} files cannot "
+                f"landing {target}/ds={day}: {n_bad} of {n_read} rows are bad, {n_lost} of {len(files)} files cannot "
                 f"be read: a share of {share:.4f}, interactions.max_bad_share is {max_bad_share}; {top}; worst file "
                 f"{worst.name} ({counts[worst].n_quarantined} of {counts[worst].n_read}); nothing was written"
             )
