@@ -258,6 +258,7 @@ class AutoencoderSection:
     """The autoencoder of the paper's section 9 (DESIGN section 7).
 
     Attributes:
+        enabled: Whether the daily run trains it and writes its LTEs.
         window: LTE window whose histories it reads.
         epochs: At most; training stops early on held-out users.
         batch_size: Users a step.
@@ -268,6 +269,7 @@ class AutoencoderSection:
         seed: Decides the result together with the data.
     """
 
+    enabled: bool = True
     window: str = "365-60"
     epochs: int = 20
     batch_size: int = 256
@@ -289,6 +291,7 @@ class RankerSection:
     """The two-tower ranker of the paper's sections 3 to 5 (DESIGN section 8).
 
     Attributes:
+        enabled: Whether the daily run builds examples, trains it and judges it.
         train_days: Anchor days that training examples come from.
         held_out_days: Of these, the last ones that decide when training stops.
         lte: none, late_fusion, feature_injection or prefix_token.
@@ -304,6 +307,7 @@ class RankerSection:
         seed: Decides the result together with the data.
     """
 
+    enabled: bool = True
     train_days: int = 365
     held_out_days: int = 7
     lte: str = "prefix_token"
@@ -374,11 +378,28 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
     return value
 
 
+def _truth(text: str) -> bool:
+    """Read TOML's own words for a truth value.
+
+    Raises:
+        ValueError: ``text`` is neither ``true`` nor ``false``.
+    """
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
 def _from_text(text: str, hint: Any, key: str) -> Any:
     """Read an environment variable as the field's type; lists are separated by commas."""
     if typing.get_origin(hint) is tuple:
         return [_from_text(part.strip(), typing.get_args(hint)[0], key) for part in text.split(",") if part.strip()]
-    readers: dict[Any, Callable[[str], Any]] = {int: int, float: float, date: date.fromisoformat, str: str}
+    readers: dict[Any, Callable[[str], Any]] = {
+        bool: _truth,
+        int: int,
+        float: float,
+        date: date.fromisoformat,
+        str: str,
+    }
     _require(hint in readers, key, text, "cannot be set by an environment variable")
     try:
         return readers[hint](text)

@@ -35,6 +35,7 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         "LTE_INTERACTIONS__EARLIEST": "2016-05-01",
         "LTE_GATES__MAX_UNKNOWN_SHARE": "0.5",
         "LTE_DRIFT__OFFSETS_DAYS": "1,7",
+        "LTE_RANKER__ENABLED": "false",
         "LTE_CONFIG": "named by scripts, no setting",
         "PATH": "/bin",
     }
@@ -44,6 +45,7 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     assert found.interactions.earliest == date(2016, 5, 1)
     assert found.gates.max_unknown_share == 0.5
     assert found.drift.offsets_days == (1, 7)
+    assert (found.ranker.enabled, found.autoencoder.enabled) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,8 @@ def test_a_wrong_variable_is_an_error_that_names_it(tmp_path: Path) -> None:
         load(tmp_path, LTE_ENGINE__MASTR="x")
     with pytest.raises(ConfigError, match=r"LTE_ENGINE__PARTITIONS = 'four': int is wanted"):
         load(tmp_path, LTE_ENGINE__PARTITIONS="four")
+    with pytest.raises(ConfigError, match=r"LTE_RANKER__ENABLED = 'no': bool is wanted"):
+        load(tmp_path, LTE_RANKER__ENABLED="no")
 
 
 def test_a_missing_file_section_or_key_is_named(tmp_path: Path) -> None:
