@@ -246,6 +246,16 @@ def _write_event_days(lake: Lake, affected: Sequence[date], wanted: Mapping[date
         lake.replace(df, EVENT_DAYS, {"event_date": affected}, is_retried=False)
 
 
+def refresh_event_days(lake: Lake, days: Sequence[date]) -> None:
+    """Say again what event days hold, after something other than an ingest took rows out of them.
+
+    Args:
+        lake: The deployment's lake.
+        days: Event days to count again; one that holds nothing any more loses its row.
+    """
+    _write_event_days(lake, days, _states(_existing(lake, days)))
+
+
 def _write_interactions(
     lake: Lake, merged: DataFrame, wanted: Mapping[date, DayState], found: Mapping[date, DayState]
 ) -> None:

@@ -1,0 +1,205 @@
+"""Console script ``lte``: run a day, see what is live, look at a user, roll back, erase, maintain."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jobs.config import Deployment, load_deployment, parse_ds
+from jobs.entry import FAILED_EXIT_CODE, run_job
+
+DEFAULT_CONFIG = "configs/complete_journey.toml"
+EPILOG = """
+The deployment is named by --config or the variable LTE_CONFIG. LTE_SECTION__KEY variables override single settings,
+LTE_ENGINE__MASTER='local[2]' for one. Every command takes --json and then prints one JSON value on standard output;
+logs go to standard error. Exit codes: 0 done, 1 an input, a gate or the store failed, 2 wrong flags or configuration.
+
+examples:
+  lte check-config                      is the configuration right, and what does it amount to?
+  lte run 2017-12-31                    ingest, embed, average, compare, validate, publish one data day
+  lte status                            what is live, the last runs, failed gates, runs that late data made stale
+  lte user 2375                         what the live LTE of one user looks like
+  lte items --like "red floral dress"   which items lie near some words: a contact sheet
+  lte rollback                          switch back to the snapshot that was live before; again: forth
+  lte erase 2375                        remove a user from tables, table history and online store
+  lte maintain                          compact tables, delete files beyond the rollback horizon
+"""
+
+
+def _print(as_json: bool, value: Any, text: str) -> None:
+    print(json.dumps(value, indent=2, default=str) if as_json else text)
+
+
+def _run(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.pipeline import run_day
+
+    results = run_day(args.config, args.ds)
+    lines = [
+        f"{r.task:18}{'not started' if r.exit_code is None else f'exit {r.exit_code}':14}{r.seconds:7.1f} s"
+        for r in results
+    ]
+    value = {"ds": str(args.ds), "deployment": deployment.deployment.name, "tasks": [asdict(r) for r in results]}
+    _print(args.json, value, "\n".join(lines))
+    if any(result.exit_code != 0 for result in results):
+        sys.exit(FAILED_EXIT_CODE)
+
+
+def _status(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.status import deployment_status, status_text
+
+    status = deployment_status(deployment, last=args.last)
+    _print(args.json, status.as_json(), status_text(status))
+
+
+def _user(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.user_view import user_text, user_view
+
+    view = user_view(deployment, args.user_id, n_nearest=args.nearest)
+    _print(args.json, view.as_json(), user_text(view))
+
+
+def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
+    settings = asdict_plain(deployment)
+    lines = [f"{args.config}: good"]
+    for section, values in settings.items():
+        lines += [f"[{section}]", *(f"  {key} = {value}" for key, value in values.items())]
+    _print(args.json, settings, "\n".join(lines))
+
+
+def asdict_plain(deployment: Deployment) -> dict[str, dict[str, Any]]:
+    """Settings as plain values; a password is shown as set or not set only."""
+    sections = {name: dict(vars(section)) for name, section in vars(deployment).items()}
+    for values in sections.values():
+        for key, value in values.items():
+            if isinstance(value, tuple):
+                values[key] = list(value)
+            elif not isinstance(value, str | int | float | bool):
+                values[key] = str(value) if isinstance(value, date) else dict(value)
+    password = sections["publish"]["redis_password"]
+    sections["publish"]["redis_password"] = "set" if password else "not set"
+    return sections
+
+
+def _items(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.search_items import found_text, search_items, write_sheet
+
+    found = search_items(deployment, like=args.like, like_image=args.like_image, n=args.nearest)
+    write_sheet(deployment, found, args.out)
+    _print(args.json, found.as_json() | {"sheet": str(args.out)}, f"{found_text(found)}\ncontact sheet: {args.out}")
+
+
+def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.operations import roll_back
+
+    done = roll_back(deployment)
+    _print(
+        args.json, done, f"live is ds={done['ds']} ({done['row_count']:,} users); `lte rollback` again switches forth"
+    )
+
+
+def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.operations import erase_user
+
+    done = erase_user(deployment, args.user_id)
+    rows = "\n".join(f"  {name:18}{count:>8} rows" for name, count in done["tables"].items())
+    kept = f"landing files still hold the user, remove it there too: {deployment.paths.landing}"
+    _print(args.json, done, f"erased {args.user_id!r}\n{rows}\n  online store: {done['versions']} versions\n{kept}")
+
+
+def _maintain(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.operations import maintain
+
+    done = maintain(deployment)
+    lines = [
+        f"{name:18}{row['files_compacted']:>6} files compacted, {row['files_deleted']:>6} deleted"
+        for name, row in done.items()
+    ]
+    _print(args.json, done, "\n".join(lines) or "no table yet")
+
+
+# Commands with flags of their own, which need no deployment.
+TOOLS = {
+    "make-sample": ("jobs.make_sample_data", "write The Complete Journey as landing files"),
+    "make-fashion": ("jobs.make_fashion_data", "make a fashion shop: items with pictures, users with tastes"),
+    "train-clip": ("jobs.train_clip", "train a CLIP on a catalogue's own pictures and texts"),
+}
+Command = Callable[[argparse.Namespace, Deployment], None]
+
+
+def _command(
+    commands: Any, name: str, run: Command, help_text: str, *flags: tuple[str, dict[str, Any]]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
+    for flag, settings in flags:
+        parser.add_argument(flag, **settings)
+    default = os.environ.get("LTE_CONFIG", DEFAULT_CONFIG)
+    parser.add_argument("--config", type=Path, default=Path(default), help=f"TOML file of the deployment ({default})")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lte",
+        description="Long-Term Embeddings: one vector a user, made every day, live one at a time.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    user = ("user_id", {"metavar": "USER", "help": "user_id"})
+    day = ("ds", {"metavar": "DS", "type": parse_ds, "help": "data day, YYYY-MM-DD (UTC)"})
+    last = ("--last", {"type": int, "default": 10, "help": "how many runs to show (10)"})
+    nearest = ("--nearest", {"type": int, "default": 10, "help": "how many items to show (10)"})
+    _command(commands, "run", _run, "run one data day without Airflow", day)
+    _command(commands, "status", _status, "what is live, the last runs, their gates, and which are stale", last)
+    _command(commands, "user", _user, "a user's live LTE: n_items, nearest items, drift since yesterday", user, nearest)
+    _command(commands, "check-config", _check_config, "check the configuration and show what it amounts to")
+    _command(commands, "items", _items, "the items most like words or a picture, on a contact sheet", *_item_flags())
+    _command(commands, "rollback", _rollback, "switch back to the snapshot that was live before")
+    _command(commands, "erase", _erase, "remove a user from the tables, their history and the online store", user)
+    _command(commands, "maintain", _maintain, "compact tables and delete files beyond the rollback horizon")
+    for name, (_, help_text) in TOOLS.items():
+        commands.add_parser(name, help=f"{help_text} (lte {name} --help)", add_help=False)
+    return parser
+
+
+def _item_flags() -> list[tuple[str, dict[str, Any]]]:
+    return [
+        ("--like", {"metavar": "WORDS", "help": "words to search for"}),
+        ("--like-image", {"metavar": "FILE", "type": Path, "help": "picture to search for"}),
+        ("--out", {"metavar": "PNG", "type": Path, "default": Path("items.png"), "help": "contact sheet (items.png)"}),
+        ("--nearest", {"type": int, "default": 24, "help": "how many items to show (24)"}),
+    ]
+
+
+def dispatch(argv: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Raises:
+        jobs.config.ConfigError: The configuration is wrong.
+        SystemExit: The flags are wrong (2), or a task of the day failed (1).
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in TOOLS:
+        module, _ = TOOLS[arguments[0]]
+        sys.exit(importlib.import_module(module).main(arguments[1:]))
+    args = _parser().parse_args(arguments)
+    args.command(args, load_deployment(args.config))
+
+
+def main() -> NoReturn:
+    """Entry point of the console script ``lte``."""
+    run_job(dispatch)
+
+
+if __name__ == "__main__":
+    main()

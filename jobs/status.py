@@ -1,0 +1,115 @@
+"""What is live, what ran, what the gates said and which runs are stale: read from the tables, without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Any
+
+from jobs.config import Deployment
+from jobs.lake_reader import LakeReader, lake_reader
+from jobs.online_store import NoLiveSnapshotError, SnapshotReader
+from jobs.publish_snapshot import open_store
+from jobs.staleness import read_staleness, stale_reason
+from schemas import GATE_RESULTS, RUNS
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One data day: which jobs ran, how many gates failed, and why it is stale, if it is."""
+
+    ds: date
+    jobs: tuple[str, ...]
+    gates_passed: int
+    gates_failed: tuple[str, ...]
+    stale: str | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of a deployment; ``live`` is the manifest of the online store, or None."""
+
+    deployment: str
+    live: dict[str, Any] | None
+    runs: tuple[RunStatus, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values, days as text."""
+        plain = asdict(self)
+        plain["runs"] = [run | {"ds": str(run["ds"])} for run in plain["runs"]]
+        return plain
+
+
+def live_manifest(deployment: Deployment) -> dict[str, Any] | None:
+    """Manifest of what is live, as plain values; None before the first publish.
+
+    Raises:
+        jobs.online_store.OnlineStoreError: The store does not answer.
+    """
+    reader = SnapshotReader(open_store(deployment))
+    try:
+        return {
+            name: str(value) if isinstance(value, date) else value for name, value in asdict(reader.manifest()).items()
+        }
+    except NoLiveSnapshotError:
+        return None
+    finally:
+        reader.close()
+
+
+def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
+    """State of a deployment.
+
+    Args:
+        deployment: Which.
+        last: How many runs, newest first.
+
+    Raises:
+        jobs.online_store.OnlineStoreError: The store does not answer.
+    """
+    lake = lake_reader(deployment)
+    runs: dict[date, list[dict[str, Any]]] = {}
+    for row in lake.rows(RUNS):
+        runs.setdefault(row["ds"], []).append(row)
+    newest = sorted(runs, reverse=True)[:last]
+    staleness = read_staleness(lake)
+    states = tuple(_run_status(lake, ds, runs[ds], stale_reason(staleness, deployment, runs[ds])) for ds in newest)
+    return Status(deployment.deployment.name, live_manifest(deployment), states)
+
+
+def _run_status(lake: LakeReader, ds: date, rows: list[dict[str, Any]], stale: str | None) -> RunStatus:
+    gates = lake.rows(GATE_RESULTS, columns=["table", "expectation", "success"], where={"ds": ds})
+    failed = tuple(sorted(f"{gate['table']}: {gate['expectation']}" for gate in gates if not gate["success"]))
+    jobs = tuple(sorted(row["job"] for row in rows))
+    return RunStatus(ds, jobs, len(gates) - len(failed), failed, stale)
+
+
+def status_text(status: Status) -> str:
+    """The status for a person."""
+    lines = [f"deployment  {status.deployment}", f"live        {_live_text(status.live)}", "", "runs"]
+    for run in status.runs:
+        lines.append(f"  {run.ds}  {_gates_text(run)}")
+        if run.stale:
+            lines.append(f"              STALE: {run.stale}; run it again: lte run {run.ds}")
+    if not status.runs:
+        lines.append("  none yet: lte run DS")
+    return "\n".join(lines)
+
+
+def _gates_text(run: RunStatus) -> str:
+    if not (run.gates_passed or run.gates_failed):
+        return "not validated"
+    failed = f", FAILED: {'; '.join(run.gates_failed)}" if run.gates_failed else ""
+    return f"{run.gates_passed} gates passed{failed}"
+
+
+def _live_text(live: Row | None) -> str:
+    if live is None:
+        return "nothing yet"
+    return (
+        f"ds={live['ds']}, {live['row_count']:,} users, {live['method']} [{live['lte_window'].replace('-', ',')}], "
+        f"basis {live['basis_version']}, dim {live['dim']}, code {live['code_version']}"
+    )
