@@ -348,19 +348,35 @@ class Deployment:
     ranker: RankerSection = field(default_factory=RankerSection)
 
     def __post_init__(self) -> None:
-        """Refuse to publish a slice that no job computes."""
+        """Refuse to publish a slice that no job computes, and models that read other LTEs than there are."""
+        methods, windows = list(self.lte.methods), list(self.lte.windows)
+        is_computed = self.publish.method in methods
+        _require(is_computed, "publish.method", self.publish.method, f"not among lte.methods {methods}")
+        is_computed = self.publish.window in windows
+        _require(is_computed, "publish.window", self.publish.window, f"not among lte.windows {windows}")
+        if self.autoencoder.enabled:
+            self._require_average(methods, windows)
+        if self.ranker.enabled and self.ranker.lte != "none":
+            self._require_served()
+
+    def _require_average(self, methods: list[str], windows: list[str]) -> None:
+        """The autoencoder's LTEs are compared with uniform ones, which also stand in for it."""
+        hint = "or set autoencoder.enabled = false"
+        _require("uniform" in methods, "lte.methods", methods, f"the autoencoder needs uniform; add it, {hint}")
+        window = self.autoencoder.window
         _require(
-            self.publish.method in self.lte.methods,
-            "publish.method",
-            self.publish.method,
-            f"not among lte.methods {list(self.lte.methods)}",
+            window in windows, "autoencoder.window", window, f"not among lte.windows {windows}; change one, {hint}"
         )
+
+    def _require_served(self) -> None:
+        """A ranker must be served the LTEs that it was trained with."""
+        hint = "change one, or set ranker.enabled = false"
+        served, window = (self.publish.method, self.publish.window), "365-60" if self.ranker.lagged else "365-0"
         _require(
-            self.publish.window in self.lte.windows,
-            "publish.window",
-            self.publish.window,
-            f"not among lte.windows {list(self.lte.windows)}",
+            self.ranker.method == served[0], "ranker.method", self.ranker.method, f"publish.method differs; {hint}"
         )
+        text = f"the ranker reads LTEs of window {window}, publish.window is {served[1]}; {hint}"
+        _require(window == served[1], "ranker.lagged", self.ranker.lagged, text)
 
 
 def _typed(value: Any, hint: Any, key: str) -> Any:

@@ -71,6 +71,16 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ('[basis]\nencoder = "bert"', r"basis\.encoder = 'bert': use minilm or open_clip"),
         ("[drift]\noffsets_days = [0]", r"drift\.offsets_days = \(0,\): whole days from 1"),
         ("[retention]\nrollback_days = -1", r"retention\.rollback_days = -1: 0 or more"),
+        (
+            '[autoencoder]\nwindow = "365-0"',
+            r"autoencoder\.window = '365-0': not among lte\.windows .* autoencoder\.enabled = false",
+        ),
+        (
+            '[lte]\nmethods = ["recency"]\n[publish]\nmethod = "recency"',
+            r"lte\.methods = \['recency'\]: the autoencoder needs uniform",
+        ),
+        ('[ranker]\nmethod = "recency"', r"ranker\.method = 'recency': publish\.method differs"),
+        ("[ranker]\nlagged = false", r"ranker\.lagged = False: the ranker reads LTEs of window 365-0"),
         ("lte = 5", r"paths\.lte = 5: unknown key"),  # belongs to the section above it
         ("[gates", r"shop\.toml: Expected"),
     ],
