@@ -251,7 +251,7 @@ _CARD = """# Catalogue CLIP
 A small CLIP (open_clip's own model, tokenizer, transforms and loss) trained from scratch on product pictures and texts.
 {parameters:,} parameters, D = 512, {tokens:,} of the tokenizer's 49,408 tokens; weights in half precision.
 
-| catalogue | items | trained | held out (texts) | R@1 (chance) | R@5 (chance) | R@10 (chance) | new: R@1, 5, 10 | data |
+| catalogue | items | trained | held out (text) | R@1 (chance) | R@5 (chance) | R@10 (chance) | new: R@1, 5, 10 | data |
 |---|---|---|---|---|---|---|---|---|
 {rows}
 
