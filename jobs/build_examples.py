@@ -84,7 +84,13 @@ def write_examples(lake: Lake, deployment: Deployment, anchors: Sequence[date], 
     return lake.replace(keyed, TRAINING_EXAMPLES, where)
 
 
-def user_events(interactions: DataFrame, items: DataFrame, types: Sequence[str], anchors: Sequence[date]) -> DataFrame:
+def user_events(
+    interactions: DataFrame,
+    items: DataFrame,
+    types: Sequence[str],
+    anchors: Sequence[date],
+    reach_days: int = LONG_DAYS,
+) -> DataFrame:
     """One row a user: all interactions that an example of ``anchors`` can hold, in any order.
 
     Args:
@@ -92,12 +98,13 @@ def user_events(interactions: DataFrame, items: DataFrame, types: Sequence[str],
         items: item_id, item_index of the known items.
         types: Interaction types, place = code.
         anchors: Anchor days, oldest first.
+        reach_days: Days before an anchor that an example can hold.
 
     Returns:
         user_id and events, an array of (ts in seconds since 1970, item_index or -1, type code).
     """
     last_target = anchors[-1] + timedelta(days=1)
-    span = (last_target - anchors[0]).days + LONG_DAYS
+    span = (last_target - anchors[0]).days + reach_days
     recent = interactions.where(in_window(last_target, LteWindow(span, 0)))
     numbered = recent.join(F.broadcast(items), "item_id", "left")
     code = F.array_position(F.array(*(F.lit(name) for name in types)), F.col("interaction_type")) - 1
@@ -125,10 +132,16 @@ class ExamplesOfUser:
     Attributes:
         anchors: Days since 1970, ascending.
         half_life_days: Of the recency weights.
+        sequence_days: Days whose interactions make up the sequence.
+        max_sequence: Interactions of a sequence at most.
+        long_days: Days of the past with each item; 0 leaves the past out.
     """
 
     anchors: tuple[int, ...]
     half_life_days: float
+    sequence_days: int = SHORT_DAYS
+    max_sequence: int = MAX_SEQUENCE
+    long_days: int = LONG_DAYS
 
     def __call__(self, parts: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one batch for each batch of users."""
@@ -152,9 +165,9 @@ class ExamplesOfUser:
         day = ts // 86_400
         for target_day in np.intersect1d(np.unique(day), np.array(self.anchors) + 1):
             first, short, end, after = np.searchsorted(
-                day, [target_day - LONG_DAYS, target_day - SHORT_DAYS, target_day, target_day + 1]
+                day, [target_day - self.long_days, target_day - self.sequence_days, target_day, target_day + 1]
             )
-            sequence = slice(max(short, end - MAX_SEQUENCE), end)
+            sequence = slice(max(short, end - self.max_sequence), end)
             yield {
                 "user_id": user_id,
                 "anchor_day": int(target_day) - 1,
