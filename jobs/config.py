@@ -22,6 +22,8 @@ RESERVED_ENV = frozenset({"LTE_CONFIG", "LTE_PYTHON", "LTE_HOME", "LTE_CODE_VERS
 WINDOW = re.compile(r"^(\d+)-(\d+)$")
 LOCAL_MASTER = re.compile(r"^(sail|local(\[(\*|\d+)(,\d+)?\])?|yarn|(spark|k8s|sc)://\S+)$")
 CONFIG_EXIT_CODE = 2
+# A copy of lte_models.ranker.LTE_MODES: reading a configuration must not load torch. A test holds them equal.
+LTE_MODES = ("none", "late_fusion", "feature_injection", "prefix_token")
 
 
 class ConfigError(ValueError):
@@ -266,6 +268,8 @@ class AutoencoderSection:
         negatives_share: Share of the vocabulary that a step samples.
         power: Power factor of the log-uniform negatives.
         l2: Weight of the squares of all encoder weights.
+        patience: Epochs without a better held-out recall before training stops.
+        n_workers: Processes that read histories; 0 reads in the training process.
         seed: Decides the result together with the data.
     """
 
@@ -277,13 +281,19 @@ class AutoencoderSection:
     negatives_share: float = 0.2
     power: float = 1.0
     l2: float = 1e-6
+    patience: int = 2
+    n_workers: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse an impossible window or share."""
         LteWindow.parse(self.window)
         _require(0 < self.negatives_share <= 1, "autoencoder.negatives_share", self.negatives_share, "in (0, 1]")
-        _require(self.epochs >= 1 and self.batch_size >= 1, "autoencoder.epochs", self.epochs, "at least 1")
+        for name in ("epochs", "batch_size", "patience"):
+            _require(getattr(self, name) >= 1, f"autoencoder.{name}", getattr(self, name), "at least 1")
+        _require(self.learning_rate > 0, "autoencoder.learning_rate", self.learning_rate, "above 0")
+        _require(0 <= self.power, "autoencoder.power", self.power, "0 or more")
+        _require(self.n_workers >= 0, "autoencoder.n_workers", self.n_workers, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -298,11 +308,18 @@ class RankerSection:
         method: LTE method: uniform or recency.
         lagged: Whether the LTE leaves out the short window: [365,60] or [365,0].
         history_features: Whether the user's own counts and recent popularity add learned logits.
+        objective: next_day: the items of the day after; clm: the next item of each position of the sequence.
+        lte_layers: Layers of the LTE's projection, 1 or 2.
+        lte_gelu: GELU in the projection; linear otherwise.
+        lte_hidden: Width between two layers, 128 to 1024.
         dim: Width of both towers.
         epochs: At most.
+        patience: Epochs without a better held-out value before training stops.
         batch_size: Examples a step.
         learning_rate: Of Adam.
         negatives_share: Share of the vocabulary that a step samples; 1 is the full softmax.
+        logq: Whether sampled negatives are weighted to estimate the full softmax.
+        n_workers: Processes that read examples; 0 reads in the training process.
         cutoff: k of the metrics at k.
         seed: Decides the result together with the data.
     """
@@ -314,11 +331,18 @@ class RankerSection:
     method: str = "uniform"
     lagged: bool = True
     history_features: bool = True
+    objective: str = "next_day"
+    lte_layers: int = 1
+    lte_gelu: bool = False
+    lte_hidden: int = 256
     dim: int = 64
     epochs: int = 10
+    patience: int = 2
     batch_size: int = 128
     learning_rate: float = 1e-3
     negatives_share: float = 0.005
+    logq: bool = True
+    n_workers: int = 0
     cutoff: int = 500
     seed: int = 0
 
@@ -327,7 +351,91 @@ class RankerSection:
         _require(0 < self.held_out_days < self.train_days, "ranker.held_out_days", self.held_out_days, "in train_days")
         _require(0 < self.negatives_share <= 1, "ranker.negatives_share", self.negatives_share, "in (0, 1]")
         _require(self.method in ("uniform", "recency"), "ranker.method", self.method, "use uniform or recency")
-        _require(self.cutoff >= 1 and self.epochs >= 1, "ranker.cutoff", self.cutoff, "at least 1")
+        _require(self.objective in ("next_day", "clm"), "ranker.objective", self.objective, "use next_day or clm")
+        is_causal = not (self.history_features and self.objective == "clm")
+        _require(is_causal, "ranker.objective", self.objective, "history_features are as of the anchor: use next_day")
+        _require(self.lte in LTE_MODES, "ranker.lte", self.lte, f"use one of {', '.join(LTE_MODES)}")
+        _require(self.lte_layers in (1, 2), "ranker.lte_layers", self.lte_layers, "1 or 2")
+        _require(128 <= self.lte_hidden <= 1024, "ranker.lte_hidden", self.lte_hidden, "128 to 1024")
+        _require(self.dim % 4 == 0 and self.dim > 0, "ranker.dim", self.dim, "a multiple of the 4 heads")
+        for name in ("cutoff", "epochs", "patience", "batch_size"):
+            _require(getattr(self, name) >= 1, f"ranker.{name}", getattr(self, name), "at least 1")
+        _require(self.n_workers >= 0, "ranker.n_workers", self.n_workers, "0 or more")
+        _require(self.learning_rate > 0, "ranker.learning_rate", self.learning_rate, "above 0")
+
+
+@dataclass(frozen=True)
+class ExperimentSection:
+    """How large the experiments are; each training must end within seconds (docs/results.md has what they found).
+
+    Attributes:
+        seeds: One training of each variant a seed.
+        holdout_days: Last days with interactions; nothing of them is trained on.
+        held_out_days: Days with interactions before them that decide which epoch is kept.
+        train_days: Days before those that training examples come from.
+        stride_days: Of these, every n-th day with interactions is taken.
+        max_examples: Training examples at most, chosen by a hash.
+        max_holdout: User-days of the holdout at most, chosen by a hash.
+        epochs: Of each training; the best one on the held-out days is kept.
+        dim: Width of the ranker's towers.
+        batch_size: Examples a step.
+        learning_rate: Of Adam.
+        negatives_share: Share of the vocabulary that a step samples; 1 is the full softmax.
+        sequence_days: Days of history that sequence-length tries; the first is its baseline.
+        powers: Power factors of the autoencoder's negatives that are tried.
+        autoencoder_items: Most frequent items that the autoencoder knows; its first layer grows with them.
+        autoencoder_epochs: Of each training of the autoencoder.
+        parallel: Trainings at a time, one core each.
+        budget_minutes: Time for one call; what is not done by then is left for the next one.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    holdout_days: int = 7
+    held_out_days: int = 3
+    train_days: int = 365
+    stride_days: int = 7
+    max_examples: int = 12_000
+    max_holdout: int = 3_000
+    epochs: int = 4
+    dim: int = 64
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    negatives_share: float = 0.05
+    sequence_days: tuple[int, ...] = (60, 120, 240, 360)
+    powers: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5)
+    autoencoder_items: int = 8_000
+    autoencoder_epochs: int = 10
+    parallel: int = 2
+    budget_minutes: float = 25.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be, and repeated seeds."""
+        whole = ("holdout_days", "held_out_days", "train_days", "stride_days", "max_examples", "max_holdout", "epochs")
+        sizes = ("dim", "batch_size", "autoencoder_items", "autoencoder_epochs", "parallel")
+        for name in (*whole, *sizes):
+            _require(getattr(self, name) >= 1, f"experiment.{name}", getattr(self, name), "at least 1")
+        for name in ("seeds", "sequence_days", "powers"):
+            values = getattr(self, name)
+            is_good = bool(values) and len(set(values)) == len(values)
+            _require(is_good, f"experiment.{name}", values, "at least one, each once")
+        _require(min(self.sequence_days) >= 1, "experiment.sequence_days", self.sequence_days, "at least 1")
+        _require(min(self.powers) > 0, "experiment.powers", self.powers, "above 0")
+        _require(0 < self.negatives_share <= 1, "experiment.negatives_share", self.negatives_share, "in (0, 1]")
+        _require(self.learning_rate > 0, "experiment.learning_rate", self.learning_rate, "above 0")
+        _require(self.budget_minutes > 0, "experiment.budget_minutes", self.budget_minutes, "above 0")
+
+
+@dataclass(frozen=True)
+class TrackingSection:
+    """MLflow, where each training leaves its curves, parameters and manifest.
+
+    Attributes:
+        uri: Of MLflow: a server, a database, ``local`` for SQLite under ``models`` in the lake, or empty for none.
+        experiment: Name of the experiment; empty for the deployment's name.
+    """
+
+    uri: str = "local"
+    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -346,6 +454,8 @@ class Deployment:
     retention: RetentionSection = field(default_factory=RetentionSection)
     autoencoder: AutoencoderSection = field(default_factory=AutoencoderSection)
     ranker: RankerSection = field(default_factory=RankerSection)
+    tracking: TrackingSection = field(default_factory=TrackingSection)
+    experiment: ExperimentSection = field(default_factory=ExperimentSection)
 
     def __post_init__(self) -> None:
         """Refuse to publish a slice that no job computes, and models that read other LTEs than there are."""

@@ -1,5 +1,6 @@
 """Every table of the lake, declared once."""
 
+from schemas.experiments import EXPERIMENT_EXAMPLES, EXPERIMENTS
 from schemas.ingest import INGEST_LOG, QUARANTINE
 from schemas.interactions import EVENT_DAYS, INTERACTIONS
 from schemas.items import ITEM_EMBEDDINGS, ITEMS
@@ -21,6 +22,8 @@ TABLES: dict[str, Table] = {
         LTE_DRIFT,
         USER_HISTORIES,
         TRAINING_EXAMPLES,
+        EXPERIMENT_EXAMPLES,
+        EXPERIMENTS,
         METRICS,
         RUNS,
         GATE_RESULTS,
@@ -30,6 +33,8 @@ TABLES: dict[str, Table] = {
 
 __all__ = [
     "EVENT_DAYS",
+    "EXPERIMENTS",
+    "EXPERIMENT_EXAMPLES",
     "GATE_RESULTS",
     "INGEST_LOG",
     "INTERACTIONS",
