@@ -61,10 +61,11 @@ def lte_centres(rows: DataFrame, max_norm: float) -> dict[Slice, SliceCentre]:
     found: dict[Slice, list[dict[str, object]]] = {}
     for row in known.mapInArrow(SumTask(scale), _SUMS_SCHEMA).toArrow().to_pylist():
         found.setdefault((row["method"], row["lte_window"]), []).append(row)
-    return {key: _centre(parts, scale) for key, parts in found.items()}
+    return {key: centre_of(parts, scale) for key, parts in found.items()}
 
 
-def _centre(parts: list[dict[str, object]], scale: float) -> SliceCentre:
+def centre_of(parts: list[dict[str, object]], scale: float) -> SliceCentre:
+    """Put the parts of one slice together, see :class:`SumTask`."""
     rows = pa.Table.from_pylist(parts)
     n_users = sum(rows["n_users"].to_pylist())
     sums = np.array(rows["sums"].to_pylist(), dtype=object).sum(axis=0)  # Python's integers do not overflow
