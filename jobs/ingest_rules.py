@@ -150,10 +150,11 @@ def require_conserved(counts: Counts) -> None:
 
 
 def ranked(rows: DataFrame, key: Sequence[str], order: Sequence[str]) -> DataFrame:
-    """Add ``position`` (1: the row of its key that stays) and ``holder`` (place of that row), by ``order``."""
+    """Add ``position`` (1: the row of its key that stays), and place and landing day of that row, by ``order``."""
     window = Window.partitionBy(*key).orderBy(*order)
     place = F.concat_ws(":", "source_file", F.col("line").cast("string"))
-    return rows.withColumn("position", F.row_number().over(window)).withColumn("holder", F.first(place).over(window))
+    first = {"holder": F.first(place).over(window), "holder_ds": F.first("landing_ds").over(window)}
+    return rows.withColumns({"position": F.row_number().over(window), **first})
 
 
 def merged_interactions(existing: DataFrame, landed: DataFrame) -> DataFrame:
@@ -164,7 +165,7 @@ def merged_interactions(existing: DataFrame, landed: DataFrame) -> DataFrame:
         landed: Good rows of the batch, as :func:`jobs.landing_rows.landing_rows` has them.
 
     Returns:
-        All columns of interactions, source_file (empty for existing rows), line, position and holder.
+        All columns of interactions, source_file (empty for existing rows), line, position, holder and holder_ds.
     """
     new = landed.withColumn("event_date", F.to_date("event_ts"))
     old = existing.withColumns({"source_file": F.lit(""), "line": F.lit(0).cast("bigint")})
@@ -183,7 +184,9 @@ def ranked_items(landed: DataFrame) -> DataFrame:
 def duplicates(ranked_rows: DataFrame, table: Table, values: Sequence[str]) -> DataFrame:
     """Quarantine rows of the landed rows that do not stay: which row holds their key, and their values as JSON."""
     rows = ranked_rows.where((F.col("position") > 1) & (F.col("source_file") != ""))
-    holder = F.when(F.col("holder") == ":0", F.lit("table interactions")).otherwise(F.col("holder"))
+    # A run knows the files of its own landing days only; the words may not depend on which days it took together.
+    other_day = F.concat(F.lit("a row of landing day "), F.col("holder_ds").cast("string"))
+    holder = F.when(F.col("holder_ds") == F.col("landing_ds"), F.col("holder")).otherwise(other_day)
     shown = [F.substring(F.col(name).cast("string"), 1, 200).alias(name) for name in values]
     return rows.select(
         F.lit(table.name).alias("target"),

@@ -21,6 +21,8 @@ from typing import Any
 import deltalake
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -39,6 +41,11 @@ CONFLICT_WORDS = ("Failed to commit transaction", "ConcurrentAppend", "DELTA_CON
 REFUSAL_WORDS = ("CONSTRAINT_VIOLATED", "DELTA_VIOLATE_CONSTRAINT")
 INTEGER_RANGES = {"smallint": (-(2**15), 2**15 - 1), "int": (-(2**31), 2**31 - 1), "bigint": (-(2**63), 2**63 - 1)}
 MAX_ATTEMPTS = 8
+# Sail holds each file that it writes in memory up to this size; Apache Spark writes row groups as it goes.
+FILE_OPTIONS = {"targetFileSize": str(32 << 20)}
+# Rows that a stream decodes at a time: 8 MB of vectors at D = 512.
+READ_ROWS = 4096
+READ_BUFFER_BYTES = 1 << 20
 RETRY_SECONDS = 0.25
 
 
@@ -81,8 +88,30 @@ def arrow_batches(
     Raises:
         deltalake.exceptions.TableNotFoundError: There is no table.
     """
-    dataset = _delta(path, version).to_pyarrow_dataset()
-    yield from dataset.to_batches(columns=list(columns) if columns else None, filter=_arrow_filter(where or {}))
+    dataset, wanted = _delta(path, version).to_pyarrow_dataset(), _arrow_filter(where or {})
+    schema = pa.schema([dataset.schema.field(name) for name in columns or dataset.schema.names])
+    read = {*schema.names, *(where or {})}
+    for fragment in dataset.get_fragments(filter=wanted):
+        for batch in _file_batches(fragment, pa.schema([field for field in dataset.schema if field.name in read])):
+            rows = pa.Table.from_batches([batch])
+            kept = rows if wanted is None else rows.filter(wanted)
+            yield from kept.select(schema.names).to_batches()
+
+
+def _file_batches(fragment: pads.ParquetFileFragment, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Decode a file some rows at a time: a dataset's own scan holds whole row groups, and of several files at once."""
+    constants = pads.get_partition_keys(fragment.partition_expression)
+    with fragment.filesystem.open_input_file(fragment.path) as source:
+        file = pq.ParquetFile(source, buffer_size=READ_BUFFER_BYTES)
+        stored = [name for name in schema.names if name in file.schema_arrow.names]
+        for batch in file.iter_batches(READ_ROWS, columns=stored):
+            arrays = [
+                batch[field.name].cast(field.type)
+                if field.name in stored
+                else pa.repeat(pa.scalar(constants.get(field.name), field.type), batch.num_rows)
+                for field in schema
+            ]
+            yield pa.record_batch(arrays, schema=schema)
 
 
 def _arrow_filter(where: Predicate) -> pc.Expression | None:
@@ -193,15 +222,19 @@ def conformed(df: DataFrame, table: Table, where: Predicate | None = None) -> Da
         is_outside = ~F.col(name).isin(_values(allowed)) | F.col(name).isNull()
         message = f"table {table.name}: row outside {name} = {allowed}: "
         cast = cast.withColumn(name, _refused(is_outside, F.col(name), message, F.col(name)))
-    return _named_elements(cast, table) if table.has_arrays() else cast
+    return _through_arrow(cast, table)
 
 
 def _same_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     yield from batches
 
 
-def _named_elements(df: DataFrame, table: Table) -> DataFrame:
-    """Pass rows through Arrow: Sail names a cast array's element otherwise than Delta and cannot replace it then."""
+def _through_arrow(df: DataFrame, table: Table) -> DataFrame:
+    """Pass rows through Arrow, which keeps the plan of the write apart from the plan of the rows.
+
+    Sail pushes its own check for nulls below a filter and then refuses rows that the filter leaves out; and it names a
+    cast array's element otherwise than Delta and cannot replace it then.
+    """
     return df.mapInArrow(_same_batches, StructType([StructField(f.name, f.dataType, True) for f in table.schema]))
 
 
@@ -341,7 +374,7 @@ class Lake:
         for attempt in range(1, attempts + 1):
             try:
                 with _write_errors(table):
-                    rows.write.format("delta").mode(mode).options(**options).save(self.path(table))
+                    rows.write.format("delta").mode(mode).options(**FILE_OPTIONS, **options).save(self.path(table))
                 return
             except ConcurrentWriteError:
                 if attempt == attempts:
