@@ -1,0 +1,197 @@
+"""The whole day, as an operator runs it: console script, real processes, 20 users whose LTEs are known by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CONFIG
+
+from jobs.pipeline import REPORT_TASK, TASKS
+from jobs.tables import arrow_batches
+
+pytestmark = pytest.mark.slow
+
+FIRST, SECOND = date(2017, 6, 29), date(2017, 6, 30)
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "user_lte.json").read_text())
+TITLES = ["red floral summer dress", "steel kitchen knife", "dog food, 5 kg", "garden hose", "strawberry yoghurt"]
+
+
+def lte(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.cli", *arguments, "--config", str(folder / "deployment.toml")]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+
+
+def answer(folder: Path, *arguments: str) -> Any:
+    done = lte(folder, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def event(user: str, item: str, day: date) -> dict[str, str]:
+    return {"user_id": user, "item_id": item, "event_ts": f"{day}T12:00:00Z", "interaction_type": "purchase"}
+
+
+def history() -> Iterator[dict[str, str]]:
+    """User i bought item i mod 5 on i days of the long window, and everybody something in the last 60 days."""
+    start = date(2016, 9, 1)
+    for number in range(20):
+        user = f"user_{number:02}"
+        for day in range(number):
+            yield event(user, f"item_{number % 5}", start + timedelta(days=3 * day))
+        yield event(user, "item_0", date(2017, 6, 15))
+    yield event("user_03", "ghost", start)  # no catalogue row: counted, not averaged
+    yield event("user_19", "item_0", start)  # 19 times item 4 and once item 0
+
+
+def write_landing(folder: Path) -> None:
+    for target, name in (("interactions", "history.csv"), ("items", "items.jsonl")):
+        (folder / "landing" / target / f"ds={FIRST}").mkdir(parents=True)
+        path = folder / "landing" / target / f"ds={FIRST}" / name
+        with path.open("w", newline="") as file:
+            if target == "items":
+                rows = [{"item_id": f"item_{number}", "title": title} for number, title in enumerate(TITLES)]
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            else:
+                writer = csv.DictWriter(file, ["user_id", "item_id", "event_ts", "interaction_type"])
+                writer.writeheader()
+                writer.writerows(history())
+    second = folder / "landing" / "interactions" / f"ds={SECOND}"
+    second.mkdir()
+    rows = [
+        event("user_01", "item_2", SECOND),
+        event("user_02", "item_2", date(2017, 1, 5)),  # late: it lands in its own day, in yesterday's long window
+        event("user_02", "item_2", date(2017, 1, 5)),  # the same row twice
+        event("user_04", "item_4", date(2017, 7, 1)),  # not yet possible on that day
+    ]
+    (second / "day.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deployment after its first data day."""
+    folder = tmp_path_factory.mktemp("shop")
+    (folder / "deployment.toml").write_text(CONFIG)
+    write_landing(folder)
+    done = lte(folder, "run", str(FIRST), "--json")
+    assert done.returncode == 0, done.stderr
+    tasks = [task["task"] for task in json.loads(done.stdout)["tasks"]]
+    assert tasks == [*TASKS, REPORT_TASK]
+    return folder
+
+
+def slice_of(shop: Path, ds: date) -> list[dict[str, Any]]:
+    where = {"ds": ds, "method": "uniform", "lte_window": "365-60"}
+    batches = arrow_batches(str(shop / "lake" / "user_lte"), where=where)
+    return sorted((row for batch in batches for row in batch.to_pylist()), key=lambda row: row["user_id"])
+
+
+def test_the_first_day_equals_the_golden_file(shop: Path) -> None:
+    rows = slice_of(shop, FIRST)
+    counts = [(row["user_id"], row["n_items"], row["n_unknown"]) for row in rows]
+    assert counts == [(row["user_id"], row["n_items"], row["n_unknown"]) for row in GOLDEN]
+    basis = {
+        row["item_id"]: np.array(row["embedding"])
+        for batch in arrow_batches(str(shop / "lake" / "item_embeddings"))
+        for row in batch.to_pylist()
+    }
+    for row, golden in zip(rows, GOLDEN, strict=True):
+        found = np.array(row["embedding"])
+        if golden["nearest"] is None:
+            assert not found.any()
+            continue
+        expected = basis[golden["nearest"]]  # the mean of equal vectors is that vector
+        if row["user_id"] == "user_19":
+            expected = (19 * basis["item_4"] + basis["item_0"]) / 20
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_what_is_live_and_how_a_user_looks(shop: Path) -> None:
+    status = answer(shop, "status")
+    assert (status["live"]["ds"], status["live"]["row_count"]) == (str(FIRST), 20)
+    [run] = status["runs"]
+    assert run["gates_failed"] == []
+    assert run["gates_passed"] > 20
+    assert run["stale"] is None
+    user = answer(shop, "user", "user_09")
+    assert (user["n_items"], user["drift"]) == (9, None)
+    assert user["nearest"][0] == {"item_id": "item_4", "title": "strawberry yoghurt", "cosine": 1.0}
+    assert answer(shop, "user", "user_00")["nearest"] == []
+    nobody = lte(shop, "user", "nobody")
+    assert nobody.returncode == 1
+    assert "user_id 'nobody' has no LTE in the live snapshot, ds=2017-06-29" in nobody.stderr
+    assert "Traceback" not in nobody.stderr
+    assert "user_09" in lte(shop, "user", "user_09").stdout
+
+
+def test_a_second_day_moves_live_and_shows_the_first_as_stale(shop: Path) -> None:
+    done = lte(shop, "run", str(SECOND))
+    assert done.returncode == 0, done.stderr
+    status = answer(shop, "status")
+    assert status["live"]["ds"] == str(SECOND)
+    by_day = {run["ds"]: run for run in status["runs"]}
+    assert by_day[str(SECOND)]["stale"] is None
+    assert "2017-01-05" in by_day[str(FIRST)]["stale"]
+    assert "STALE" in lte(shop, "status").stdout
+    counts = {row["user_id"]: row["n_items"] for row in slice_of(shop, SECOND)}
+    assert (counts["user_01"], counts["user_02"], counts["user_04"]) == (1, 3, 4)
+    drift = answer(shop, "user", "user_05")["drift"]
+    assert (drift["n_in"], drift["n_out"], drift["drift"]) == (0, 0, 0.0)
+
+
+def test_an_old_day_again_gives_equal_rows_and_never_goes_live(shop: Path) -> None:
+    before = answer(shop, "status")["live"]
+    late = {row["user_id"]: row["n_items"] for row in slice_of(shop, FIRST)}
+    assert late["user_02"] == 2
+    answer_code = lte(shop, "run", str(FIRST)).returncode
+    assert answer_code in (0, 1)  # what it says is below; what matters is what is live
+    once = slice_of(shop, FIRST)
+    assert {row["user_id"]: row["n_items"] for row in once}["user_02"] == 3
+    assert answer(shop, "status")["live"] == before
+    lte(shop, "run", str(FIRST))
+    assert slice_of(shop, FIRST) == once
+
+
+def test_rolling_back_and_forth(shop: Path) -> None:
+    assert answer(shop, "rollback")["ds"] == str(FIRST)
+    assert answer(shop, "status")["live"]["ds"] == str(FIRST)
+    assert answer(shop, "rollback")["ds"] == str(SECOND)
+
+
+def test_maintenance_keeps_every_row(shop: Path) -> None:
+    before = slice_of(shop, SECOND)
+    done = answer(shop, "maintain")
+    assert done["user_lte"]["files_compacted"] >= 0
+    assert slice_of(shop, SECOND) == before
+
+
+def test_an_erased_user_is_nowhere(shop: Path) -> None:
+    done = answer(shop, "erase", "user_02")
+    assert done["tables"]["interactions"] == 4
+    assert done["tables"]["quarantine"] == 1  # the duplicate row
+    assert done["versions"] == 2
+    assert lte(shop, "user", "user_02").returncode == 1
+    assert "user_02" not in {row["user_id"] for row in slice_of(shop, SECOND)}
+    needle = b"user_02"
+    for path in (shop / "lake").rglob("*.parquet"):
+        assert needle not in path.read_bytes(), path
+    for row in (r for b in arrow_batches(str(shop / "lake" / "quarantine")) for r in b.to_pylist()):
+        assert "user_02" not in row["raw"] + row["detail"]
+
+
+def test_a_configuration_that_is_wrong_exits_two(shop: Path) -> None:
+    good = answer(shop, "check-config")
+    assert good["lte"]["windows"] == ["365-60"]
+    assert good["publish"]["redis_password"] == "not set"
+    (shop / "deployment.toml").write_text(CONFIG + '[engin]\nmaster = "sail"\n')
+    bad = lte(shop, "check-config")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert "engin = {'master': 'sail'}: unknown section" in bad.stderr
