@@ -9,7 +9,7 @@ from datetime import date, timedelta
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, LongType, StringType, StructField, StructType
 
@@ -155,14 +155,20 @@ def drift_metrics(lte_drift: DataFrame) -> MetricValues:
         for quantile, share in QUANTILES.items()
     ]
     measured = fresh.groupBy(*by).agg(
-        F.avg(F.when(F.col("n_now") > 0, F.col("tau"))).alias("mean_tau"),
-        F.avg("cosine").alias("mean_cosine"),
-        F.avg("centred_cosine").alias("mean_centred_cosine"),
+        _exact_mean(F.when(F.col("n_now") > 0, F.col("tau"))).alias("mean_tau"),
+        _exact_mean(F.col("cosine")).alias("mean_cosine"),
+        _exact_mean(F.col("centred_cosine")).alias("mean_centred_cosine"),
         F.max("drift").alias("drift_max"),
         F.max("bound_share").alias("bound_share_max"),
         *quantiles,
     )
     return _labelled(counts, by) | _labelled(measured, by)
+
+
+def _exact_mean(values: Column) -> Column:
+    """Mean that does not depend on the order of rows, as one of floats does; NaN is left out: it breaks the bound."""
+    exact = F.when(~F.isnan(values), values).cast("decimal(28,15)")
+    return F.sum(exact).cast("double") / F.nullif(F.count(exact), F.lit(0))
 
 
 def _labelled(rows: DataFrame, by: Sequence[str]) -> MetricValues:
