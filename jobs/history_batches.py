@@ -50,10 +50,13 @@ class HistoryCollector:
         order = pc.array_sort_indices(self._users).to_numpy().astype(np.int64)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        for keys in self._keys:
-            keys[:] = (rank[keys >> CODE_BITS] << CODE_BITS) | (keys & _CODE_MASK)
-        keys = np.concatenate([np.zeros(0, np.int64), *self._keys])
-        self._keys = []
+        keys = np.empty(sum(map(len, self._keys)), np.int64)
+        end = len(keys)
+        while self._keys:  # one after the other, so that they are in memory once
+            part = self._keys.pop()
+            start = end - len(part)
+            keys[start:end] = (rank[part >> CODE_BITS] << CODE_BITS) | (part & _CODE_MASK)
+            end = start
         keys.sort()
         return self._users.take(pa.array(order)), Histories(keys, len(order))
 
