@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,18 +13,20 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs.config import Deployment, load_deployment, parse_ds
+from jobs.config import Deployment, default_config, load_deployment, parse_ds
 from jobs.entry import FAILED_EXIT_CODE, run_job
 
-DEFAULT_CONFIG = "configs/complete_journey.toml"
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+SECRET_NAME = re.compile(r"secret|password|token|credential|access[._-]?key", re.IGNORECASE)
 EPILOG = """
 The deployment is named by --config or the variable LTE_CONFIG. LTE_SECTION__KEY variables override single settings,
 LTE_ENGINE__MASTER='local[2]' for one. Every command takes --json and then prints one JSON value on standard output;
 logs go to standard error. Exit codes: 0 done, 1 an input, a gate or the store failed, 2 wrong flags or configuration.
+What failed is named on standard error: table, column, value and ds.
 
 examples:
   lte check-config                      is the configuration right, and what does it amount to?
-  lte run 2017-12-31                    ingest, embed, average, compare, validate, publish one data day
+  lte run 2017-12-31                    one data day: ingest, embed, average, train, compare, validate, publish, report
   lte status                            what is live, the last runs, failed gates, runs that late data made stale
   lte user 2375                         what the live LTE of one user looks like
   lte items --like "red floral dress"   which items lie near some words: a contact sheet
@@ -75,17 +77,23 @@ def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def asdict_plain(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    """Settings as plain values; a password is shown as set or not set only."""
+    """Settings as plain values, without secrets: the password of Redis, credentials in addresses, secrets in conf."""
     sections = {name: dict(vars(section)) for name, section in vars(deployment).items()}
-    for values in sections.values():
-        for key, value in values.items():
-            if isinstance(value, tuple):
-                values[key] = list(value)
-            elif not isinstance(value, str | int | float | bool):
-                values[key] = str(value) if isinstance(value, date) else dict(value)
     password = sections["publish"]["redis_password"]
     sections["publish"]["redis_password"] = "set" if password else "not set"
-    return sections
+    return {name: {key: _plain(value) for key, value in values.items()} for name, values in sections.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return CREDENTIALS.sub("***@", value)
+    if isinstance(value, int | float | bool):
+        return value
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, date):
+        return str(value)
+    return {key: "***" if SECRET_NAME.search(key) else _plain(each) for key, each in value.items()}
 
 
 def _items(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -109,9 +117,13 @@ def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.operations import erase_user
 
     done = erase_user(deployment, args.user_id)
-    rows = "\n".join(f"  {name:18}{count:>8} rows" for name, count in done["tables"].items())
-    kept = f"landing files still hold the user, remove it there too: {deployment.paths.landing}"
-    _print(args.json, done, f"erased {args.user_id!r}\n{rows}\n  online store: {done['versions']} versions\n{kept}")
+    lines = [f"erased {args.user_id!r}", *(f"  {name:20}{count:>8} rows" for name, count in done["tables"].items())]
+    lines += [
+        f"  {'pages and copies':20}{done['files']:>8} files",
+        f"  {'online store':20}{done['versions']:>8} versions",
+    ]
+    lines.append(f"landing files may still hold the user, who would come back with them: {deployment.paths.landing}")
+    _print(args.json, done, "\n".join(lines))
 
 
 def _maintain(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -140,8 +152,8 @@ def _command(
     parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
     for flag, settings in flags:
         parser.add_argument(flag, **settings)
-    default = os.environ.get("LTE_CONFIG", DEFAULT_CONFIG)
-    parser.add_argument("--config", type=Path, default=Path(default), help=f"TOML file of the deployment ({default})")
+    default = default_config()
+    parser.add_argument("--config", type=Path, default=default, help=f"TOML file of the deployment ({default})")
     parser.add_argument("--json", action="store_true", help="print one JSON value")
     parser.set_defaults(command=run)
     return parser

@@ -30,6 +30,11 @@ class ConfigError(ValueError):
     """A configuration that cannot be right; the message names the key and the value."""
 
 
+def default_config() -> Path:
+    """Configuration of a command that names none: ``LTE_CONFIG``, or the sample's."""
+    return Path(os.environ.get("LTE_CONFIG", "configs/complete_journey.toml"))
+
+
 def code_version() -> str:
     """Version of this package, or what ``LTE_CODE_VERSION`` says (a deployment's commit, say)."""
     return os.environ.get("LTE_CODE_VERSION") or version("long-term-embeddings")
@@ -201,6 +206,10 @@ class GatesSection:
         max_drift_p99: Highest 99 % quantile of the one-day drift, over users with 20 or more interactions.
         max_bound_violations: Users whose drift broke the bound that always holds; a violation is a bug or bad data.
         max_unembedded_share: Largest share of the catalogue without a vector.
+        min_autoencoder_cosine_p01: Lowest 1 % quantile of the cosine of the autoencoder's LTE with yesterday's, over
+            users with 20 or more items; the encoder is trained again each day, so no bound covers it.
+        max_autoencoder_drift_p99: Highest 99 % quantile of its distance from yesterday's, over the same users.
+        min_autoencoder_uniform_cosine_p01: Lowest 1 % quantile of its cosine with the same day's uniform LTE.
     """
 
     min_users: int = 1
@@ -211,6 +220,9 @@ class GatesSection:
     max_drift_p99: float = 0.4
     max_bound_violations: int = 0
     max_unembedded_share: float = 0.5
+    min_autoencoder_cosine_p01: float = 0.5
+    max_autoencoder_drift_p99: float = 1.0
+    min_autoencoder_uniform_cosine_p01: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse shares and cosines that cannot be."""
@@ -221,8 +233,17 @@ class GatesSection:
             "max_unembedded_share",
         ):
             _require(getattr(self, name) >= 0, f"gates.{name}", getattr(self, name), "0 or more")
-        _require(-1 <= self.min_cosine_p01 <= 1, "gates.min_cosine_p01", self.min_cosine_p01, "between -1 and 1")
+        for name in ("min_cosine_p01", "min_autoencoder_cosine_p01", "min_autoencoder_uniform_cosine_p01"):
+            _require(-1 <= getattr(self, name) <= 1, f"gates.{name}", getattr(self, name), "between -1 and 1")
         _require(0 <= self.max_drift_p99 <= 2, "gates.max_drift_p99", self.max_drift_p99, "between 0 and 2")
+        _require(
+            self.max_autoencoder_drift_p99 >= 0,
+            "gates.max_autoencoder_drift_p99",
+            self.max_autoencoder_drift_p99,
+            "0 or more",
+        )
+        for name in ("min_users", "max_bound_violations"):
+            _require(getattr(self, name) >= 0, f"gates.{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True)
@@ -292,7 +313,7 @@ class AutoencoderSection:
         for name in ("epochs", "batch_size", "patience"):
             _require(getattr(self, name) >= 1, f"autoencoder.{name}", getattr(self, name), "at least 1")
         _require(self.learning_rate > 0, "autoencoder.learning_rate", self.learning_rate, "above 0")
-        _require(0 <= self.power, "autoencoder.power", self.power, "0 or more")
+        _require(self.power >= 0, "autoencoder.power", self.power, "0 or more")
         _require(self.n_workers >= 0, "autoencoder.n_workers", self.n_workers, "0 or more")
 
 

@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     for setting in fields(ShopConfig):
         flag = f"--{setting.name.replace('_', '-')}"
         parser.add_argument(flag, type=type(setting.default), default=setting.default)
+    parser.add_argument("--json", action="store_true", help="as with every command; the answer is JSON anyway")
     return parser
 
 

