@@ -2,7 +2,8 @@
 
 Reads user_lte, interactions, item_embeddings; writes lte_drift and metrics. What entered and left each window is
 counted from the interactions again, so that the bound is independent of the LTEs that it judges. An earlier LTE that no
-longer fits the interactions (late data), or was made with other settings, is counted and not judged.
+longer fits the interactions (late data), or was made with other settings, is counted and not judged. The autoencoder's
+LTEs are no averages, so no bound covers them (DESIGN section 6): they have norms here, and are compared by validate.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from jobs.history_batches import collected
 from jobs.tables import Lake, open_lake
 from lte_models import drift
 from lte_models.pooling import Histories, Weighting, window_pairs
-from schemas import EVENT_DAYS, INTERACTIONS, LTE_DRIFT, METHODS, METRICS, USER_LTE
+from schemas import EVENT_DAYS, INTERACTIONS, LTE_DRIFT, METHODS, METRICS, POOLED_METHODS, USER_LTE
 
 JOB = "compute_drift"
 
@@ -81,13 +82,15 @@ def write_drift(lake: Lake, deployment: Deployment, ds: date) -> MetricValues:
     basis = pinned_basis(lake, references.basis_version)
     matrix = load_matrix(basis)
     extent = drift.basis_extent(matrix.vectors, matrix.known_ages(ds) >= 0)
-    centres = lte_centres(lake.read(USER_LTE, where={"ds": ds}), extent.max_norm)
+    of_basis = lake.read(USER_LTE).where(F.col("basis_version") == F.lit(references.basis_version))
+    centres = lte_centres(of_basis.where(F.col("ds") == F.lit(ds)), extent.max_norm)
     changes = lake_turnover(lake, deployment, ds, references, basis)
     means = {key: centre.mean for key, centre in centres.items()}
     task = JudgeTask(extent, means, frozenset(references.other_settings))
-    lake.replace(judged(lake.read(USER_LTE), changes, ds, references.offsets, task), LTE_DRIFT, _whole(ds))
+    averages = lake.read(USER_LTE, where={"method": POOLED_METHODS})
+    lake.replace(judged(averages, changes, ds, references.offsets, task), LTE_DRIFT, _whole(ds))
     metrics = drift_metrics(lake.read(LTE_DRIFT, where={"ds": ds}))
-    shares = own_nearest_shares(lake.read(USER_LTE), ds, references.offsets)
+    shares = own_nearest_shares(of_basis, ds, references.offsets)
     return metrics | shares | references.metrics() | norm_metrics(centres) | {"basis_max_norm": extent.max_norm}
 
 
@@ -127,7 +130,8 @@ def find_references(lake: Lake, deployment: Deployment, ds: date) -> References:
         jobs.basis.BasisError: A day's rows have two bases.
     """
     days = {ds - timedelta(days=offset): offset for offset in deployment.drift.offsets_days}
-    found = lake.read(USER_LTE, where={"ds": [ds, *days]}).select("ds", "basis_version").distinct()
+    averages = lake.read(USER_LTE, where={"ds": [ds, *days], "method": POOLED_METHODS})
+    found = averages.select("ds", "basis_version").distinct()
     bases = {day: single_basis(found.where(F.col("ds") == day), f"table user_lte, ds={day}") for day in _days(found)}
     if ds not in bases:
         raise LteError(f"table user_lte: no rows for ds={ds}: run compute_lte first")
@@ -217,7 +221,7 @@ def judged(user_lte: DataFrame, changes: DataFrame, ds: date, offsets: Sequence[
     """Rows of lte_drift: users with an LTE on both days.
 
     Args:
-        user_lte: All LTEs.
+        user_lte: LTEs that are averages, of ds and the earlier days.
         changes: Turnover rows; a user who has none lost all interactions.
         ds: The later day.
         offsets: Days back to the earlier days.

@@ -46,6 +46,7 @@ GATE_RESULTS = Table(
             column("expected", StringType(), "What was wanted."),
             column("n_unexpected", LongType(), "Rows that broke it.", nullable=True, minimum=0),
             column("sample", StringType(), "Some of them, as JSON.", nullable=True),
+            column("skipped", StringType(), "Why there was nothing to judge; success is true then.", nullable=True),
             column("ds", DateType(), "Data day."),
         ]
     ),

@@ -1,0 +1,245 @@
+"""Validate a day with Great Expectations before anything is published; one failed expectation stops the day.
+
+Reads what the jobs before it wrote; writes gate_results, metrics and the run's Data Docs. Rows that were validated by
+an earlier run are not read again: of growing tables those count that landed since the last validated day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructField, StructType
+
+from jobs.basis_matrix import BasisMatrix, load_matrix, pinned_basis
+from jobs.compute_lte import JOB as LTE_JOB
+from jobs.compute_lte import input_fingerprint_as_of
+from jobs.config import Deployment, parse_config
+from jobs.entry import run_job
+from jobs.expectations import (
+    Expectation,
+    basis_suite,
+    drift_suite,
+    event_day_suite,
+    interaction_suite,
+    lte_suite,
+    scalars,
+    table_suite,
+    with_counted_events,
+    with_drift_rules,
+    with_interaction_rules,
+    with_lte_rules,
+)
+from jobs.gate_measures import (
+    Measured,
+    measure_autoencoder,
+    measure_basis,
+    measure_catalogue,
+    measure_drift,
+    measure_slices,
+)
+from jobs.gate_runs import GateRun, Outcome
+from jobs.tables import Lake, Metrics, Predicate, open_lake
+from lte_models.drift import BasisExtent, basis_extent
+from schemas import (
+    EVENT_DAYS,
+    GATE_RESULTS,
+    INGEST_LOG,
+    INTERACTIONS,
+    ITEM_EMBEDDINGS,
+    ITEMS,
+    LIVE_SNAPSHOT,
+    LTE_DRIFT,
+    METRICS,
+    QUARANTINE,
+    RUNS,
+    USER_HISTORIES,
+    USER_LTE,
+    Table,
+)
+
+JOB = "validate"
+FAILURES_SHOWN = 20
+ROWS_SHOWN = 600
+# The ranker's branch, which must keep no LTE from being published, runs beside this job.
+LTE_JOBS = ("ingest", "embed_items", "compute_lte", "train_autoencoder", "embed_users", "compute_drift")
+
+Checked = tuple[Table, DataFrame, list[Expectation]]
+
+
+class GateError(RuntimeError):
+    """The quality gate of a day failed, or had nothing to judge; the message names table, expectation and ds."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Validate ``--ds``."""
+    config = parse_config(argv, JOB, __doc__)
+    with open_lake(config.deployment, JOB) as lake:
+        outcomes = validate_day(lake, config.deployment, config.ds)
+    print(summary(outcomes, config.ds, docs_index(config.deployment, config.ds)), flush=True)
+    require_success(outcomes, config.ds)
+
+
+def docs_index(deployment: Deployment, ds: date) -> Path:
+    """Start page of the Data Docs of one run."""
+    return Path(deployment.paths.data_docs) / f"ds={ds}" / "index.html"
+
+
+def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[Outcome]:
+    """Run every checkpoint of ds; write gate_results, metrics and Data Docs, whatever failed.
+
+    Args:
+        lake: Reads all tables of the daily run.
+        deployment: Limits and folders.
+        ds: Data day.
+
+    Returns:
+        One outcome an expectation.
+
+    Raises:
+        GateError: user_lte has no rows of ds.
+        jobs.basis.BasisError: The basis is damaged.
+    """
+    basis_version = served_basis(lake, deployment, ds)
+    matrix = load_matrix(pinned_basis(lake, basis_version))
+    extent = basis_extent(matrix.vectors, matrix.known_ages(ds) >= 0)
+    run = GateRun(ds)
+    checked = table_checks(lake, deployment, ds, basis_version, matrix, extent)
+    outcomes = [outcome for check in checked for outcome in run.rows(*check)]
+    measured = list(measures(lake, deployment, ds, basis_version))
+    outcomes += [outcome for each in measured for outcome in run.measured(each)]
+    write_outcomes(lake, outcomes, ds)
+    lake.record_metrics(ds, JOB, gate_metrics(outcomes, measured))
+    run.write_docs(docs_index(deployment, ds).parent)
+    return outcomes
+
+
+def served_basis(lake: Lake, deployment: Deployment, ds: date) -> str:
+    """Basis of the slice that will be published.
+
+    Raises:
+        GateError: There is no such slice.
+    """
+    where: Predicate = {"ds": ds, "method": deployment.publish.method, "lte_window": deployment.publish.window}
+    first = lake.read(USER_LTE, where=where).select("basis_version").orderBy("basis_version").first()
+    if first is None:
+        place = ", ".join(f"{name}={value}" for name, value in where.items())
+        raise GateError(f"table user_lte, {place}: no rows to validate: run compute_lte first")
+    return str(first["basis_version"])
+
+
+def table_checks(
+    lake: Lake, deployment: Deployment, ds: date, basis_version: str, matrix: BasisMatrix, extent: BasisExtent
+) -> Iterator[Checked]:
+    """Rows of each table with their suites: generated, and what is written by hand for some."""
+    is_new = landed_since(last_passed(lake, ds), ds)
+    dim = matrix.vectors.shape[1]
+    interactions = with_interaction_rules(scalars(lake.read(INTERACTIONS).where(is_new("landing_ds")), INTERACTIONS))
+    yield INTERACTIONS, interactions, table_suite(INTERACTIONS) + interaction_suite(deployment.interactions.types)
+    days = with_counted_events(scalars(lake.read(EVENT_DAYS), EVENT_DAYS), lake.read(INTERACTIONS))
+    yield EVENT_DAYS, days, table_suite(EVENT_DAYS) + event_day_suite()
+    for table in (INGEST_LOG, QUARANTINE, ITEMS):
+        yield table, scalars(lake.read(table).where(is_new("landing_ds")), table), table_suite(table)
+    vectors = lake.read(ITEM_EMBEDDINGS, where={"basis_version": basis_version}).where(is_new("first_ds"))
+    yield ITEM_EMBEDDINGS, scalars(vectors, ITEM_EMBEDDINGS), table_suite(ITEM_EMBEDDINGS) + basis_suite(dim)
+    ltes = with_lte_rules(scalars(lake.read(USER_LTE, where={"ds": ds}), USER_LTE), extent.max_norm)
+    yield USER_LTE, ltes, table_suite(USER_LTE) + lte_suite(dim, basis_version)
+    moved = with_drift_rules(scalars(lake.read(LTE_DRIFT, where={"ds": ds}), LTE_DRIFT))
+    yield LTE_DRIFT, moved, table_suite(LTE_DRIFT) + drift_suite()
+    of_day: Predicate = {"ds": ds}
+    for table, where in ((USER_HISTORIES, of_day), (RUNS, of_day), (METRICS, {**of_day, "job": LTE_JOBS})):
+        yield table, scalars(lake.read(table, where=where), table), table_suite(table)
+    yield LIVE_SNAPSHOT, scalars(lake.read(LIVE_SNAPSHOT), LIVE_SNAPSHOT), table_suite(LIVE_SNAPSHOT)
+
+
+def last_passed(lake: Lake, ds: date) -> date | None:
+    """The newest day before ds whose gates all held."""
+    days = lake.read(GATE_RESULTS).where(F.col("ds") < F.lit(ds)).groupBy("ds")
+    passed = days.agg(F.min(F.col("success").cast("int")).alias("held")).where("held = 1")
+    newest: date | None = passed.agg(F.max("ds").alias("ds")).collect()[0]["ds"]
+    return newest
+
+
+def landed_since(last: date | None, ds: date) -> Callable[[str], Column]:
+    """Condition on a column with landing days: after ``last``, up to ds."""
+
+    def condition(column: str) -> Column:
+        is_known = F.col(column) <= F.lit(ds)
+        return is_known if last is None else is_known & (F.col(column) > F.lit(last))
+
+    return condition
+
+
+def measures(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Iterator[Measured]:
+    """Everything that gates judge beside rows."""
+    yield measure_catalogue(lake, deployment, ds, basis_version)
+    yield measure_basis(lake, basis_version)
+    yield from measure_slices(lake, deployment, ds, is_stale=is_stale(lake, deployment, ds, basis_version))
+    yield from measure_drift(lake, deployment, ds)
+    yield from measure_autoencoder(lake, deployment, ds)
+
+
+def is_stale(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> bool:
+    """Whether the inputs of compute_lte changed since it ran for ds."""
+    run = lake.read(RUNS, where={"ds": ds, "job": LTE_JOB}).select("input_fingerprint").first()
+    return run is None or run["input_fingerprint"] != input_fingerprint_as_of(lake, deployment, ds, basis_version)
+
+
+def write_outcomes(lake: Lake, outcomes: Sequence[Outcome], ds: date) -> None:
+    """Replace gate_results of ds."""
+    names = [name for name in GATE_RESULTS.columns if name != "ds"]
+    rows = [(*(asdict(outcome)[name] for name in names), ds) for outcome in outcomes]
+    schema = StructType([StructField(name, GATE_RESULTS.schema[name].dataType) for name in (*names, "ds")])
+    lake.replace(lake.spark.createDataFrame(rows, schema), GATE_RESULTS, {"ds": ds})
+
+
+def gate_metrics(outcomes: Sequence[Outcome], measured: Sequence[Measured]) -> Metrics:
+    """What was measured, and how many expectations held, failed and were skipped."""
+    counts = {
+        "n_expectations": len(outcomes),
+        "n_failed": sum(not outcome.success for outcome in outcomes),
+        "n_skipped": sum(outcome.skipped is not None for outcome in outcomes),
+    }
+    found: dict[str | tuple[str, str], float] = {(name, ""): float(n) for name, n in counts.items()}
+    for each in measured:
+        label = each.label or each.table
+        found |= {(name, label): float(value) for name, value in each.values.items() if value is not None}
+    return found
+
+
+def summary(outcomes: Sequence[Outcome], ds: date, docs: Path) -> str:
+    """What happened, for a person: counts, what was skipped and why, where the Data Docs are."""
+    n_failed = sum(not outcome.success for outcome in outcomes)
+    skipped = [outcome for outcome in outcomes if outcome.skipped]
+    lines = [f"ds={ds}: {len(outcomes)} expectations, {n_failed} failed, {len(skipped)} skipped; Data Docs: {docs}"]
+    lines += [f"skipped: {outcome.table}: {outcome.expectation}: {outcome.skipped}" for outcome in skipped]
+    return "\n".join(lines)
+
+
+def require_success(outcomes: Sequence[Outcome], ds: date) -> None:
+    """Stop the day if an expectation failed.
+
+    Raises:
+        GateError: Names each failed expectation, its table, ds, what was seen and wanted, and some rows.
+    """
+    failed = [outcome for outcome in outcomes if not outcome.success]
+    if not failed:
+        return
+    more = [f"and {len(failed) - FAILURES_SHOWN} more"] if len(failed) > FAILURES_SHOWN else []
+    lines = [_failure(outcome) for outcome in failed[:FAILURES_SHOWN]]
+    raise GateError("\n  ".join([f"ds={ds}: {len(failed)} of {len(outcomes)} expectations failed:", *lines, *more]))
+
+
+def _failure(outcome: Outcome) -> str:
+    rows = f"; rows: {outcome.sample[:ROWS_SHOWN]}" if outcome.sample else ""
+    return (
+        f"table {outcome.table}: {outcome.expectation}: observed {outcome.observed}, expected {outcome.expected}{rows}"
+    )
+
+
+if __name__ == "__main__":
+    run_job(main)
