@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -344,7 +345,7 @@ class ExampleCollate:
             past its end (items newer than the vocabulary) are unknown, too.
         max_length: L at most.
         objective: "next_day": the last position predicts the targets. "clm": each position predicts the next item of
-            the sequence; a padding position never does.
+            the sequence, whose last item is no input then; a padding position never does.
     """
 
     row_of_index: IntArray
@@ -369,13 +370,17 @@ class ExampleCollate:
         types, _ = list_parts(rows["types"])
         hours, _ = list_parts(rows["ages_hours"])
         kept, lengths = _keep(known > 0, lengths)
-        width = int(min(max(lengths.max(initial=1), 1), self.max_length))
-        items = left_pad(known[kept], lengths, width)
+        ahead = int(self.objective == "clm")  # the item after the last input is predicted, never an input
+        width = int(min(max(lengths.max(initial=1) - ahead, 1), self.max_length))
+        items, kinds, ages = (
+            left_pad(values, lengths, width + ahead)
+            for values in (known[kept], types[kept] + 1, age_bucket(hours[kept]))
+        )
         query_user, query_position, target_query, targets = self._queries(items, rows)
         return ExampleBatch(
-            items=torch.from_numpy(items),
-            types=torch.from_numpy(left_pad(types[kept] + 1, lengths, width)),
-            ages=torch.from_numpy(left_pad(age_bucket(hours[kept]), lengths, width)),
+            items=torch.from_numpy(items[:, :width]),
+            types=torch.from_numpy(kinds[:, :width]),
+            ages=torch.from_numpy(ages[:, :width]),
             query_user=torch.from_numpy(query_user),
             query_position=torch.from_numpy(query_position),
             target_query=torch.from_numpy(target_query),
@@ -478,7 +483,8 @@ def averaged_lte(past: Past, weights: Tensor, content: Tensor, n_users: int) -> 
         float [B, D] (zeros for a user without weight) and bool [B], whether the user has an LTE.
     """
     totals = torch.zeros(n_users, device=weights.device).index_add_(0, past.user, weights)
-    sums = torch.zeros(n_users, content.shape[1], device=weights.device)
-    sums.index_add_(0, past.user, content[past.items] * weights.unsqueeze(1))
+    first = torch.searchsorted(past.user, torch.arange(n_users, device=weights.device))  # Past is sorted by user
+    # a bag adds the vectors up as it finds them: no matrix of P x D, and a tenth of the time
+    sums = F.embedding_bag(past.items, content, first, mode="sum", per_sample_weights=weights)
     has_lte = totals > 0
     return sums / torch.where(has_lte, totals, 1).unsqueeze(1), has_lte

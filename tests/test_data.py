@@ -96,6 +96,9 @@ def test_causal_training_predicts_the_next_item_at_each_position() -> None:
     batch = ExampleCollate(ROW_OF_INDEX, objective="clm")(
         table(example(), example(items=[3], types=[1], ages_hours=[3]))
     )
+    # the newest item is no input: a query stands at every position, the last one too, where serving asks
+    assert batch.items.tolist() == [[2, 1], [0, 0]]
+    assert batch.types.shape == batch.ages.shape == (2, 2)
     assert batch.query_user.tolist() == [0, 0]
     assert batch.query_position.tolist() == [0, 1]
     assert batch.targets.tolist() == [1, 3]
@@ -104,6 +107,8 @@ def test_causal_training_predicts_the_next_item_at_each_position() -> None:
 
 def test_only_the_last_max_length_items_are_kept() -> None:
     assert ExampleCollate(ROW_OF_INDEX, max_length=2)(table(example())).items.tolist() == [[1, 3]]
+    causal = ExampleCollate(ROW_OF_INDEX, max_length=1, objective="clm")(table(example()))
+    assert (causal.items.tolist(), causal.targets.tolist()) == ([[1]], [3])
 
 
 def test_the_past_is_sorted_by_user_then_row() -> None:
