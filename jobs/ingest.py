@@ -8,11 +8,14 @@ that say that something is done (`ingest_log`) or what to look at again (`intera
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from itertools import chain
 
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
@@ -133,19 +136,33 @@ def _staged(lake: Lake, deployment: Deployment, batch: Batch, staging: str) -> S
         files = batch.of(target)
         path = f"{staging}/{target}"
         if files:
-            landing_rows(
+            landed = landing_rows(
                 lake.spark,
                 deployment.paths.landing,
                 files,
                 rules,
                 target=target,
                 n_partitions=deployment.engine.partitions,
-            ).write.mode("overwrite").parquet(path)
+            )
+            with _worker_errors():
+                landed.write.mode("overwrite").parquet(path)
             written = lake.spark.read.schema(staged_schema(target)).parquet(path)
         else:
             written = lake.spark.createDataFrame([], staged_schema(target))
         rows[target] = _counted(written, {file.name: file for file in files}, counts)
     return Staged(rows, counts)
+
+
+@contextmanager
+def _worker_errors() -> Iterator[None]:
+    """Show what a worker found wrong with the landing folder without the engine's stack traces around it."""
+    try:
+        yield
+    except PySparkException as error:
+        found = re.search(r"LandingError: (landing [^\n]*)", str(error))
+        if found is None:
+            raise
+        raise LandingError(f"{found[1]}; nothing was written") from error
 
 
 def _counted(written: DataFrame, files: Mapping[str, LandingFile], counts: Counts) -> DataFrame:

@@ -150,6 +150,7 @@ def raw_pieces(
 
     Raises:
         FileRefusedError: Unknown format, missing column, or the file cannot be read to its end.
+        LandingError: The file is gone since it was listed, or may not be read: a fault of the folder, not of the data.
     """
     readers = {"parquet": _parquet_pieces, "csv": _csv_pieces, "jsonl": _jsonl_pieces}
     kind = file.format.removesuffix(".gz")
@@ -160,8 +161,8 @@ def raw_pieces(
         with system.open_input_file(f"{root}/{file.name}") as handle:
             stream = gzip.GzipFile(fileobj=handle) if file.format.endswith(".gz") else handle
             yield from readers[kind](stream, tuple(wanted), tuple(required), batch_rows)
-    except NOT_THE_DATA:
-        raise
+    except NOT_THE_DATA as error:
+        raise LandingError(f"landing {file.name}, ds={file.ds}: gone or not readable by this user: {error}") from error
     except UNREADABLE as error:
         raise FileRefusedError("unreadable_file", f"{type(error).__name__}: {str(error)[:300]}") from error
 
@@ -304,9 +305,11 @@ def _json_batch(lines: list[int], rows: list[dict[str, Any]], wanted: tuple[str,
 def _csv_pieces(stream: Any, wanted: tuple[str, ...], required: tuple[str, ...], batch_rows: int) -> Iterator[Piece]:
     records = _csv_records(_text_lines(stream))
     header, head = next(records, (None, _Line(0, "")))
+    if header is None:
+        return  # a writer that had nothing to write
     if isinstance(header, Reject):
         raise FileRefusedError(header.reason, f"header: {header.detail}")
-    names = [name.strip() for name in header or ()]
+    names = [name.strip() for name in header]
     yield _require_columns(names, wanted, required)
     lines: list[int] = []
     rows: list[list[str]] = []
