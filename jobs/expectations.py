@@ -7,16 +7,15 @@ in the engine; only numbers, texts and truth values are validated.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BinaryType, DoubleType, FloatType, LongType, StructField, StructType
+from pyspark.sql.types import ArrayType, BinaryType, DoubleType, FloatType, StructField
 
+from jobs.array_scalars import array_scalars, without_arrays
 from schemas import MAX_ID_BYTES, POOLED_METHODS, Table
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")  # before the import: validating needs no network
@@ -56,7 +55,7 @@ def scalars(rows: DataFrame, table: Table) -> DataFrame:
     derived = {name: column for field in present for name, column in _derived(field).items()} | checks
     whole = rows.withColumns(derived) if derived else rows
     whole = whole.drop(*[field.name for field in present if isinstance(field.dataType, BinaryType)])
-    return _without_arrays(whole, [field for field in present if isinstance(field.dataType, ArrayType)])
+    return without_arrays(whole, [field for field in present if isinstance(field.dataType, ArrayType)])
 
 
 def _is_there(condition: str, rows: DataFrame) -> bool:
@@ -71,75 +70,6 @@ def _derived(field: StructField) -> dict[str, Column]:
     if isinstance(field.dataType, DoubleType | FloatType):
         return {f"{field.name}_is_finite": F.abs(F.col(field.name)) <= F.lit(LARGEST)}
     return {}
-
-
-def _without_arrays(rows: DataFrame, arrays: Sequence[StructField]) -> DataFrame:
-    if not arrays:
-        return rows
-    kinds = {field.name: _is_float(field) for field in arrays}
-    others = [field for field in rows.schema if field.name not in kinds]
-    task = ArrayScalars(tuple(field.name for field in others), kinds)
-    derived = [
-        StructField(name, DoubleType() if name.endswith("_norm") else LongType()) for name in array_scalars(arrays)
-    ]
-    plain = [StructField(field.name, field.dataType) for field in others]
-    return rows.mapInArrow(task, StructType([*plain, *derived]))
-
-
-def _is_float(field: StructField) -> bool:
-    return isinstance(field.dataType, ArrayType) and isinstance(field.dataType.elementType, FloatType)
-
-
-def array_scalars(arrays: Iterable[StructField]) -> list[str]:
-    """Names of the numbers that stand for arrays."""
-    return [
-        f"{field.name}_{suffix}"
-        for field in arrays
-        for suffix in (("length", "n_bad", "norm") if _is_float(field) else ("length", "n_bad"))
-    ]
-
-
-@dataclass(frozen=True)
-class ArrayScalars:
-    """Turns the arrays of a partition into numbers.
-
-    Attributes:
-        others: Columns that stay.
-        is_float: Name of each array column to whether its elements are floats.
-    """
-
-    others: tuple[str, ...]
-    is_float: Mapping[str, bool]
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Turn rows with arrays into rows with numbers."""
-        for batch in batches:
-            columns = {name: batch[name] for name in self.others}
-            for name, is_float in self.is_float.items():
-                columns |= _numbers(name, batch[name], is_float)
-            yield pa.record_batch(columns)
-
-
-def _numbers(name: str, lists: pa.ListArray, is_float: bool) -> dict[str, pa.Array]:
-    lengths = lists.value_lengths()
-    values = lists.flatten()
-    numbers: NDArray[np.float64] = values.to_numpy(zero_copy_only=False).astype(np.float64)  # a null becomes NaN
-    sizes = lengths.fill_null(0).to_numpy(zero_copy_only=False)
-    n_bad = _sums((~np.isfinite(numbers)).astype(np.float64), sizes).astype(np.int64)
-    found = {f"{name}_length": lengths.cast(pa.int64()), f"{name}_n_bad": pa.array(n_bad)}
-    if is_float:
-        found[f"{name}_norm"] = pa.array(np.sqrt(_sums(numbers**2, sizes)))
-    return found
-
-
-def _sums(values: NDArray[np.float64], sizes: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Sum of each run of ``sizes`` values; 0 of an empty one."""
-    sums = np.zeros(len(sizes))
-    filled = sizes > 0
-    if filled.any():
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        sums[filled] = np.add.reduceat(values, starts[filled])
-    return sums
 
 
 def table_suite(table: Table) -> list[Expectation]:

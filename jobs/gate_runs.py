@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame
 
 from jobs.expectations import Expectation  # first: it keeps Great Expectations from calling home
 from jobs.gate_measures import Measured
+from jobs.gate_pages import expectation_name, gates_name
 from schemas import Table
 
 import great_expectations as gx  # isort: skip
@@ -127,23 +128,6 @@ class GateRun:
         return [result for found in done.run_results.values() for result in found.results]
 
 
-def gates_name(table: str, label: str) -> str:
-    """Name of the validation of measured values, without slashes: it is a file name."""
-    return "-".join([table, *label.split("/"), "gates"] if label else [table, "gates"])
-
-
-def docs_page(table: str, label: str | None, ds: date) -> str:
-    """Page of a validation in the Data Docs of ds, relative to their index.
-
-    Args:
-        table: Table.
-        label: Of measured values, see :class:`Measured`; None for the rows of the table.
-        ds: Data day.
-    """
-    name, source = (table, "lake") if label is None else (gates_name(table, label), "gates")
-    return f"validations/{name}/ds={ds}/{ds:%Y%m%d}T000000.000000Z/{source}-{name}.html"
-
-
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
@@ -158,7 +142,7 @@ def _skipped(measured: Measured, column: str) -> Outcome:
 
 def _named(kind: str, kwargs: Mapping[str, Any], label: str) -> str:
     columns = kwargs.get("column") or ", ".join(kwargs.get("column_list", []))
-    return f"{kind}({columns})" + (f" of {label}" if label else "")
+    return expectation_name(kind, columns, label)
 
 
 def _outcome(table: str, label: str, result: Any) -> Outcome:

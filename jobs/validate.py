@@ -42,6 +42,7 @@ from jobs.gate_measures import (
     measure_drift,
     measure_slices,
 )
+from jobs.gate_pages import docs_index
 from jobs.gate_runs import GateRun, Outcome
 from jobs.tables import Lake, Metrics, Predicate, open_lake
 from lte_models.drift import BasisExtent, basis_extent
@@ -82,11 +83,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         outcomes = validate_day(lake, config.deployment, config.ds)
     print(summary(outcomes, config.ds, docs_index(config.deployment, config.ds)), flush=True)
     require_success(outcomes, config.ds)
-
-
-def docs_index(deployment: Deployment, ds: date) -> Path:
-    """Start page of the Data Docs of one run."""
-    return Path(deployment.paths.data_docs) / f"ds={ds}" / "index.html"
 
 
 def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[Outcome]:
