@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 from lte_builders import naive_lte, naive_weights
 
@@ -99,6 +99,30 @@ def test_the_papers_bound_fails_where_the_windows_differ_in_size():
     assert moved > 1 / 10  # nor does it hold with the earlier window's ten
     assert drift.drift_bound(changes, extent.max_norm)[0] == pytest.approx(2 / 11)  # tight
     assert drift.total_variation_bound(changes, extent)[0] == pytest.approx(2 / 11)
+
+
+def a_day_of(events):
+    """Distance that a uniform LTE over orthonormal items moves in a day, and the turnover behind it."""
+    now, before = windows_of(events, 1)
+    lte = long_term_embeddings(now, np.eye(N_ITEMS, dtype=np.float32), Weighting("uniform")).vectors
+    earlier = earlier_lte(events, 1, ALWAYS_KNOWN, np.eye(N_ITEMS, dtype=np.float32), Weighting("uniform")).vectors
+    return drift.distances(lte, earlier)[0], drift.turnover(now, before, Weighting("uniform"), N_ITEMS)
+
+
+def exceeds_the_papers_bound(events):
+    moved, changes = a_day_of(events)
+    assert moved <= drift.drift_bound(changes, 1.0)[0] + 1e-6  # ours holds in whatever the search tries
+    return bool(changes.n_now[0]) and moved > drift.paper_tau(changes)[0] + 1e-3
+
+
+def test_hypothesis_finds_where_the_papers_bound_fails():
+    known = st.tuples(st.integers(0, N_ITEMS - 1), st.integers(0, 20))
+    found = find(
+        st.lists(known, max_size=15), exceeds_the_papers_bound, settings=settings(database=None, max_examples=2000)
+    )
+    moved, changes = a_day_of(found)
+    assert moved > drift.paper_tau(changes)[0]
+    assert changes.n_now[0] != changes.n_before[0]  # with windows of one size the paper is right
 
 
 def test_the_papers_bound_fails_in_random_trials_and_ours_does_not():
