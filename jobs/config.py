@@ -334,6 +334,7 @@ class RankerSection:
         lte_gelu: GELU in the projection; linear otherwise.
         lte_hidden: Width between two layers, 128 to 1024.
         dim: Width of both towers.
+        max_length: Last interactions of the short window that the user tower reads, 100 at most.
         epochs: At most.
         patience: Epochs without a better held-out value before training stops.
         batch_size: Examples a step.
@@ -357,6 +358,7 @@ class RankerSection:
     lte_gelu: bool = False
     lte_hidden: int = 256
     dim: int = 64
+    max_length: int = 100
     epochs: int = 10
     patience: int = 2
     batch_size: int = 128
@@ -381,6 +383,7 @@ class RankerSection:
         _require(self.dim % 4 == 0 and self.dim > 0, "ranker.dim", self.dim, "a multiple of the 4 heads")
         for name in ("cutoff", "epochs", "patience", "batch_size"):
             _require(getattr(self, name) >= 1, f"ranker.{name}", getattr(self, name), "at least 1")
+        _require(1 <= self.max_length <= 100, "ranker.max_length", self.max_length, "1 to 100")
         _require(self.n_workers >= 0, "ranker.n_workers", self.n_workers, "0 or more")
         _require(self.learning_rate > 0, "ranker.learning_rate", self.learning_rate, "above 0")
 
@@ -399,6 +402,7 @@ class ExperimentSection:
         max_holdout: User-days of the holdout at most, chosen by a hash.
         epochs: Of each training; the best one on the held-out days is kept.
         dim: Width of the ranker's towers.
+        content_dim: Leading directions of the basis that the models read; a basis that has no more is read whole.
         batch_size: Examples a step.
         learning_rate: Of Adam.
         negatives_share: Share of the vocabulary that a step samples; 1 is the full softmax.
@@ -415,13 +419,14 @@ class ExperimentSection:
     held_out_days: int = 3
     train_days: int = 365
     stride_days: int = 7
-    max_examples: int = 12_000
+    max_examples: int = 8_000
     max_holdout: int = 3_000
     epochs: int = 4
-    dim: int = 64
-    batch_size: int = 128
-    learning_rate: float = 2e-3
-    negatives_share: float = 0.05
+    dim: int = 32
+    content_dim: int = 128
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    negatives_share: float = 0.1
     sequence_days: tuple[int, ...] = (60, 120, 240, 360)
     powers: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5)
     autoencoder_items: int = 8_000
@@ -432,7 +437,7 @@ class ExperimentSection:
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be, and repeated seeds."""
         whole = ("holdout_days", "held_out_days", "train_days", "stride_days", "max_examples", "max_holdout", "epochs")
-        sizes = ("dim", "batch_size", "autoencoder_items", "autoencoder_epochs", "parallel")
+        sizes = ("dim", "content_dim", "batch_size", "autoencoder_items", "autoencoder_epochs", "parallel")
         for name in (*whole, *sizes):
             _require(getattr(self, name) >= 1, f"experiment.{name}", getattr(self, name), "at least 1")
         for name in ("seeds", "sequence_days", "powers"):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.config import Deployment, code_version
 from jobs.tables import Lake
+from lte_models.checkpoint import MANIFEST, Bundle, load_bundle, read_manifest
 from schemas import ITEM_EMBEDDINGS
 
 FloatMatrix = npt.NDArray[np.float32]
@@ -20,6 +23,17 @@ FloatMatrix = npt.NDArray[np.float32]
 
 class ModelError(RuntimeError):
     """A model cannot be trained, used or made live; the message names table and ds."""
+
+
+def models_folder(deployment: Deployment) -> Path:
+    """Folder of all bundles, under the lake.
+
+    Raises:
+        ModelError: The lake is not a folder.
+    """
+    if "://" in deployment.paths.lake:
+        raise ModelError(f"paths.lake = {deployment.paths.lake!r}: bundles need a lake that is a mounted folder")
+    return Path(deployment.paths.lake) / "models"
 
 
 def bundle_folder(deployment: Deployment, kind: str, ds: date) -> Path:
@@ -33,24 +47,40 @@ def bundle_folder(deployment: Deployment, kind: str, ds: date) -> Path:
     Raises:
         ModelError: The lake is not a folder.
     """
-    if "://" in deployment.paths.lake:
-        raise ModelError(f"paths.lake = {deployment.paths.lake!r}: bundles need a lake that is a mounted folder")
-    return Path(deployment.paths.lake) / "models" / kind / f"ds={ds.isoformat()}"
+    return models_folder(deployment) / kind / f"ds={ds.isoformat()}"
 
 
-def fingerprint(digest: str, settings: Mapping[str, object], basis_version: str, n_warm: int) -> str:
+def earlier_bundle(deployment: Deployment, kind: str, ds: date, basis_version: str) -> Bundle | None:
+    """The bundle of the day before, to start from; None where there is none in this basis.
+
+    Args:
+        deployment: Whose.
+        kind: "autoencoder" or "ranker".
+        ds: Data day of the run.
+        basis_version: Weights of another basis mean something else.
+
+    Raises:
+        lte_models.checkpoint.CheckpointError: The bundle is damaged.
+    """
+    folder = bundle_folder(deployment, kind, ds - timedelta(days=1))
+    if not (folder / MANIFEST).exists() or read_manifest(folder).basis_version != basis_version:
+        return None
+    return load_bundle(folder, kind=kind)
+
+
+def fingerprint(digest: str, settings: Mapping[str, object], basis_version: str, start: str) -> str:
     """Name a training by everything that decides its result: a checkpoint of another is not gone on with.
 
     Args:
-        digest: Of the staged rows.
+        digest: Of the data.
         settings: Of the model.
         basis_version: Basis that numbers the items.
-        n_warm: Items whose weights came from an earlier bundle.
+        start: Digest of the weights that it starts from; empty for none.
 
     Returns:
         Hex digits.
     """
-    named = {"digest": digest, "settings": settings, "basis_version": basis_version, "n_warm": n_warm}
+    named = {"digest": digest, "settings": settings, "basis_version": basis_version, "start": start}
     return hashlib.sha256(json.dumps(named | {"code": code_version()}, sort_keys=True).encode()).hexdigest()
 
 
@@ -67,11 +97,10 @@ def basis_matrix(lake: Lake, basis_version: str) -> FloatMatrix:
     Raises:
         ModelError: There is no vector, or one is missing or not finite.
     """
+    where = {"basis_version": basis_version}
     parts = [
-        (batch.column("item_index").to_numpy(), np.stack(batch.column("embedding").to_pylist()).astype(np.float32))
-        for batch in lake.batches(
-            ITEM_EMBEDDINGS, columns=("item_index", "embedding"), where={"basis_version": basis_version}
-        )
+        (batch.column("item_index").to_numpy(), vector_rows(batch.column("embedding")))
+        for batch in lake.batches(ITEM_EMBEDDINGS, columns=("item_index", "embedding"), where=where)
         if batch.num_rows
     ]
     name = f"table item_embeddings, basis_version {basis_version}"
@@ -84,6 +113,25 @@ def basis_matrix(lake: Lake, basis_version: str) -> FloatMatrix:
     if bad.size:
         raise ModelError(f"{name}: item_index {bad[0]} is missing or not finite ({bad.size} such items)")
     return matrix
+
+
+def vector_rows(column: pa.Array) -> FloatMatrix:
+    """A list column as a matrix.
+
+    Args:
+        column: list<float> of B rows.
+
+    Returns:
+        float32 [B, D].
+
+    Raises:
+        ModelError: The lists have different lengths.
+    """
+    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    if len(set(lengths.tolist())) > 1:
+        raise ModelError(f"table item_embeddings: vectors of {min(lengths)} and of {max(lengths)} floats in one basis")
+    values: FloatMatrix = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return values.reshape(len(column), -1)
 
 
 def item_ids(lake: Lake, basis_version: str) -> list[str]:

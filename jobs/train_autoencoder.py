@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,15 @@ from jobs.basis import configured_basis, read_basis
 from jobs.config import AutoencoderSection, Deployment, LteWindow, code_version, parse_config
 from jobs.entry import run_job
 from jobs.histories import in_window, known_items, reach
-from jobs.model_data import FloatMatrix, ModelError, basis_matrix, bundle_folder, fingerprint, item_ids
+from jobs.model_data import (
+    FloatMatrix,
+    ModelError,
+    basis_matrix,
+    bundle_folder,
+    earlier_bundle,
+    fingerprint,
+    item_ids,
+)
 from jobs.tables import Lake, open_lake
 from lte_models.autoencoder import (
     Autoencoder,
@@ -32,7 +40,7 @@ from lte_models.autoencoder import (
     autoencoder_loss,
     hidden_scores,
 )
-from lte_models.checkpoint import MANIFEST, Manifest, load_bundle, save_bundle
+from lte_models.checkpoint import Bundle, Manifest, save_bundle
 from lte_models.data import RowGroupStream, StreamConfig, batches, list_parts, stage
 from lte_models.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
 from lte_models.train import Progress, Task, TrainConfig, Trainer, best_device, discard_other, warm_start
@@ -189,7 +197,7 @@ class HistoryReader:
 
     def epoch(self, epoch: int) -> Iterator[Histories]:
         """Yield the training batches of an epoch, shuffled."""
-        config = StreamConfig(self.settings.batch_size, seed=self.settings.seed)
+        config = StreamConfig(self.settings.batch_size, n_workers=self.settings.n_workers, seed=self.settings.seed)
         return self._read(config, epoch, is_held_out=False)
 
     def held_out(self) -> Iterator[Histories]:
@@ -204,7 +212,7 @@ class HistoryReader:
 
 
 def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> dict[str | tuple[str, str], float]:
-    """Train on the partition of ``ds`` and save the bundle; a bundle of the same data and settings is kept as it is.
+    """Train on the partition of ``ds`` and save the bundle.
 
     Args:
         lake: Reads user_histories and the basis.
@@ -230,8 +238,10 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
     model = Autoencoder(_model_config(settings, words, matrix), torch.from_numpy(matrix[words.indices]))
     model.to(best_device())
     ids = [item_ids(lake, basis_version)[index] for index in words.indices]
-    n_warm = _start_from_yesterday(model, ids, bundle_folder(deployment, "autoencoder", ds - timedelta(days=1)))
-    name = fingerprint(rows.digest, asdict(settings), basis_version, n_warm)
+    earlier = earlier_bundle(deployment, "autoencoder", ds, basis_version)
+    n_warm = _start_from(model, ids, earlier) if earlier else 0
+    start = earlier.manifest.weights_sha256 if earlier else ""
+    name = fingerprint(rows.digest, asdict(settings), basis_version, start)
     discard_other(folder, name)
     curve = _run(model, reader, settings, folder, name).curve
     scores = held_out_scores(model, reader)
@@ -279,7 +289,9 @@ def _run(model: Autoencoder, reader: HistoryReader, settings: AutoencoderSection
     def loss(batch: Histories, rng: torch.Generator) -> torch.Tensor:
         return autoencoder_loss(model, sampler, Histories(*(part.to(device) for part in batch)), rng)
 
-    config = TrainConfig(epochs=settings.epochs, learning_rate=settings.learning_rate, seed=settings.seed)
+    config = TrainConfig(
+        epochs=settings.epochs, learning_rate=settings.learning_rate, patience=settings.patience, seed=settings.seed
+    )
     task = Task(model, loss, reader.epoch, lambda: held_out_scores(model, reader)["recall"], name)
     return Trainer(task, config, folder).run()
 
@@ -305,19 +317,11 @@ def held_out_scores(model: Autoencoder, reader: HistoryReader) -> dict[str, floa
     return {"auc": 0.0, "recall": 0.0, "precision": 0.0}
 
 
-def _start_from_yesterday(model: Autoencoder, ids: list[str], folder: Path) -> int:
-    """Take over yesterday's weights in the same basis, item by item; returns the items that were taken over."""
-    if not (folder / MANIFEST).exists():
-        return 0
-    bundle = load_bundle(folder, kind="autoencoder")
-    place = {item_id: row for row, item_id in enumerate(bundle.item_ids)}
+def _start_from(model: Autoencoder, ids: list[str], earlier: Bundle) -> int:
+    """Take over an earlier bundle's weights in the same basis, item by item; returns the items taken over."""
+    place = {item_id: row for row, item_id in enumerate(earlier.item_ids)}
     rows = {row: place[item_id] for row, item_id in enumerate(ids) if item_id in place}
-    if bundle.tensors["basis"].shape[1] != model.config.dim or not rows:
-        return 0
-    shared = next(iter(rows.items()))
-    if not torch.equal(bundle.tensors["basis"][shared[1]], model.basis[shared[0]].cpu()):
-        return 0  # another basis: its directions mean something else
-    warm_start(model, bundle.tensors, {"first.weight": rows})
+    warm_start(model, earlier.tensors, {"first.weight": rows})
     return len(rows)
 
 

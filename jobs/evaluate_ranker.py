@@ -1,0 +1,311 @@
+"""Judge the ranker of ds on the interactions of ds, beside the live one and the baselines; the better one goes live.
+
+Every next item of the holdout day counts. The new ranker goes live only if its scores are finite, it is not
+significantly worse than the live one or than the best baseline (paired over users), its coverage has not collapsed, and
+it reads the LTEs that are published. Otherwise the live one stays, and the job exits 1 with the reasons.
+
+Where nobody came on ds there is nothing to judge by: the live ranker stays, and the job succeeds. A backfill, and a day
+before the live ranker's, are judged and recorded but never go live.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+
+from jobs.basis import configured_basis
+from jobs.config import Deployment, job_parser, load_deployment
+from jobs.entry import run_job
+from jobs.live_ranker import live_bundle_folder, live_ranker, make_live, require_pair
+from jobs.model_data import ModelError, bundle_folder
+from jobs.publish_snapshot import RUN_TYPES
+from jobs.ranker_data import ExampleReader, Shop, days_with_examples, load_shop, stage_examples
+from jobs.ranker_scores import (
+    BATCH_USERS,
+    TOP,
+    FloatArray,
+    HoldoutFacts,
+    Scored,
+    Scorer,
+    baseline_scorers,
+    holdout_facts,
+    ranker_scorer,
+    score,
+    table_rows,
+)
+from jobs.tables import Lake, open_lake
+from lte_models.checkpoint import load_bundle, read_manifest
+from lte_models.data import ExampleCollate
+from lte_models.metrics import compare
+from schemas import LIVE_SNAPSHOT
+
+JOB = "evaluate_ranker"
+EASE_ANCHORS = 14
+MIN_COVERAGE_SHARE = 0.5
+SIGNIFICANT = 0.05
+MIN_USERS = 2
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Flags of this job.
+
+    Attributes:
+        deployment: Where everything is.
+        ds: Data day.
+        is_backfill: Judge and record, but leave the live ranker alone.
+        force: Go live although the gate found reasons against it, or a newer ranker is live.
+    """
+
+    deployment: Deployment
+    ds: date
+    is_backfill: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found.
+
+    Attributes:
+        metrics: (metric, label) to value, for table metrics.
+        reasons: Why the new ranker must not go live; empty where it may.
+        n_users: Users with a known target; below two there was nothing to judge by.
+    """
+
+    metrics: dict[tuple[str, str], float]
+    reasons: list[str]
+    n_users: int
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate on ``--ds`` and make the new ranker live where it may be."""
+    config = parse_flags(argv)
+    basis_version = configured_basis(config.deployment)
+    with open_lake(config.deployment, JOB) as lake:
+        verdict = evaluate(lake, config.deployment, config.ds, basis_version)
+        outcome = decide(lake, config, verdict)
+        lake.record_metrics(config.ds, JOB, {**verdict.metrics, ("went_live", ""): float(outcome.went_live)})
+    print(outcome.text, flush=True)
+    if outcome.is_refused:
+        raise ModelError(outcome.text)
+
+
+def parse_flags(argv: Sequence[str] | None) -> EvaluateConfig:
+    """Read the flags and the configuration.
+
+    Raises:
+        ConfigError: See :func:`jobs.config.load_deployment`.
+        SystemExit: The flags are wrong (exit code 2).
+    """
+    parser = job_parser(JOB, __doc__)
+    parser.add_argument("--backfill", action="store_true", help="a day filled in later: never goes live")
+    parser.add_argument("--run-type", choices=RUN_TYPES, default="manual", help="what started the run")
+    parser.add_argument("--force", action="store_true", help="go live whatever the gate says, unless LTEs do not match")
+    flags = parser.parse_args(argv)
+    is_backfill = flags.backfill or flags.run_type == "backfill"
+    return EvaluateConfig(load_deployment(flags.config), flags.ds, is_backfill, flags.force)
+
+
+def evaluate(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Verdict:
+    """Score the holdout day with every model and compare.
+
+    Args:
+        lake: Reads training_examples, interactions and the basis.
+        deployment: Settings.
+        ds: Holdout day.
+        basis_version: Basis of the items.
+
+    Raises:
+        jobs.model_data.ModelError: A score is not finite.
+        lte_models.checkpoint.CheckpointError: The bundle of ``ds`` is missing, damaged or of another basis.
+    """
+    settings, folder = deployment.ranker, bundle_folder(deployment, "ranker", ds)
+    bundle = load_bundle(folder, kind="ranker", basis_version=basis_version)
+    last = ds - timedelta(days=1)
+    days = days_with_examples(lake, basis_version, last - timedelta(days=settings.train_days), last)
+    if last not in days:
+        return nobody_came(0)
+    shop = load_shop(lake, ds, basis_version, settings.train_days)
+    collate, types = ExampleCollate(shop.row_of_index), deployment.interactions.types
+    holdout, recent = (
+        ExampleReader(stage_examples(lake, anchors, basis_version, folder / name), collate, BATCH_USERS)
+        for name, anchors in {"holdout": [last], "recent": days[:-1][-EASE_ANCHORS:]}.items()
+    )
+    facts = holdout_facts(holdout)
+    if facts.n_users < MIN_USERS:
+        return nobody_came(facts.n_users)
+    scorers: dict[str, Scorer] = {"candidate": ranker_scorer(bundle, shop, types)}
+    scorers |= live_scorer(deployment, ds, basis_version, shop)
+    scorers |= baseline_scorers(shop, recent)
+    verdict = judge(scored(scorers, holdout, settings.cutoff), facts, shop, settings.cutoff)
+    for reader in (holdout, recent):
+        shutil.rmtree(reader.rows.files[0].parent)
+    return verdict
+
+
+def nobody_came(n_users: int) -> Verdict:
+    """The verdict of a day with fewer than two users to judge by.
+
+    Args:
+        n_users: Users with a known target.
+    """
+    return Verdict({("n_users", ""): float(n_users)}, [], n_users)
+
+
+def live_scorer(deployment: Deployment, ds: date, basis_version: str, shop: Shop) -> dict[str, Scorer]:
+    """The live ranker, where it can be compared: it is of this basis, and it has not been trained on ``ds``.
+
+    Args:
+        deployment: Whose.
+        ds: Holdout day.
+        basis_version: Basis of the items.
+        shop: Items of the day.
+
+    Returns:
+        "live" and its scorer, or nothing.
+    """
+    folder = live_bundle_folder(deployment)
+    if folder is None:
+        return {}
+    manifest = read_manifest(folder)
+    if manifest.basis_version != basis_version or date.fromisoformat(manifest.ds) > ds:
+        return {}
+    return {"live": ranker_scorer(load_bundle(folder, kind="ranker"), shop, deployment.interactions.types)}
+
+
+def scored(scorers: Mapping[str, Scorer], holdout: ExampleReader, cutoff: int) -> dict[str, Scored]:
+    """Score the holdout with every model.
+
+    Args:
+        scorers: By name.
+        holdout: Examples.
+        cutoff: k of the gate; 10 is reported beside it.
+
+    Raises:
+        ModelError: A score is not finite.
+    """
+    found = {}
+    for name, scorer in scorers.items():
+        try:
+            found[name] = score(scorer, holdout, sorted({TOP, cutoff}))
+        except ValueError as error:
+            raise ModelError(f"{name}: {error}; the live ranker stays") from error
+    return found
+
+
+def judge(results: Mapping[str, Scored], facts: HoldoutFacts, shop: Shop, cutoff: int) -> Verdict:
+    """Put all models into one table and decide whether the candidate may go live.
+
+    Args:
+        results: By model: "candidate", "live" where there is one, and the baselines.
+        facts: Of the holdout.
+        shop: For popularity bias and coverage.
+        cutoff: k of the NDCG that decides.
+    """
+    metrics: dict[tuple[str, str], float] = {("n_users", ""): float(facts.n_users)}
+    for model, result in results.items():
+        metrics |= table_rows(model, result, facts, shop)
+    reasons = []
+    ours = results["candidate"].values[f"ndcg_at_{cutoff}", "all"]
+    for rival in [name for name in results if name != "candidate"]:
+        found, reason = against(ours, results[rival].values[f"ndcg_at_{cutoff}", "all"], rival)
+        metrics |= {(metric, f"candidate over {rival}"): value for metric, value in found.items()}
+        reasons += reason
+    return Verdict(metrics, reasons + collapsed(metrics), facts.n_users)
+
+
+def against(ours: FloatArray, theirs: FloatArray, rival: str) -> tuple[dict[str, float], list[str]]:
+    """Compare the candidate with one rival over the same users.
+
+    Args:
+        ours: float [B], NDCG; NaN where a user has no known target.
+        theirs: float [B], of the rival.
+        rival: Its name.
+
+    Returns:
+        Uplift with its interval and p, and the reason against going live, if that is one.
+    """
+    kept = ~np.isnan(ours)
+    if not theirs[kept].any():
+        return {}, []  # a rival that finds nothing is not better, and there is no uplift over zero
+    found = compare(ours[kept], theirs[kept], np.flatnonzero(kept))
+    is_worse = found.uplift < 0 and found.p < SIGNIFICANT
+    reason = f"NDCG {found.model:.4f} is below {rival}'s {found.baseline:.4f} (p = {found.p:.2g})"
+    values = {"uplift": found.uplift, "uplift_low": found.low, "uplift_high": found.high, "p": found.p}
+    return values, [reason] if is_worse else []
+
+
+def collapsed(metrics: Mapping[tuple[str, str], float]) -> list[str]:
+    """The reason against a candidate that shows far fewer items than the live ranker, if it does."""
+    name = f"coverage_at_{TOP}"
+    now, before = metrics[name, "candidate"], metrics.get((name, "live"))
+    if before is None or now >= MIN_COVERAGE_SHARE * before:
+        return []
+    return [f"coverage at {TOP} is {now:.3f}, less than {MIN_COVERAGE_SHARE:.0%} of the live ranker's {before:.3f}"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was decided, for a person.
+
+    Attributes:
+        text: In words.
+        went_live: Whether the ranker of ds is live now.
+        is_refused: Whether the gate refused it.
+    """
+
+    text: str
+    went_live: bool = False
+    is_refused: bool = False
+
+
+def decide(lake: Lake, config: EvaluateConfig, verdict: Verdict) -> Outcome:
+    """Make the ranker of ds live, unless something speaks against it.
+
+    Args:
+        lake: Reads live_snapshot.
+        config: Flags.
+        verdict: Of the gate.
+
+    Raises:
+        ModelError: The ranker and the published LTEs do not match.
+    """
+    live, ds = live_ranker(config.deployment), config.ds
+    if config.is_backfill:
+        return Outcome(f"ds={ds}: a backfill changes nothing that is live; the ranker was judged and recorded")
+    if verdict.n_users < MIN_USERS:
+        return Outcome(f"ds={ds}: {verdict.n_users} users with a known item, nothing to judge by; what is live stays")
+    if live and date.fromisoformat(live.ds) > ds and not config.force:
+        return Outcome(f"ds={ds}: the live ranker is of ds={live.ds}, which is newer; it stays")
+    folder = bundle_folder(config.deployment, "ranker", ds)
+    check_pair(lake, config.deployment, ds)
+    if verdict.reasons and not config.force:
+        return Outcome(f"the ranker of ds {ds} does not go live: {'; '.join(verdict.reasons)}", is_refused=True)
+    pointer = make_live(config.deployment, folder)
+    return Outcome(f"live: ranker of ds={ds}, weights {pointer.weights_sha256[:12]}", went_live=True)
+
+
+def check_pair(lake: Lake, deployment: Deployment, ds: date) -> None:
+    """Refuse a ranker that reads other LTEs than those that are published.
+
+    Args:
+        lake: Reads live_snapshot; where nothing was published yet any ranker fits.
+        deployment: Whose.
+        ds: Data day of the ranker.
+
+    Raises:
+        ModelError: basis_version, window or method differ.
+    """
+    published = lake.read(LIVE_SNAPSHOT).orderBy("sequence", ascending=False).first()
+    if published is not None:
+        snapshot = (published["basis_version"], published["lte_window"], published["method"])
+        require_pair(read_manifest(bundle_folder(deployment, "ranker", ds)), snapshot, published["ds"])
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,327 @@
+"""Train the ranker on the anchors before ds: training_examples -> a bundle (DESIGN section 8).
+
+Run after build_examples. Trains on targets up to and including ds - 1; the interactions of ds are the holdout of
+evaluate_ranker. Starts from yesterday's bundle where there is one, and goes on from its checkpoint after a kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.basis import configured_basis
+from jobs.config import Deployment, RankerSection, code_version, parse_config
+from jobs.entry import run_job
+from jobs.model_data import ModelError, bundle_folder, earlier_bundle, fingerprint
+from jobs.ranker_data import (
+    METADATA,
+    ExampleReader,
+    Shop,
+    catalogue,
+    context_of,
+    days_with_examples,
+    example_collate,
+    load_shop,
+    lte_window,
+    metadata_codes,
+    own_id_rows,
+    stage_examples,
+)
+from jobs.ranker_scores import RankerScorer
+from jobs.tables import Lake, Metrics, open_lake
+from lte_models.checkpoint import Bundle, Manifest, save_bundle, vocabulary_hash
+from lte_models.data import ExampleBatch
+from lte_models.metrics import query_metrics, target_ranks
+from lte_models.ranker import DailyCounts, LteStatistics, Objective, Ranker, RankerConfig, ranker_loss
+from lte_models.sampling import LogUniformSampler, negatives_for_share
+from lte_models.train import Progress, Task, TrainConfig, Trainer, best_device, discard_other, warm_start
+
+JOB = "train_ranker"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train the ranker that evaluate_ranker will judge on ``--ds``."""
+    config = parse_config(argv, JOB, __doc__)
+    basis_version = configured_basis(config.deployment)
+    with open_lake(config.deployment, JOB) as lake:
+        metrics = train(lake, config.deployment, config.ds, basis_version)
+        lake.record_metrics(config.ds, JOB, metrics)
+
+
+def training_anchors(
+    lake: Lake, ds: date, settings: RankerSection, basis_version: str
+) -> tuple[list[date], list[date]]:
+    """Anchors to train on and, after them, anchors held out for early stopping: days with examples only.
+
+    Args:
+        lake: Reads training_examples.
+        ds: Holdout day: the targets of the newest anchor are those of ds - 1.
+        settings: How many days.
+        basis_version: Of the examples.
+
+    Raises:
+        ModelError: Too few days have examples.
+    """
+    first, last = ds - timedelta(days=settings.train_days + 1), ds - timedelta(days=2)
+    days = days_with_examples(lake, basis_version, first, last)
+    if len(days) <= settings.held_out_days:
+        raise ModelError(
+            f"table training_examples, basis_version {basis_version}, anchor_ds {first} to {last}: {len(days)} days "
+            f"with examples, of which ranker.held_out_days = {settings.held_out_days} are held out; nothing to train on"
+        )
+    return days[: -settings.held_out_days], days[-settings.held_out_days :]
+
+
+def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Metrics:
+    """Train and save the bundle of ``ds``.
+
+    Args:
+        lake: Reads training_examples, interactions, items and the basis.
+        deployment: Settings.
+        ds: Holdout day: nothing of it is read.
+        basis_version: Basis of the items.
+
+    Returns:
+        Held-out NDCG of the best epoch, epochs, items and items with warm weights.
+
+    Raises:
+        jobs.model_data.ModelError: There is no example or no item.
+        lte_models.checkpoint.CheckpointError: Yesterday's bundle is damaged.
+    """
+    settings, folder = deployment.ranker, bundle_folder(deployment, "ranker", ds)
+    shop = load_shop(lake, ds, basis_version, settings.train_days)
+    anchors = training_anchors(lake, ds, settings, basis_version)
+    readers = example_readers(lake, anchors, shop, settings, basis_version, folder)
+    built = new_ranker(shop, settings, deployment.interactions.types)
+    earlier = earlier_bundle(deployment, "ranker", ds, basis_version)
+    n_warm = start_from(built, earlier) if earlier else 0
+    start = earlier.manifest.weights_sha256 if earlier else ""
+    digest = "".join([*(reader.rows.digest for reader in readers), shop_digest(shop)])
+    name = fingerprint(digest, asdict(settings), basis_version, start)
+    discard_other(folder, name)
+    progress = fit(built.model, *readers, settings, shop.daily, folder, name)
+    metrics = {f"held_out_ndcg_at_{settings.cutoff}": progress.best}
+    manifest = Manifest(
+        kind="ranker",
+        config={**built.config, "settings": asdict(settings)},
+        basis_version=basis_version,
+        lte_window=lte_window(settings),
+        ds=ds.isoformat(),
+        vocabulary_hash="",
+        code_version=code_version(),
+        metrics=metrics,
+    )
+    save_bundle(folder, manifest, built.model.state_dict(), shop.item_ids)
+    for reader in readers:
+        shutil.rmtree(reader.rows.files[0].parent)
+    sizes = {"n_epochs": len(progress.curve), "n_items": len(shop.item_ids), "n_warm": n_warm}
+    return {**metrics, **{key: float(value) for key, value in sizes.items()}}
+
+
+def example_readers(
+    lake: Lake,
+    anchors: tuple[Sequence[date], Sequence[date]],
+    shop: Shop,
+    settings: RankerSection,
+    basis_version: str,
+    folder: Path,
+) -> tuple[ExampleReader, ExampleReader]:
+    """Stage the examples to train on and those held out.
+
+    Args:
+        lake: Reads training_examples.
+        anchors: Days to train on, days held out.
+        shop: Numbers the items.
+        settings: Objective, batch size, workers, seed. The held-out days are judged by the day after, always.
+        basis_version: Of the examples.
+        folder: Gets ``rows`` and ``held_out``.
+
+    Raises:
+        jobs.model_data.ModelError: There is no example on either side.
+    """
+    collates = (example_collate(shop, settings, settings.objective), example_collate(shop, settings))
+    train_reader, held_out = (
+        ExampleReader(
+            stage_examples(lake, days, basis_version, folder / name),
+            collate,
+            settings.batch_size,
+            settings.seed,
+            settings.n_workers,
+        )
+        for days, name, collate in zip(anchors, ("rows", "held_out"), collates, strict=True)
+    )
+    return train_reader, held_out
+
+
+@dataclass(frozen=True)
+class BuiltRanker:
+    """A new ranker and what names its rows.
+
+    Attributes:
+        model: On the best device.
+        config: Plain JSON for the manifest: ``model``, ``codes`` of metadata, ``id_rows``, interaction ``types``.
+    """
+
+    model: Ranker
+    config: Mapping[str, Any]
+
+
+def new_ranker(shop: Shop, settings: RankerSection, types: Sequence[str]) -> BuiltRanker:
+    """A ranker for the items of a day, initialised from its seed.
+
+    Args:
+        shop: Items.
+        settings: Of the model.
+        types: Interaction types, place = code.
+    """
+    codes, id_rows = metadata_codes(shop), own_id_rows(shop)
+    config = model_config(settings, shop, codes, len(id_rows), len(types))
+    model = Ranker(config, catalogue(shop, codes, id_rows)).to(best_device())
+    return BuiltRanker(model, {"model": asdict(config), "codes": codes, "id_rows": id_rows, "types": list(types)})
+
+
+def model_config(
+    settings: RankerSection, shop: Shop, codes: Mapping[str, Sequence[str]], n_ids: int, n_types: int
+) -> RankerConfig:
+    """Shape of the model for the items of a day.
+
+    Args:
+        settings: Of the deployment.
+        shop: Items.
+        codes: Metadata values.
+        n_ids: Items with an id embedding of their own.
+        n_types: Interaction types.
+    """
+    n_categories, n_brands, n_price_tiers = (len(codes[name]) + 1 for name in METADATA)
+    return RankerConfig(
+        content_dim=shop.content.shape[1],
+        n_types=n_types,
+        dim=settings.dim,
+        lte=settings.lte,
+        lte_layers=settings.lte_layers,
+        lte_gelu=settings.lte_gelu,
+        lte_hidden=settings.lte_hidden,
+        max_length=settings.max_length,
+        history_features=settings.history_features,
+        n_ids=n_ids + 1,
+        n_categories=n_categories,
+        n_brands=n_brands,
+        n_price_tiers=n_price_tiers,
+        seed=settings.seed,
+    )
+
+
+def fit(
+    model: Ranker,
+    examples: ExampleReader,
+    held_out: ExampleReader,
+    settings: RankerSection,
+    daily: DailyCounts,
+    folder: Path,
+    name: str,
+) -> Progress:
+    """Train to the end, from the checkpoint in ``folder`` where there is one.
+
+    Args:
+        model: Trained in place; holds its best weights afterwards.
+        examples: To train on.
+        held_out: Decide which epoch is the best one.
+        settings: How.
+        daily: Counts of the model's items.
+        folder: Of the checkpoint.
+        name: Fingerprint of data and settings.
+
+    Raises:
+        lte_models.checkpoint.CheckpointError: The checkpoint is damaged or of another training.
+        FloatingPointError: The loss is not finite.
+    """
+    device = model.item_tower.content.device
+    counts = daily._replace(cumulative=daily.cumulative.to(device))
+    n_samples = negatives_for_share(model.n_items, settings.negatives_share)
+    sampler = LogUniformSampler(model.n_items, n_samples) if n_samples < model.n_items else None
+    objective = Objective(sampler, logq=settings.logq)
+    store_lte_statistics(model, examples, settings)
+
+    def loss(batch: ExampleBatch, rng: torch.Generator) -> torch.Tensor:
+        moved = batch.to(device)
+        return ranker_loss(model, moved, context_of(moved, model, settings, counts), objective, rng)
+
+    def validate() -> float:
+        return held_out_ndcg(model, held_out, settings, counts)
+
+    config = TrainConfig(
+        epochs=settings.epochs, learning_rate=settings.learning_rate, patience=settings.patience, seed=settings.seed
+    )
+    return Trainer(Task(model, loss, examples.epoch, validate, name), config, folder).run()
+
+
+def store_lte_statistics(model: Ranker, reader: ExampleReader, settings: RankerSection) -> None:
+    """Store mean and deviation of the training LTEs in the model, in one pass over the examples."""
+    if settings.lte == "none":
+        return
+    statistics = LteStatistics(model.config.content_dim)
+    nothing = DailyCounts(0, torch.zeros(1, 1))
+    for batch in reader.in_order():
+        moved = batch.to(model.item_tower.content.device)
+        context = context_of(moved, model, settings, nothing)
+        statistics.add(context.lte, context.has_lte)
+    statistics.store(model.user_tower.projection)
+
+
+def held_out_ndcg(model: Ranker, reader: ExampleReader, settings: RankerSection, counts: DailyCounts) -> float:
+    """Mean NDCG at the cutoff over the examples held out; 0 where none has a known target."""
+    values, scorer = [np.zeros(0)], RankerScorer(model, settings, counts)
+    for batch in reader.in_order():
+        ranks = target_ranks(scorer(batch), batch.target_query, batch.targets - 1).numpy()
+        values.append(query_metrics(ranks, batch.target_query.numpy(), len(batch.items), settings.cutoff)["ndcg"])
+    found = np.concatenate(values)
+    found = found[~np.isnan(found)]
+    return float(found.mean()) if found.size else 0.0
+
+
+def shop_digest(shop: Shop) -> str:
+    """SHA-256 over what a training reads of the items beside the basis: their order, metadata and daily counts."""
+    digest = hashlib.sha256(vocabulary_hash(shop.item_ids).encode())
+    digest.update(repr([shop.metadata[name] for name in METADATA]).encode())
+    digest.update(np.ascontiguousarray(shop.daily.cumulative.numpy()).data)
+    return digest.hexdigest()
+
+
+def start_from(built: BuiltRanker, earlier: Bundle) -> int:
+    """Take over the weights of an earlier bundle, item by item and value by value.
+
+    Args:
+        built: Receives them.
+        earlier: Of the same basis.
+
+    Returns:
+        Items whose id embedding came along; 0 where the bundle was trained with other interaction types.
+    """
+    theirs = earlier.manifest.config
+    if theirs["types"] != built.config["types"]:
+        return 0
+    maps = {"item_tower.ids.weight": {0: 0} | _moved(built.config["id_rows"], theirs["id_rows"])}
+    for name, table in zip(METADATA, ("categories", "brands", "price_tiers"), strict=True):
+        rows, earlier_rows = (
+            {value: place for place, value in enumerate(config["codes"][name], start=1)}
+            for config in (built.config, theirs)
+        )
+        maps[f"item_tower.{table}.weight"] = {0: 0} | _moved(rows, earlier_rows)
+    warm_start(built.model, earlier.tensors, maps)
+    return len(maps["item_tower.ids.weight"]) - 1
+
+
+def _moved(ours: Mapping[str, int], theirs: Mapping[str, int]) -> dict[int, int]:
+    return {row: theirs[name] for name, row in ours.items() if name in theirs}
+
+
+if __name__ == "__main__":
+    run_job(main)
