@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
@@ -11,6 +15,8 @@ from jobs.fashion_pictures import COLOURS, PATTERNS, Garment, draw_garment
 
 STYLES = ("casual", "sporty", "elegant", "boho", "streetwear", "business", "romantic", "outdoor")
 TIERS = ("budget", "mid", "premium", "luxury")
+# Below this many a process, starting processes takes longer than drawing.
+FEW_PICTURES = 400
 SEASONS = ("spring", "summer", "autumn", "winter", "all year")
 
 
@@ -156,10 +162,29 @@ def make_items(n: int, seed: int, n_brands: int = 48) -> pd.DataFrame:
     rng = np.random.default_rng([seed, 1])
     brands = make_brands(n_brands, rng)
     rows = rng.choice(n_brands, n, p=brands["weight"])
-    return pd.DataFrame([_make_item(number, brands.iloc[row], seed, rng) for number, row in enumerate(rows)])
+    made = [_make_item(number, brands.iloc[row], rng) for number, row in enumerate(rows)]
+    items = pd.DataFrame([item for item, _ in made])
+    items["image"] = draw_all([garment for _, garment in made], seed * 1_000_003)
+    return items
 
 
-def _make_item(number: int, brand: pd.Series, seed: int, rng: np.random.Generator) -> dict[str, object]:
+def draw_all(garments: Sequence[Garment], first_seed: int) -> list[bytes]:
+    """Draw a picture of each, on all cores where there are many.
+
+    Args:
+        garments: What to draw.
+        first_seed: Seed of the first picture, one more for each further one.
+    """
+    seeds = range(first_seed, first_seed + len(garments))
+    n_processes = min(len(os.sched_getaffinity(0)), len(garments) // FEW_PICTURES)
+    if n_processes < 2:
+        return list(map(draw_garment, garments, seeds))
+    # spawn: a forked child of a process with threads (Arrow's) may hang
+    with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(draw_garment, garments, seeds, chunksize=50))
+
+
+def _make_item(number: int, brand: pd.Series, rng: np.random.Generator) -> tuple[dict[str, object], Garment]:
     style = brand["style"] if rng.random() < 0.7 else str(rng.choice(STYLES))
     name = _liked(tuple(KINDS), style, rng)
     kind = KINDS[name]
@@ -176,7 +201,7 @@ def _make_item(number: int, brand: pd.Series, seed: int, rng: np.random.Generato
     )
     tier = str(brand["tier"])
     price = round(kind.price * _TIER_PRICE[tier] * float(rng.lognormal(0, 0.2)), 2)
-    return {
+    item: dict[str, object] = {
         "item_id": f"F{number:06d}",
         "title": item_title(garment, str(brand["brand"])),
         "description": item_description(garment, style),
@@ -186,8 +211,8 @@ def _make_item(number: int, brand: pd.Series, seed: int, rng: np.random.Generato
         "price_tier": tier,
         "season": kind.season,
         "style": style,
-        "image": draw_garment(garment, seed * 1_000_003 + number),
     }
+    return item, garment
 
 
 def item_title(garment: Garment, brand: str) -> str:

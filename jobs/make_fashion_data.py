@@ -34,10 +34,10 @@ def write_interactions(interactions: pd.DataFrame, folder: Path) -> int:
         Number of days written.
     """
     table = pa.Table.from_pandas(interactions, preserve_index=False)
-    day = interactions["event_ts"].dt.strftime("%Y-%m-%d")
+    day = interactions["event_ts"].dt.floor("D")
     starts = day.drop_duplicates().index.tolist()  # rows are ordered by time
     for start, end in zip(starts, [*starts[1:], len(interactions)], strict=True):
-        _write(table.slice(start, end - start), folder / "interactions" / f"ds={day.iloc[start]}")
+        _write(table.slice(start, end - start), folder / "interactions" / f"ds={day.iloc[start]:%Y-%m-%d}")
     return len(starts)
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs import fashion_items
 from jobs import make_fashion_data as job
 from jobs.fashion_catalogue import CatalogueError, picture_folder, read_catalogue, texts_of
 from jobs.fashion_items import KINDS, TIERS, make_items
@@ -201,6 +202,13 @@ def test_patterns_and_materials_can_be_told_apart():
     assert draw_garment(Garment("watch", 2, "red", "blue", "plain", "leather"), 7) == draw_garment(
         Garment("watch", 2, "red", "blue", "plain", "leather"), 7
     )
+
+
+def test_pictures_drawn_by_several_processes_are_the_same(monkeypatch):
+    garments = [Garment("dress", cut, "red", "blue", "floral", "satin") for cut in range(3)]
+    monkeypatch.setattr(fashion_items.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(fashion_items, "FEW_PICTURES", 1)
+    assert fashion_items.draw_all(garments, 7) == [draw_garment(garment, 7 + n) for n, garment in enumerate(garments)]
 
 
 # --- the job ---------------------------------------------------------------------------------------------------------
