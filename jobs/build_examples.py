@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField, StructType
+from pyspark.sql.types import ArrayType, IntegerType, StructField, StructType
 
 from jobs.basis import configured_basis, read_basis
 from jobs.config import Deployment, LteWindow, parse_config
@@ -30,6 +30,7 @@ SHORT_DAYS = 60
 LONG_DAYS = 365
 MAX_SEQUENCE = 100
 UNKNOWN = -1
+_DAYS = LONG_DAYS + 1  # more than any number of days that is looked back
 
 IntArray = npt.NDArray[np.int64]
 
@@ -122,7 +123,11 @@ def _day(day: date) -> int:
 
 _COMPUTED = [name for name in TRAINING_EXAMPLES.columns if name not in ("basis_version", "anchor_ds")]
 _SCHEMA = StructType([StructField(name, TRAINING_EXAMPLES.schema[name].dataType) for name in _COMPUTED])
-_INTEGERS = ("items", "types", "ages_hours", "past_items", "past_n_short", "past_n_long", "past_days", "targets")
+_INTEGERS = {
+    field.name
+    for field in _SCHEMA
+    if field.dataType == ArrayType(IntegerType())  # what numpy counts is 64 bits wide
+}
 
 
 @dataclass(frozen=True)
@@ -181,27 +186,42 @@ class ExamplesOfUser:
     def _past(self, ts: IntArray, item: IntArray, end_day: int) -> dict[str, npt.NDArray[Any]]:
         items, place = np.unique(item, return_inverse=True)
         n = len(items)
-        day = ts // 86_400
-        is_short = day >= end_day - SHORT_DAYS
+        days_ago = end_day - ts // 86_400  # 1 on the anchor itself
+        is_short = days_ago <= SHORT_DAYS
         age = (end_day * 86_400 - ts) / 86_400
-        # whole days, 0 on the anchor itself, as compute_lte counts them
-        weight = 2.0 ** (-(end_day - 1 - day) / self.half_life_days)
-        new_day = np.ones(len(ts), dtype=bool)
-        by_item = np.lexsort((day, place))
-        new_day[by_item[1:]] = (np.diff(place[by_item]) > 0) | (np.diff(day[by_item]) > 0)
+        # ages from 0 on the anchor, as compute_lte counts them
+        weight = 2.0 ** (-(days_ago - 1) / self.half_life_days)
         last, first = np.full(n, np.inf), np.zeros(n)
         np.minimum.at(last, place, age)
         np.maximum.at(first, place, age)
         return {
             "past_items": items,
+            "past_n_week": np.bincount(place[days_ago <= 7], minlength=n),
+            "past_n_month": np.bincount(place[days_ago <= 28], minlength=n),
             "past_n_short": np.bincount(place[is_short], minlength=n),
             "past_n_long": np.bincount(place[~is_short], minlength=n),
-            "past_days": np.bincount(place[new_day], minlength=n),
             "past_last_age": last.astype(np.float32),
             "past_first_age": first.astype(np.float32),
             "past_w_short": np.bincount(place, weights=weight * is_short, minlength=n).astype(np.float32),
             "past_w_long": np.bincount(place, weights=weight * ~is_short, minlength=n).astype(np.float32),
+            **_visits(place, days_ago, n),
         }
+
+
+def _visits(place: IntArray, days_ago: IntArray, n_items: int) -> dict[str, npt.NDArray[Any]]:
+    """What the days with an item say, among the days on which the user came."""
+    visits = np.unique(days_ago)  # the latest first
+    pairs = np.unique(place * _DAYS + days_ago)  # one an item and day: by item, the latest day first
+    of, ago = pairs // _DAYS, pairs % _DAYS
+    latest, after = np.searchsorted(of, [np.arange(n_items), np.arange(1, n_items + 1)])
+    second = np.minimum(latest + 1, after - 1)
+    return {
+        "past_days": after - latest,
+        "past_weekday": np.bincount(of[ago % 7 == 0], minlength=n_items),
+        "past_visits_since": np.searchsorted(visits, ago[latest]),
+        "past_visits_from": np.searchsorted(visits, ago[after - 1], side="right"),
+        "past_last_gap": (ago[second] - ago[latest]).astype(np.float32),
+    }
 
 
 def _arrow(name: str) -> pa.DataType:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -24,9 +24,36 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.floating[Any]]
 BatchT = TypeVar("BatchT")
 OBJECTIVES = ("next_day", "clm")
-HISTORY_FEATURES = 8
+# Inputs of the history logits in the order of their columns: usual value and spread on two real shops (food, gifts),
+# by which they are centred and scaled. "log" is log(1 + x), "_visits" counts days on which the user came.
+FEATURE_SCALES = {
+    "log_n_week": (0.0, 0.15),
+    "log_n_month": (0.1, 0.3),
+    "log_n_short": (0.2, 0.4),
+    "log_n_year": (0.9, 0.4),
+    "log_days": (0.9, 0.4),
+    "log_recent": (0.4, 0.35),
+    "log_last_age": (4.6, 1.1),
+    "log_first_age": (5.0, 0.9),
+    "log_gap": (1.2, 1.8),
+    "overdue": (0.1, 0.9),
+    "log_last_gap": (1.2, 1.8),
+    "log_visits_since": (2.5, 1.2),
+    "log_visits_from": (3.0, 1.1),
+    "overdue_visits": (0.0, 0.8),
+    "share_of_visits": (0.2, 0.2),
+    "log_weekday": (0.2, 0.35),
+    "in_last_visit": (0.1, 0.3),
+    "share": (0.005, 0.01),
+    "log_total": (6.5, 1.0),
+    "log_visits": (3.7, 0.9),
+    "log_last_visit": (2.0, 1.2),
+    "log_basket": (3.0, 0.5),
+}
+HISTORY_FEATURES = len(FEATURE_SCALES)
 AGE_BUCKETS = 32  # two an octave of hours: 2**15 hours are 3.7 years
 _READ_ROWS = 4096
 
@@ -36,15 +63,22 @@ EXAMPLE_COLUMNS = (
     "types",
     "ages_hours",
     "past_items",
+    "past_n_week",
+    "past_n_month",
     "past_n_short",
     "past_n_long",
     "past_days",
+    "past_weekday",
+    "past_visits_since",
+    "past_visits_from",
     "past_last_age",
     "past_first_age",
+    "past_last_gap",
     "past_w_short",
     "past_w_long",
     "targets",
 )
+_PAST_VALUES = [name.removeprefix("past_") for name in EXAMPLE_COLUMNS if name.startswith("past_")][1:]
 
 
 @dataclass(frozen=True)
@@ -287,7 +321,7 @@ class Past(NamedTuple):
         last_age: float32 [P], days from the last interaction to the anchor.
         w_short: float32 [P], interactions in the short window, each halved a half-life.
         w_long: float32 [P], the same for the long window.
-        features: float32 [P, 8], inputs of the history logits.
+        features: float32 [P, 22], inputs of the history logits.
     """
 
     user: Tensor
@@ -402,8 +436,7 @@ class ExampleCollate:
 
     def _past(self, rows: pa.Table) -> Past:
         index, lengths = list_parts(rows["past_items"])
-        names = ("n_short", "n_long", "days", "last_age", "first_age", "w_short", "w_long")
-        values = {name: list_parts(rows[f"past_{name}"])[0].astype(np.float32) for name in names}
+        values = {name: list_parts(rows[f"past_{name}"])[0].astype(np.float32) for name in _PAST_VALUES}
         user, item = np.repeat(np.arange(len(lengths)), lengths), self.rows(index)
         order = np.lexsort((item, user))
         order = order[item[order] > 0]
@@ -419,34 +452,54 @@ def _keep(known: npt.NDArray[np.bool_], lengths: IntArray) -> tuple[npt.NDArray[
     return known, np.bincount(user[known], minlength=len(lengths)).astype(np.int64)
 
 
-def history_features(user: IntArray, past: dict[str, npt.NDArray[np.float32]], n_users: int) -> npt.NDArray[np.float32]:
+def history_features(user: IntArray, past: Mapping[str, FloatArray], n_users: int) -> FloatArray:
     """Describe a user's past with an item, for the history logits (DESIGN, section 11).
 
     Args:
         user: int [P].
-        past: float [P] arrays ``n_short``, ``n_long``, ``days`` (days with the item), ``last_age``, ``first_age``.
+        past: float [P] arrays, the columns ``past_*`` of the examples table by name.
         n_users: B.
 
     Returns:
-        float32 [P, 8]: log counts in 60 and 365 days, log age, share of the user's interactions, log of the user's
-        total, log days with the item, log mean gap between these days, and log of age over gap (0 without a gap).
+        float32 [P, 22], centred and scaled by constants. Gaps are those between the days with the item; an item is
+        overdue by the log of its age over its mean gap, 0 for an item of one day only.
     """
-    n_all = past["n_short"] + past["n_long"]
-    total = np.bincount(user, weights=n_all, minlength=n_users)[user]
+    columns = _item_features(past) | _user_features(user, past, n_users)
+    scaled = [(columns[name] - centre) / scale for name, (centre, scale) in FEATURE_SCALES.items()]
+    return np.stack(scaled, axis=1).astype(np.float32)
+
+
+def _item_features(past: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     gaps = past["days"] - 1
     gap = np.where(gaps > 0, (past["first_age"] - past["last_age"]) / np.maximum(gaps, 1), 0)
-    overdue = np.where(gaps > 0, np.log((1 + past["last_age"]) / (1 + gap)), 0)
-    columns = (
-        np.log1p(past["n_short"]),
-        np.log1p(n_all),
-        np.log1p(past["last_age"]),
-        n_all / np.maximum(total, 1),
-        np.log1p(total),
-        np.log1p(past["days"]),
-        np.log1p(gap),
-        overdue,
-    )
-    return np.stack(columns, axis=1).astype(np.float32)
+    # visits after the first day with the item, up to its last one
+    between = past["visits_from"] - past["visits_since"] - 1
+    visit_gap = np.where(gaps > 0, between / np.maximum(gaps, 1), 0)
+    logs = ("n_week", "n_month", "n_short", "days", "last_age", "first_age", "last_gap", "visits_since", "visits_from")
+    return {f"log_{name}": np.log1p(past[name]) for name in (*logs, "weekday")} | {
+        "log_n_year": np.log1p(past["n_short"] + past["n_long"]),
+        "log_recent": np.log1p(past["w_short"] + past["w_long"]),
+        "log_gap": np.log1p(gap),
+        "overdue": np.where(gaps > 0, np.log((1 + past["last_age"]) / (1 + gap)), 0),
+        "overdue_visits": np.where(gaps > 0, np.log((1 + past["visits_since"]) / (1 + visit_gap)), 0),
+        "share_of_visits": past["days"] / np.maximum(past["visits_from"], 1),
+        "in_last_visit": (past["visits_since"] == 0).astype(np.float32),
+    }
+
+
+def _user_features(user: IntArray, past: Mapping[str, FloatArray], n_users: int) -> dict[str, FloatArray]:
+    n_year = past["n_short"] + past["n_long"]
+    total = np.bincount(user, weights=n_year, minlength=n_users)
+    visits, last_visit = np.zeros(n_users), np.full(n_users, np.inf)
+    np.maximum.at(visits, user, past["visits_from"])
+    np.minimum.at(last_visit, user, past["last_age"])
+    return {
+        "share": n_year / np.maximum(total[user], 1),
+        "log_total": np.log1p(total[user]),
+        "log_visits": np.log1p(visits[user]),
+        "log_last_visit": np.log1p(last_visit[user]),
+        "log_basket": np.log1p(total[user] / np.maximum(visits[user], 1)),
+    }
 
 
 def lte_weights(past: Past, *, method: str, lagged: bool) -> Tensor:

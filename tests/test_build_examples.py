@@ -45,7 +45,9 @@ def test_an_example_by_hand() -> None:
     assert row["targets"] == [2, 7]
     assert row["past_items"] == [3, 5]
     assert (row["past_n_short"], row["past_n_long"]) == ([1, 1], [2, 0])
+    assert (row["past_n_week"], row["past_n_month"]) == ([1, 1], [1, 1])
     assert row["past_days"] == [2, 1]  # the two events 61 days back share a day
+    assert row["past_last_gap"] == [61.0, 0.0]
     assert row["past_last_age"] == [0.25, 2.0]
     assert row["past_first_age"] == [61.5, 2.0]
     # ages in whole days: 0 on the anchor, 61 for the two old ones; exactly two days before the end is age 1
@@ -53,12 +55,29 @@ def test_an_example_by_hand() -> None:
     assert row["past_w_long"] == pytest.approx([2 * 2 ** (-61 / 30), 0.0])
 
 
+def test_visits_by_hand() -> None:
+    # days before the target: item 3 at 1, 7, 8 and 29; item 5 twice at 14; item 4 at 19
+    events = [_event(ago - 0.5, 3) for ago in (1, 7, 8, 29)] + [_event(13.5, 5), _event(13.4, 5), _event(18.5, 4)]
+    row = _example([*events, TARGET])
+    assert row["past_items"] == [3, 4, 5]
+    assert (row["past_n_week"], row["past_n_month"]) == ([2, 0, 0], [3, 1, 2])
+    assert row["past_days"] == [4, 1, 1]
+    assert row["past_weekday"] == [1, 0, 1]  # 7 and 14 days back is the target's weekday
+    # the user came 1, 7, 8, 14, 19 and 29 days back
+    assert row["past_visits_since"] == [0, 4, 3]
+    assert row["past_visits_from"] == [6, 5, 4]
+    assert row["past_last_gap"] == [6.0, 0.0, 0.0]
+
+
 def test_windows_at_their_boundary_days() -> None:
     # one event a day, item = its age in whole days, for more days than any window holds
     events = [_event(age + 0.5, age) for age in range(400)]
     row = _example([*events, TARGET])
     assert row["past_items"] == list(range(365))
-    assert [n for n, count in zip(row["past_items"], row["past_n_short"], strict=True) if count] == list(range(60))
+    for name, days in (("n_week", 7), ("n_month", 28), ("n_short", 60)):
+        assert [n for n, count in zip(row["past_items"], row[f"past_{name}"], strict=True) if count] == list(
+            range(days)
+        )
     assert [n for n, count in zip(row["past_items"], row["past_n_long"], strict=True) if count] == list(range(60, 365))
     assert row["items"] == list(range(59, -1, -1))
 

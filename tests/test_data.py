@@ -11,6 +11,8 @@ import torch
 from lte_models.data import (
     AGE_BUCKETS,
     EXAMPLE_COLUMNS,
+    FEATURE_SCALES,
+    HISTORY_FEATURES,
     ExampleCollate,
     RowGroupStream,
     StreamConfig,
@@ -35,11 +37,17 @@ def example(**changes: object) -> dict[str, object]:
         "types": [0, 1, 0],
         "ages_hours": [50, 10, 0],
         "past_items": [3, 0, 1],
+        "past_n_week": [1, 1, 1],
+        "past_n_month": [1, 1, 1],
         "past_n_short": [1, 1, 1],
         "past_n_long": [0, 3, 0],
         "past_days": [1, 4, 1],
+        "past_weekday": [0, 1, 0],
+        "past_visits_since": [0, 2, 1],
+        "past_visits_from": [1, 9, 2],
         "past_last_age": [0.5, 2.5, 1.0],
         "past_first_age": [0.5, 92.5, 1.0],
+        "past_last_gap": [0.0, 30.0, 0.0],
         "past_w_short": [1.0, 1.0, 1.0],
         "past_w_long": [0.0, 0.75, 0.0],
         "targets": [1, 2],
@@ -50,7 +58,7 @@ def example(**changes: object) -> dict[str, object]:
 def table(*rows: dict[str, object]) -> pa.Table:
     types = {
         name: pa.list_(pa.float32())
-        if name in ("past_last_age", "past_first_age", "past_w_short", "past_w_long")
+        if name in ("past_last_age", "past_first_age", "past_last_gap", "past_w_short", "past_w_long")
         else pa.list_(pa.int32())
         for name in EXAMPLE_COLUMNS
     }
@@ -119,12 +127,52 @@ def test_the_past_is_sorted_by_user_then_row() -> None:
 
 
 def test_history_features_by_hand() -> None:
-    past = {"n_short": [1], "n_long": [3], "days": [4], "last_age": [2.5], "first_age": [92.5]}
+    # item 7: four days with it in the ten visits since the first, 90 days from the first to the last; item 8: yesterday
+    past = {
+        "n_week": [0, 1],
+        "n_month": [1, 1],
+        "n_short": [1, 1],
+        "n_long": [3, 0],
+        "days": [4, 1],
+        "weekday": [1, 0],
+        "visits_since": [2, 0],
+        "visits_from": [9, 1],
+        "last_age": [2.5, 0.5],
+        "first_age": [92.5, 0.5],
+        "last_gap": [40, 0],
+        "w_short": [1, 1],
+        "w_long": [0.75, 0],
+    }
     arrays = {name: np.array(value, dtype=np.float32) for name, value in past.items()}
-    features = history_features(np.array([0]), arrays, 1)[0]
-    # 90 days between the first and the last of 4 days with the item: a gap of 30 days
-    expected = [math.log(2), math.log(5), math.log(3.5), 1, math.log(5), math.log(5), math.log(31), math.log(3.5 / 31)]
-    assert features.tolist() == pytest.approx(expected, abs=1e-6)
+    expected = {
+        "log_n_week": [0, math.log(2)],
+        "log_n_month": [math.log(2), math.log(2)],
+        "log_n_short": [math.log(2), math.log(2)],
+        "log_n_year": [math.log(5), math.log(2)],
+        "log_days": [math.log(5), math.log(2)],
+        "log_recent": [math.log(2.75), math.log(2)],
+        "log_last_age": [math.log(3.5), math.log(1.5)],
+        "log_first_age": [math.log(93.5), math.log(1.5)],
+        "log_gap": [math.log(31), 0],  # 90 days are three gaps of 30
+        "overdue": [math.log(3.5 / 31), 0],
+        "log_last_gap": [math.log(41), 0],
+        "log_visits_since": [math.log(3), 0],
+        "log_visits_from": [math.log(10), math.log(2)],
+        "overdue_visits": [math.log(3 / 3), 0],  # six visits are three gaps of two, and two came since
+        "share_of_visits": [4 / 9, 1],
+        "log_weekday": [math.log(2), 0],
+        "in_last_visit": [0, 1],
+        "share": [4 / 5, 1 / 5],
+        "log_total": [math.log(6)] * 2,
+        "log_visits": [math.log(10)] * 2,
+        "log_last_visit": [math.log(1.5)] * 2,
+        "log_basket": [math.log(1 + 5 / 9)] * 2,
+    }
+    assert list(expected) == list(FEATURE_SCALES)
+    features = history_features(np.array([0, 0]), arrays, 1)
+    assert features.shape == (2, HISTORY_FEATURES)
+    for column, (name, (centre, scale)) in zip(features.T, FEATURE_SCALES.items(), strict=True):
+        assert column * scale + centre == pytest.approx(expected[name], abs=1e-5), name
 
 
 def test_ltes_of_both_windows_and_methods_by_hand() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lte_models.data import ExampleBatch, Past, history_features
+from lte_models.data import EXAMPLE_COLUMNS, ExampleBatch, Past, history_features
 from lte_models.ranker import (
     Catalogue,
     Context,
@@ -58,7 +58,7 @@ def _past(n_users: int) -> Past:
     user = torch.arange(n_users).repeat_interleave(2)
     items = torch.tensor([1, 3]).repeat(n_users)
     one = torch.ones(len(user))
-    values = {name: one.numpy() for name in ("n_short", "n_long", "days", "last_age", "first_age")}
+    values = {name.removeprefix("past_"): one.numpy() for name in EXAMPLE_COLUMNS if name.startswith("past_")}
     features = torch.from_numpy(history_features(user.numpy(), values, n_users)) + items.unsqueeze(1)
     return Past(user, items, one, one, one, one, one, features)
 
