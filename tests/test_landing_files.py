@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -16,6 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.config import load_deployment
+from jobs.ingest_rules import DUPLICATE, DUPLICATE_ITEM
 from jobs.landing_rows import FILE_LINE, TALLY_LINE, balanced, file_batches
 from jobs.landing_rules import RowRules
 from jobs.sources import LandingError, LandingFile, landing_files
@@ -26,6 +29,7 @@ NOON = datetime(2017, 1, 2, 12, tzinfo=UTC)
 HEADER = "user_id,item_id,event_ts,interaction_type"
 GOOD = "u1,i1,2017-01-02T12:00:00Z,click"
 NAMES = HEADER.split(",")
+REASONED = ("sources", "landing_rules", "landing_rows")
 
 
 def read(path: Path, target: str = "interactions") -> list[dict[str, Any]]:
@@ -329,3 +333,48 @@ def test_every_file_is_in_one_bin_and_bins_are_even(sizes: list[int], n_bins: in
     assert sorted(file for each in bins for file in each) == files
     loads = [sum(file.size + 1 for file in each) for each in bins]
     assert max(loads) - min(loads) <= max(sizes) + 1
+
+
+def blocks(language: str) -> list[str]:
+    """Code blocks of docs/landing.md in one language."""
+    text = (Path(__file__).parents[1] / "docs" / "landing.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_examples_of_the_documentation_are_the_same_two_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = date(2026, 1, 31)
+    folder = tmp_path / "landing" / "interactions" / f"ds={day}"
+    folder.mkdir(parents=True)
+    (folder / "events.csv").write_text(blocks("csv")[0])
+    (folder / "events.jsonl").write_text(blocks("json")[0])
+    monkeypatch.chdir(tmp_path)
+    exec(blocks("python")[0], {})
+    files = landing_files(str(tmp_path / "landing"), "interactions")
+    assert [file.format for file in files] == ["csv", "jsonl", "parquet"]
+    moment = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+    expected = [("17", "A-204", moment, "purchase", "AT"), ("17", "B,9", moment, "click", "")]
+    for file in files:
+        batches = file_batches(str(tmp_path / "landing"), file, RULES)
+        rows = [row for batch in batches for row in batch.to_pylist() if row["line"] > FILE_LINE]
+        assert [tuple(row[name] for name in (*NAMES, "market")) for row in rows] == expected
+
+
+def test_the_items_and_the_configuration_of_the_documentation_are_good(tmp_path: Path) -> None:
+    rows = landed(tmp_path, "catalogue.jsonl", blocks("json")[1].encode(), "items")
+    assert [(row["item_id"], row["reason"]) for row in rows] == [("A-204", None), ("B,9", None)]
+    (tmp_path / "shop.toml").write_text(blocks("toml")[0])
+    assert load_deployment(tmp_path / "shop.toml", environ={}).interactions.types == ("click", "purchase")
+
+
+def test_the_documentation_names_every_reason() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "landing.md").read_text()
+    documented = set(re.findall(r"`([a-z_]+)`", text.split("## What is not taken")[1]))
+    sources = "".join((Path(__file__).parents[1] / "jobs" / f"{name}.py").read_text() for name in REASONED)
+    used = set(
+        re.findall(r'"((?:bad|timestamp|future|unknown|wrong|malformed|no|unreadable|missing)_[a-z_]+)"', sources)
+    )
+    used |= {DUPLICATE, DUPLICATE_ITEM, "null_user_id", "oversize_session_id", "malformed_market"}
+    assert used - documented == set()
+    assert len(used) >= 14
