@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -36,6 +38,17 @@ max_bad_share = 0.5
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Sizes of what `make test` runs small."""
+    parser.addoption("--backfill-days", type=int, default=2, help="days of the backfill under a real scheduler (2)")
+
+
+@pytest.fixture
+def backfill_days(request: pytest.FixtureRequest) -> int:
+    """Days that the backfill test fills; `make test-backfill` fills seven, with the ranker."""
+    return int(request.config.getoption("--backfill-days"))
+
+
 @pytest.fixture(scope="session")
 def sail() -> Iterator[SparkSession]:
     """A session of the default engine, shared by all tests: it keeps no state but temporary views."""
@@ -43,7 +56,7 @@ def sail() -> Iterator[SparkSession]:
         yield session
 
 
-def _without_apache_spark(reason: str) -> None:
+def _without_apache_spark(reason: str) -> NoReturn:
     """Skip with the way to get it; where both halves must run (CI), fail instead."""
     if os.environ.get("REQUIRE_APACHE_SPARK"):
         pytest.fail(reason)
@@ -55,17 +68,23 @@ def apache_spark() -> Iterator[SparkSession]:
     """A session of Apache Spark with delta-spark; skipped with the way to get it where it is missing."""
     if not (os.environ.get("JAVA_HOME") or shutil.which("java")):
         _without_apache_spark("no Java: apt-get install openjdk-17-jre-headless")
-    mirror = os.environ.get("LTE_ENGINE__MAVEN_MIRROR", "")
-    session = spark_session(EngineSection(master="local[2]", partitions=2, maven_mirror=mirror), "tests")
-    try:
-        spark = session.__enter__()
-    except (PySparkException, RuntimeError) as error:
-        _without_apache_spark(
-            f"Apache Spark did not start, {delta_jar()} may be out of reach: set LTE_ENGINE__MAVEN_MIRROR to a Maven "
-            f"repository (https: or file:). {str(error)[:300]}"
-        )
-    yield spark
-    session.__exit__(None, None, None)
+    engine = EngineSection(master="local[2]", partitions=2, maven_mirror=os.environ.get("LTE_ENGINE__MAVEN_MIRROR", ""))
+    with ExitStack() as opened:
+        yield _started(engine, opened)
+
+
+def _started(engine: EngineSection, opened: ExitStack) -> SparkSession:
+    """A session that ``opened`` closes. The first start fetches 33 jars over the network, so it has a second try."""
+    reason = ""
+    for _ in range(2):
+        try:
+            return opened.enter_context(spark_session(engine, "tests"))
+        except (PySparkException, RuntimeError) as error:
+            reason = (
+                f"Apache Spark did not start, {delta_jar()} may be out of reach: set LTE_ENGINE__MAVEN_MIRROR to a "
+                f"Maven repository (https: or file:). {str(error)[:300]}"
+            )
+    return _without_apache_spark(reason)
 
 
 @pytest.fixture(params=["sail", pytest.param("apache_spark", marks=pytest.mark.spark)])
