@@ -10,12 +10,12 @@ export PATH="${VENV:-$LTE_HOME/.venv}/bin:$PATH"
 LTE_CONFIG="$(realpath -m "${1:-${LTE_CONFIG:-$LTE_HOME/configs/complete_journey.toml}}")"
 export LTE_CONFIG
 
-# The sample has ended; without a last day Airflow would also schedule yesterday, for which it has no data.
-if [ "$LTE_CONFIG" = "$LTE_HOME/configs/complete_journey.toml" ]; then
-  export LTE_LAST_DAY=2017-12-31
-elif [ "${LTE_LAST_DAY:-}" = 2017-12-31 ]; then
-  unset LTE_LAST_DAY # left in this shell by the sample
-fi
+# The samples have ended; without a last day Airflow would also schedule yesterday, for which they have no data.
+case "$LTE_CONFIG" in
+  "$LTE_HOME/configs/complete_journey.toml") export LTE_LAST_DAY=2017-12-31 ;;
+  "$LTE_HOME/configs/fashion.toml") export LTE_LAST_DAY=2025-03-25 ;;
+  *) case "${LTE_LAST_DAY:-}" in 2017-12-31 | 2025-03-25) unset LTE_LAST_DAY ;; esac ;; # left in this shell by a sample
+esac
 
 # Everything that Airflow keeps for this clone is under .airflow, whatever the variables of another Airflow say.
 export AIRFLOW_HOME="$LTE_HOME/.airflow"

@@ -21,12 +21,21 @@ run_day() {
   fi
 }
 
+make_fashion() {
+  local landing
+  landing="$(lte check-config --config "$LTE_CONFIG" --json | python -c 'import json, sys; print(json.load(sys.stdin)["paths"]["landing"])')"
+  [ ! -d "$landing" ] || return 0
+  echo "no data yet: making the fashion shop (docs/fashion.md), a minute or two: lte make-fashion --out $landing"
+  lte make-fashion --out "$landing"
+}
+
 started=$SECONDS
 lte check-config --config "$LTE_CONFIG" >/dev/null
 echo "config: $LTE_CONFIG"
-if [ "$LTE_CONFIG" = "$LTE_HOME/configs/complete_journey.toml" ]; then
-  python "$LTE_HOME/jobs/make_sample_data.py" --config "$LTE_CONFIG"
-fi
+case "$LTE_CONFIG" in
+  "$LTE_HOME/configs/complete_journey.toml") python "$LTE_HOME/jobs/make_sample_data.py" --config "$LTE_CONFIG" ;;
+  "$LTE_HOME/configs/fashion.toml") make_fashion ;;
+esac
 prepare_airflow
 run_day "$(date -u -d "$ds - 1 day" +%F)"
 run_day "$ds"

@@ -5,9 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
+
+from jobs.fashion_users import ShopConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"]
@@ -76,7 +79,7 @@ def test_environment_is_this_clones_whatever_another_airflow_has_set() -> None:
     assert found["PATH"].startswith(f"{ROOT}/.venv/bin:")
 
 
-def test_only_the_sample_has_a_last_day() -> None:
+def test_only_the_samples_have_a_last_day() -> None:
     sample = env_after_sourcing()
     assert sample["LTE_CONFIG"] == f"{ROOT}/configs/complete_journey.toml"
     assert sample["LTE_LAST_DAY"] == "2017-12-31"
@@ -85,6 +88,10 @@ def test_only_the_sample_has_a_last_day() -> None:
     assert other["LTE_CONFIG"] == f"{ROOT}/my.toml"
     assert "LTE_LAST_DAY" not in other
     assert env_after_sourcing("my.toml", LTE_LAST_DAY="2020-02-01")["LTE_LAST_DAY"] == "2020-02-01"
+    fashion = env_after_sourcing("configs/fashion.toml", LTE_LAST_DAY=sample["LTE_LAST_DAY"])
+    shop = ShopConfig()  # what `make run` makes where there is none yet
+    assert fashion["LTE_LAST_DAY"] == str(date.fromisoformat(shop.first_day) + timedelta(days=shop.days - 1))
+    assert "LTE_LAST_DAY" not in env_after_sourcing("my.toml", LTE_LAST_DAY=fashion["LTE_LAST_DAY"])
 
 
 def test_make_without_a_target_lists_every_target() -> None:
