@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install run test test-fast lint format airflow shell bench clean distclean
+.PHONY: help install run test test-fast lint format airflow shell bench bench-store bench-peer clean distclean
 
 help: ## this list
 	@echo "make TARGET [CONFIG=configs/complete_journey.toml] [DS=2017-12-31] [PORT=8080] [VENV=.venv]"
@@ -53,6 +53,12 @@ shell: $(READY) ## a shell whose airflow, lte and python are this clone's
 
 bench: $(READY) ## the LTE job at 1M, 5M and 10M interactions, against a floor and a naive join
 	@$(BIN)/python benchmarks/bench_lte.py $(BENCH_ARGS)
+
+bench-store: $(READY) ## load rate, latency and memory of the online stores (BENCH_ARGS="--store lmdb")
+	@$(BIN)/python benchmarks/bench_store.py $(BENCH_ARGS)
+
+bench-peer: $(READY) ## our ranker beside RecTools' SASRec, in an environment of its own under build/
+	@$(BIN)/python benchmarks/bench_sasrec.py $(BENCH_ARGS)
 
 clean: ## remove what running made: Airflow's state, the sample's tables, reports, Data Docs
 	rm -rf .airflow data/complete_journey reports data_docs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
