@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_IMAGE_PIXELS = 50_000_000
@@ -48,7 +49,7 @@ def image_bytes(image: bytes | None, image_path: str | None, folder: Path) -> by
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """Decode a JPEG, PNG, WebP or GIF (its first frame) to RGB, in full.
+    """Decode a JPEG, PNG, WebP or GIF (its first frame) to RGB, in full: upright, and on white where it is transparent.
 
     Raises:
         ImageError: It is cut off, of another format, or larger than the limits above.
@@ -58,13 +59,24 @@ def decode_image(encoded: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
             _check_size(picture.size)  # before a pixel is decoded
-            return picture.convert("RGB")
+            return _as_rgb(picture)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
     except Exception as error:  # Pillow's decoders raise many kinds on malformed input; the reason is kept and counted
         raise ImageError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    """Bring a picture to RGB as a shop's page shows it."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+        return Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:  # what lies under transparent pixels is nobody's intention, often black
+        coloured = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
+    return picture.convert("RGB")
 
 
 def _check_size(size: tuple[int, int]) -> None:

@@ -482,6 +482,27 @@ def test_pictures_of_all_kinds_become_rgb(kind: str, mode: str) -> None:
     assert (decoded.mode, decoded.size) == ("RGB", (30, 40))
 
 
+def test_pictures_become_what_a_shop_shows() -> None:
+    # 16 bits of grey: 0x8000 of 0xffff is 128 of 255, not white
+    grey = decode_image(encoded(Image.fromarray(np.full((2, 2), 0x8000, dtype=np.uint16))))
+    assert grey.getpixel((0, 0)) == (128, 128, 128)
+    # transparent black is white, half transparent red is between
+    drawn = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    drawn.putpixel((1, 0), (255, 0, 0, 128))
+    flat = decode_image(encoded(drawn))
+    assert (flat.getpixel((0, 0)), flat.getpixel((1, 0))) == ((255, 255, 255), (255, 127, 127))
+    palette = Image.new("P", (1, 1), 3)
+    palette.putpalette([0, 0, 0] * 256)
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG", transparency=3)
+    assert decode_image(buffer.getvalue()).getpixel((0, 0)) == (255, 255, 255)
+    # a camera held upright: EXIF orientation 6 is turned by a quarter
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    picture(1).save(turned, "JPEG", exif=exif)
+    assert (picture(1).size, decode_image(turned.getvalue()).size) == ((30, 40), (40, 30))
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that promises far more pixels than it has bytes."""
 
