@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install run test test-fast lint format airflow shell bench bench-store bench-peer clean distclean
+.PHONY: help install run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments clean distclean
 
 help: ## this list
 	@echo "make TARGET [CONFIG=configs/complete_journey.toml] [DS=2017-12-31] [PORT=8080] [VENV=.venv]"
@@ -33,6 +33,9 @@ test: $(READY) ## all tests (PYTEST_ARGS="-k drift" for some)
 
 test-fast: $(READY) ## the tests that take seconds: no scheduler, no Apache Spark
 	@$(BIN)/python -m pytest -m "not slow and not airflow and not spark" $(PYTEST_ARGS)
+
+test-backfill: $(READY) ## a week's backfill under a real scheduler, all jobs, twice (20 minutes)
+	@$(BIN)/python -m pytest tests/test_airflow.py -k backfill --backfill-days 7
 
 lint: $(READY) ## ruff, format, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -59,6 +62,9 @@ bench-store: $(READY) ## load rate, latency and memory of the online stores (BEN
 
 bench-peer: $(READY) ## our ranker beside RecTools' SASRec, in an environment of its own under build/
 	@$(BIN)/python benchmarks/bench_sasrec.py $(BENCH_ARGS)
+
+experiments: $(READY) ## all experiments on CONFIG's data, after `make run`: says its budget and duration first
+	@$(BIN)/lte experiment all --config "$(CONFIG)" $(EXPERIMENT_ARGS)
 
 clean: ## remove what running made: Airflow's state, the sample's tables, reports, Data Docs
 	rm -rf .airflow data/complete_journey reports data_docs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,7 +1,9 @@
 """# Long-Term Embeddings, one data day per run.
 
-`ingest >> embed_items >> compute_lte >> compute_drift >> validate >> publish_snapshot`, then `build_report` whatever
-failed, then `day_is_done`, which succeeds only when all the others did and so decides the colour of the run.
+The LTEs: `ingest >> embed_items >> compute_lte >> train_autoencoder >> embed_users >> compute_drift >> validate >>
+publish_snapshot`. The ranker beside them: `embed_items >> build_examples >> train_ranker`, and after both
+`evaluate_ranker`; what goes wrong there keeps no LTE from being published. Then `build_report` whatever failed, then
+`day_is_done`, which succeeds only when all the others did and so decides the colour of the run.
 
 **Day.** `ds` is the data day: the run of 2017-11-07 starts when that day is over, at 2017-11-08 00:00 UTC, and
 `airflow backfill create --dag-id lte_daily --from-date 2017-11-01 --to-date 2017-11-07` names data days too.
@@ -21,8 +23,9 @@ says so in a warning on the DAG's page and waits. `airflow pools set lte_heavy 1
 (`make airflow` and the Compose file do). One slot also keeps a backfill in order: each task runs for the earlier days
 first, so that the drift of a day finds the embeddings of the days before.
 
-**Backfills never publish**: `publish_snapshot` is told the run type. A backfill of days that have run does nothing,
-although Airflow says "Created backfill Dag run" for each; `--reprocess-behavior completed` runs them again.
+**Backfills change nothing that is live**: `publish_snapshot` and `evaluate_ranker` are told the run type. A backfill of
+days that have run does nothing, although Airflow says "Created backfill Dag run" for each;
+`--reprocess-behavior completed` runs them again.
 
 A job that exits 1 names the gate or the input that failed; a job that is cleared starts from its inputs again and
 replaces the rows of its own day only.
@@ -38,7 +41,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG, CronDataIntervalTimetable, TriggerRule
+from airflow.sdk import DAG, CronDataIntervalTimetable, TriggerRule, chain
 
 PROJECT = Path(__file__).resolve().parents[1]
 LAST_DAY = os.environ.get("LTE_LAST_DAY")
@@ -86,11 +89,16 @@ with DAG(
     doc_md=__doc__,
     tags=["lte", "daily"],
 ):
-    publish = job("publish_snapshot", "--run-type {{ dag_run.run_type.value }}")
+    run_type = ("--run-type", "{{ dag_run.run_type.value }}")
+    embed_items, train_ranker = job("embed_items"), job("train_ranker")
+    publish, evaluate = job("publish_snapshot", *run_type), job("evaluate_ranker", *run_type)
     report = job("build_report", trigger_rule=TriggerRule.ALL_DONE)
     # Not as_teardown(on_failure_fail_dagrun=True): under it Airflow 3.3.2 marks a run whose gate failed as a success.
     day_is_done = EmptyOperator(task_id="day_is_done")
 
-    job("ingest") >> job("embed_items") >> job("compute_lte") >> job("compute_drift") >> job("validate") >> publish
-    publish >> report
-    [publish, report] >> day_is_done
+    learned = (job("train_autoencoder"), job("embed_users"))
+    chain(job("ingest"), embed_items, job("compute_lte"), *learned, job("compute_drift"), job("validate"), publish)
+    chain(embed_items, job("build_examples"), train_ranker, evaluate)
+    publish >> evaluate
+    [publish, train_ranker, evaluate] >> report
+    [publish, evaluate, report] >> day_is_done

@@ -10,11 +10,28 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-# Each needs those before it; a test holds this order and the DAG's equal.
-TASKS = ("ingest", "embed_items", "compute_lte", "compute_drift", "validate", "publish_snapshot")
+# Each task and those that must have succeeded before it, in an order that keeps to this; a test holds the DAG equal.
+NEEDS: Mapping[str, Sequence[str]] = {
+    "ingest": (),
+    "embed_items": ("ingest",),
+    "compute_lte": ("embed_items",),
+    "train_autoencoder": ("compute_lte",),
+    "embed_users": ("train_autoencoder",),
+    "compute_drift": ("embed_users",),
+    "validate": ("compute_drift",),
+    "publish_snapshot": ("validate",),
+    # The ranker's branch: what goes wrong here keeps no LTE from being published.
+    "build_examples": ("embed_items",),
+    "train_ranker": ("build_examples",),
+    "evaluate_ranker": ("train_ranker", "publish_snapshot"),
+}
+TASKS = tuple(NEEDS)
 # Runs whatever failed before it, so that a person can see why.
 REPORT_TASK = "build_report"
-EXTRA_FLAGS: Mapping[str, Sequence[str]] = {"publish_snapshot": ("--run-type", "manual")}
+# Tasks that change what is live are told what started them: a backfill never does.
+EXTRA_FLAGS: Mapping[str, Sequence[str]] = dict.fromkeys(
+    ("publish_snapshot", "evaluate_ranker"), ("--run-type", "manual")
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +53,11 @@ def run_day(config: Path, ds: date) -> list[TaskResult]:
     Returns:
         One result a task, in order. A failure stops what depends on it; the report is built all the same.
     """
-    results: list[TaskResult] = []
-    for task in (*TASKS, REPORT_TASK):
-        is_blocked = task != REPORT_TASK and any(result.exit_code != 0 for result in results)
-        results.append(TaskResult(task, None, 0.0) if is_blocked else _run_task(task, config, ds))
-    return results
+    results: dict[str, TaskResult] = {}
+    for task, needed in (*NEEDS.items(), (REPORT_TASK, ())):
+        is_blocked = any(results[each].exit_code != 0 for each in needed)
+        results[task] = TaskResult(task, None, 0.0) if is_blocked else _run_task(task, config, ds)
+    return list(results.values())
 
 
 def _run_task(task: str, config: Path, ds: date) -> TaskResult:

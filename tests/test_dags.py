@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from jobs.pipeline import EXTRA_FLAGS, REPORT_TASK, TASKS
+from jobs.experiment_plan import EXPERIMENT_NAMES
+from jobs.pipeline import EXTRA_FLAGS, NEEDS, REPORT_TASK, TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 DAG_FILES = sorted((ROOT / "dags").glob("*.py"))
@@ -111,7 +112,9 @@ def test_dag_says_what_it_is(path: Path, bag: Any) -> None:
     assert dag["catchup"] is False
     assert dag["max_active_runs"] == 1
     assert dag["dagrun_timeout"] > 0
-    assert dag["timetable"]["__type"].endswith("CronDataIntervalTimetable"), "a plain cron string shifts ds by a day"
+    # A plain cron string shifts ds by a day; experiments are started by hand.
+    timetable = "NullTimetable" if path.stem == "lte_experiments" else "CronDataIntervalTimetable"
+    assert dag["timetable"]["__type"].endswith(timetable)
 
 
 @pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
@@ -131,17 +134,31 @@ def test_everything_that_starts_airflow_creates_the_pool() -> None:
         assert "airflow pools set lte_heavy 1" in (ROOT / name).read_text(), name
 
 
-def test_daily_jobs_are_those_of_the_command_line_in_the_same_order(tasks: dict[str, Any]) -> None:
-    order = ["ingest"]
-    while following := [name for name, task in tasks.items() if order[-1] in task["after"] and name not in order]:
-        order.append(min(following, key=lambda name: len(tasks[name]["after"])))
-    assert order == [*TASKS, REPORT_TASK, "day_is_done"]
+def test_daily_jobs_are_those_of_the_command_line_and_need_the_same(tasks: dict[str, Any]) -> None:
+    after = {name: task["after"] for name, task in tasks.items() if name not in (REPORT_TASK, "day_is_done")}
+    assert after == {name: sorted(needed) for name, needed in NEEDS.items()}
     assert [name for name in (*TASKS, REPORT_TASK) if not (ROOT / f"jobs/{name}.py").is_file()] == []
+
+
+def test_the_command_line_starts_no_job_before_what_it_needs() -> None:
+    for place, (name, needed) in enumerate(NEEDS.items()):
+        assert set(needed) <= set(TASKS[:place]), name
+
+
+def test_what_goes_wrong_with_the_ranker_keeps_no_lte_from_being_published() -> None:
+    needed, todo = set(), ["publish_snapshot"]
+    while todo:
+        needed |= set(more := NEEDS[todo.pop()])
+        todo += more
+    assert not {"build_examples", "train_ranker", "evaluate_ranker"} & needed
+    assert "validate" in needed
 
 
 def test_report_runs_whatever_failed_and_the_run_still_fails(tasks: dict[str, Any]) -> None:
     assert tasks["build_report"]["rule"] == "all_done"
-    assert tasks["day_is_done"]["after"] == ["build_report", "publish_snapshot"]
+    # Every job that nothing else waits for: the report shows all of them, and each decides the colour of the run.
+    assert tasks["build_report"]["after"] == ["evaluate_ranker", "publish_snapshot", "train_ranker"]
+    assert tasks["day_is_done"]["after"] == ["build_report", "evaluate_ranker", "publish_snapshot"]
     others = {name: task["rule"] for name, task in tasks.items() if name != "build_report"}
     assert set(others.values()) == {"all_success"}
 
@@ -157,7 +174,7 @@ def test_jobs_are_processes_with_explicit_flags(tasks: dict[str, Any]) -> None:
     with_run_type = {
         name for name, task in tasks.items() if "--run-type {{ dag_run.run_type.value }}" in str(task["command"])
     }
-    assert with_run_type == {"publish_snapshot"} == set(EXTRA_FLAGS)
+    assert with_run_type == {"publish_snapshot", "evaluate_ranker"} == set(EXTRA_FLAGS)
 
 
 def test_config_is_looked_up_when_the_task_runs_and_its_absence_is_said(tasks: dict[str, Any]) -> None:
@@ -190,3 +207,31 @@ def test_a_data_set_that_ended_schedules_nothing_after_its_last_day(tmp_path: Pa
 def test_retries_can_be_turned_off_for_a_person_who_watches(tmp_path: Path) -> None:
     loaded = airflow_python(LOAD, ROOT / "dags", tmp_path, LTE_RETRIES="0")
     assert {task["retries"] for task in loaded["tasks"]["lte_daily"].values()} == {0}
+
+
+def test_experiments_are_one_task_each_with_the_runs_own_day_and_flags(bag: Any) -> None:
+    found = bag["tasks"]["lte_experiments"]
+    # One after the other: they use the same folder.
+    before = {name: task["after"] for name, task in found.items()}
+    assert before == {name: list(EXPERIMENT_NAMES[at - 1 : at]) for at, name in enumerate(EXPERIMENT_NAMES)}
+    for name, task in found.items():
+        assert task["command"].startswith(
+            f'exec "${{LTE_PYTHON:-{sys.executable}}}" jobs/experiment.py {name} --config '
+        )
+        assert "{% if params.ds %}--ds {{ params.ds }}{% endif %} {{ params.flags }}" in task["command"]
+        assert task["start_in"] == str(ROOT)
+
+
+@pytest.mark.parametrize("flags", ["", "--seeds 0,1,2", "--fresh", "--seeds 0,1 --budget-minutes 2.5 --fresh"])
+def test_flags_of_an_experiment_are_flags(bag: Any, flags: str) -> None:
+    assert re.search(_pattern(bag, "flags"), flags)
+
+
+@pytest.mark.parametrize("flags", ["; rm x", "--seeds $(id)", "--fresh && id", "--seeds `id`", "id", "--seeds 1 | id"])
+def test_nothing_else_gets_into_the_shell_of_an_experiment(bag: Any, flags: str) -> None:
+    assert not re.search(_pattern(bag, "flags"), flags)
+    assert not re.search(_pattern(bag, "ds"), flags)
+
+
+def _pattern(bag: Any, name: str) -> str:
+    return dict(bag["dags"]["lte_experiments"]["params"])[name]["schema"]["__var"]["pattern"]
