@@ -20,7 +20,7 @@ from pyspark.sql.types import ArrayType, IntegerType, StructField, StructType
 
 from jobs.basis import configured_basis, read_basis
 from jobs.config import Deployment, LteWindow, parse_config
-from jobs.entry import run_job
+from jobs.entry import is_off, run_job
 from jobs.histories import in_window, known_items
 from jobs.tables import Lake, open_lake
 from schemas import INTERACTIONS, TRAINING_EXAMPLES
@@ -38,6 +38,8 @@ IntArray = npt.NDArray[np.int64]
 def main(argv: Sequence[str] | None = None) -> None:
     """Add the anchors up to the day before ``--ds``, whose targets are the interactions of ``--ds``."""
     config = parse_config(argv, JOB, __doc__)
+    if is_off(JOB, "ranker", enabled=config.deployment.ranker.enabled):
+        return
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
         anchors = missing_anchors(lake, config.deployment, config.ds, basis_version)
@@ -152,7 +154,7 @@ class ExamplesOfUser:
         """Yield one batch for each batch of users."""
         for part in parts:
             rows = [row for user in part.to_pylist() for row in self.examples(user["user_id"], user["events"])]
-            yield pa.record_batch({name: pa.array([row[name] for row in rows], _arrow(name)) for name in _COMPUTED})
+            yield examples_batch(rows)
 
     def examples(self, user_id: str, events: Sequence[Mapping[str, int]]) -> Iterator[dict[str, Any]]:
         """Yield the examples of one user: one for each anchor with a known item on the day after.
@@ -222,6 +224,11 @@ def _visits(place: IntArray, days_ago: IntArray, n_items: int) -> dict[str, npt.
         "past_visits_from": np.searchsorted(visits, ago[after - 1], side="right"),
         "past_last_gap": (ago[second] - ago[latest]).astype(np.float32),
     }
+
+
+def examples_batch(rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+    """Examples of :class:`ExamplesOfUser` as a record batch of training_examples."""
+    return pa.record_batch({name: pa.array([row[name] for row in rows], _arrow(name)) for name in _COMPUTED})
 
 
 def _arrow(name: str) -> pa.DataType:

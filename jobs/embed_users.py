@@ -22,7 +22,7 @@ from pyspark.sql.types import ArrayType, FloatType, IntegerType, StringType, Str
 
 from jobs.basis import configured_basis
 from jobs.config import parse_config
-from jobs.entry import run_job
+from jobs.entry import is_off, run_job
 from jobs.model_data import ModelError, bundle_folder, item_ids
 from jobs.tables import Lake, open_lake
 from jobs.train_autoencoder import ranked_histories
@@ -47,6 +47,8 @@ ENCODED = StructType(
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the autoencoder's slice of user_lte of ``--ds``."""
     config = parse_config(argv, JOB, __doc__)
+    if is_off(JOB, "autoencoder", enabled=config.deployment.autoencoder.enabled):
+        return
     window = config.deployment.autoencoder.window
     basis_version = configured_basis(config.deployment)
     folder = bundle_folder(config.deployment, METHOD, config.ds)

@@ -34,5 +34,18 @@ def run_job(main: Callable[[], object]) -> NoReturn:
     sys.exit(0)
 
 
+def is_off(job: str, section: str, *, enabled: bool) -> bool:
+    """Tell, and say, whether a deployment does without a job's model.
+
+    Args:
+        job: Job.
+        section: Section of the configuration.
+        enabled: Its setting.
+    """
+    if not enabled:
+        print(f"{job}: {section}.enabled = false, nothing to do", flush=True)
+    return not enabled
+
+
 def _show(error: Exception) -> None:
     print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

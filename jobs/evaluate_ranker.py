@@ -19,7 +19,7 @@ import numpy as np
 
 from jobs.basis import configured_basis
 from jobs.config import Deployment, job_parser, load_deployment
-from jobs.entry import run_job
+from jobs.entry import is_off, run_job
 from jobs.live_ranker import live_bundle_folder, live_ranker, make_live, require_pair
 from jobs.model_data import ModelError, bundle_folder
 from jobs.publish_snapshot import RUN_TYPES
@@ -85,6 +85,8 @@ class Verdict:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate on ``--ds`` and make the new ranker live where it may be."""
     config = parse_flags(argv)
+    if is_off(JOB, "ranker", enabled=config.deployment.ranker.enabled):
+        return
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
         verdict = evaluate(lake, config.deployment, config.ds, basis_version)

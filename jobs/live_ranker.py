@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
+from jobs.bundles import ModelError, models_folder
 from jobs.config import Deployment
-from jobs.model_data import ModelError, models_folder
-from lte_models.checkpoint import MANIFEST, Manifest, read_manifest, write_atomically
+from lte_models.manifest import MANIFEST, Manifest, read_manifest, write_atomically
 
 POINTER = "live.json"
 
@@ -45,11 +45,13 @@ def live_folder(deployment: Deployment) -> Path:
 
 
 def live_ranker(deployment: Deployment) -> LiveRanker | None:
-    """What is live; None where nothing is yet.
+    """What is live; None where nothing is yet, or where the lake is no folder and holds no bundles.
 
     Raises:
         ModelError: The pointer cannot be read.
     """
+    if "://" in deployment.paths.lake:
+        return None
     path = live_folder(deployment) / POINTER
     try:
         return LiveRanker(**json.loads(path.read_bytes()))

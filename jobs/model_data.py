@@ -6,48 +6,32 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import date, timedelta
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.bundles import ModelError, bundle_folder, models_folder, prune_bundles
 from jobs.config import Deployment, code_version
 from jobs.tables import Lake
 from lte_models.checkpoint import MANIFEST, Bundle, load_bundle, read_manifest
 from schemas import ITEM_EMBEDDINGS
 
+__all__ = [
+    "FloatMatrix",
+    "ModelError",
+    "basis_matrix",
+    "bundle_folder",
+    "earlier_bundle",
+    "fingerprint",
+    "item_ids",
+    "models_folder",
+    "prune_bundles",
+    "vector_rows",
+]
+
 FloatMatrix = npt.NDArray[np.float32]
-
-
-class ModelError(RuntimeError):
-    """A model cannot be trained, used or made live; the message names table and ds."""
-
-
-def models_folder(deployment: Deployment) -> Path:
-    """Folder of all bundles, under the lake.
-
-    Raises:
-        ModelError: The lake is not a folder.
-    """
-    if "://" in deployment.paths.lake:
-        raise ModelError(f"paths.lake = {deployment.paths.lake!r}: bundles need a lake that is a mounted folder")
-    return Path(deployment.paths.lake) / "models"
-
-
-def bundle_folder(deployment: Deployment, kind: str, ds: date) -> Path:
-    """Folder of the bundle that a run trains.
-
-    Args:
-        deployment: Whose lake holds it, under ``models``.
-        kind: "autoencoder" or "ranker".
-        ds: Data day of the run.
-
-    Raises:
-        ModelError: The lake is not a folder.
-    """
-    return models_folder(deployment) / kind / f"ds={ds.isoformat()}"
 
 
 def earlier_bundle(deployment: Deployment, kind: str, ds: date, basis_version: str) -> Bundle | None:

@@ -13,8 +13,10 @@ import pyarrow as pa
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
+from jobs.bundles import ModelError
 from jobs.config import ConfigError, Deployment, code_version, job_parser, load_deployment
 from jobs.entry import run_job
+from jobs.live_ranker import live_manifest, require_pair
 from jobs.online_store import OnlineStore, Switch
 from jobs.store_lmdb import LmdbStore
 from jobs.store_publish import Publication, PublishRefusedError, SnapshotSource, pending_switches, publish
@@ -38,7 +40,7 @@ class PublishConfig:
         ds: Data day to publish.
         is_backfill: Say so and leave the live snapshot alone.
         force: Publish although a newer ds is live, and load again although the same rows are.
-        allow_basis_change: Publish although the live vectors belong to another basis.
+        allow_basis_change: Publish although the live vectors belong to another basis, or the live ranker reads others.
     """
 
     deployment: Deployment
@@ -64,7 +66,9 @@ def parse_flags(argv: Sequence[str] | None) -> PublishConfig:
     parser.add_argument("--backfill", action="store_true", help="a day filled in later: never publish")
     parser.add_argument("--run-type", choices=RUN_TYPES, default="manual", help="what started the run")
     parser.add_argument("--force", action="store_true", help="publish although a newer ds is live")
-    parser.add_argument("--allow-basis-change", action="store_true", help="publish although another basis is live")
+    parser.add_argument(
+        "--allow-basis-change", action="store_true", help="publish another basis or window than is live"
+    )
     flags: argparse.Namespace = parser.parse_args(argv)
     return PublishConfig(
         deployment=load_deployment(flags.config),
@@ -103,9 +107,8 @@ def publish_day(config: PublishConfig) -> str:
         What was done, for a person.
 
     Raises:
-        PublishRefusedError: A gate of ds failed or did not run, the slice is empty or mixes bases, a newer ds
-        or another
-            basis is live.
+        PublishRefusedError: A gate of ds failed or did not run, the slice is empty or mixes bases, a newer ds or
+            another basis is live, or the live ranker reads other LTEs.
         jobs.online_store.OnlineStoreError: The store failed; what was live still is.
     """
     if config.is_backfill:
@@ -115,6 +118,7 @@ def publish_day(config: PublishConfig) -> str:
         with open_lake(config.deployment, f"publish_snapshot {config.ds}") as lake:
             require_gates(lake, config.ds)
             source = snapshot_source(lake, config.deployment, config.ds)
+            require_ranker(config, source)
             return _outcome(publish_and_log(lake, store, source, config), store)
     finally:
         store.close()
@@ -151,6 +155,28 @@ def require_gates(lake: Lake, ds: date) -> None:
             for row in failed
         )
         raise PublishRefusedError(f"ds={ds} is not published, gates failed: {named}")
+
+
+def require_ranker(config: PublishConfig, source: SnapshotSource) -> None:
+    """Refuse LTEs that the live ranker does not read; before the first ranker went live any will do.
+
+    Args:
+        config: Flags; ``allow_basis_change`` says that the change is meant.
+        source: What is about to be published.
+
+    Raises:
+        PublishRefusedError: basis_version, window or method differ.
+    """
+    manifest = live_manifest(config.deployment) if config.deployment.ranker.enabled else None
+    if manifest is None or config.allow_basis_change:
+        return
+    try:
+        require_pair(manifest, (source.basis_version, source.lte_window, source.method), source.ds)
+    except ModelError as error:
+        raise PublishRefusedError(
+            f"{error}. A change that is meant: --allow-basis-change publishes it, and evaluate_ranker of this ds then "
+            "makes a ranker live that reads it; until then the live ranker is refused its LTEs"
+        ) from error
 
 
 def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSource:

@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from jobs.basis import configured_basis, read_basis
 from jobs.config import AutoencoderSection, Deployment, LteWindow, code_version, parse_config
-from jobs.entry import run_job
+from jobs.entry import is_off, run_job
 from jobs.histories import in_window, known_items, reach
 from jobs.model_data import (
     FloatMatrix,
@@ -30,8 +30,10 @@ from jobs.model_data import (
     earlier_bundle,
     fingerprint,
     item_ids,
+    prune_bundles,
 )
 from jobs.tables import Lake, open_lake
+from jobs.tracking import TrainingRecord, track
 from lte_models.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
@@ -40,7 +42,7 @@ from lte_models.autoencoder import (
     autoencoder_loss,
     hidden_scores,
 )
-from lte_models.checkpoint import Bundle, Manifest, save_bundle
+from lte_models.checkpoint import MANIFEST, Bundle, Manifest, save_bundle
 from lte_models.data import RowGroupStream, StreamConfig, batches, list_parts, stage
 from lte_models.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
 from lte_models.train import Progress, Task, TrainConfig, Trainer, best_device, discard_other, warm_start
@@ -58,6 +60,8 @@ IntArray = npt.NDArray[np.int64]
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the histories of ``--ds``, train on them and save the bundle."""
     config = parse_config(argv, JOB, __doc__)
+    if is_off(JOB, "autoencoder", enabled=config.deployment.autoencoder.enabled):
+        return
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
         write_histories(lake, config.deployment, config.ds, basis_version)
@@ -261,6 +265,19 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
         metrics=metrics,
     )
     save_bundle(folder, manifest, model.state_dict(), ids)
+    track(
+        deployment,
+        TrainingRecord(
+            kind="autoencoder",
+            ds=ds.isoformat(),
+            fingerprint=name,
+            parameters=asdict(settings) | {"basis_version": basis_version, "n_vocabulary": len(ids)},
+            curve=curve,
+            metrics=metrics,
+            artefact=folder / MANIFEST,
+        ),
+    )
+    prune_bundles(deployment, "autoencoder", ds)
     shutil.rmtree(folder / "rows")
     return {
         **{(name, ""): value for name, value in metrics.items()},

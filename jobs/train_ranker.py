@@ -19,8 +19,8 @@ import torch
 
 from jobs.basis import configured_basis
 from jobs.config import Deployment, RankerSection, code_version, parse_config
-from jobs.entry import run_job
-from jobs.model_data import ModelError, bundle_folder, earlier_bundle, fingerprint
+from jobs.entry import is_off, run_job
+from jobs.model_data import ModelError, bundle_folder, earlier_bundle, fingerprint, prune_bundles
 from jobs.ranker_data import (
     METADATA,
     ExampleReader,
@@ -37,7 +37,8 @@ from jobs.ranker_data import (
 )
 from jobs.ranker_scores import RankerScorer
 from jobs.tables import Lake, Metrics, open_lake
-from lte_models.checkpoint import Bundle, Manifest, save_bundle, vocabulary_hash
+from jobs.tracking import TrainingRecord, track
+from lte_models.checkpoint import MANIFEST, Bundle, Manifest, save_bundle, vocabulary_hash
 from lte_models.data import ExampleBatch
 from lte_models.metrics import query_metrics, target_ranks
 from lte_models.ranker import DailyCounts, LteStatistics, Objective, Ranker, RankerConfig, ranker_loss
@@ -50,6 +51,8 @@ JOB = "train_ranker"
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the ranker that evaluate_ranker will judge on ``--ds``."""
     config = parse_config(argv, JOB, __doc__)
+    if is_off(JOB, "ranker", enabled=config.deployment.ranker.enabled):
+        return
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
         metrics = train(lake, config.deployment, config.ds, basis_version)
@@ -120,6 +123,19 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         metrics=metrics,
     )
     save_bundle(folder, manifest, built.model.state_dict(), shop.item_ids)
+    track(
+        deployment,
+        TrainingRecord(
+            kind="ranker",
+            ds=ds.isoformat(),
+            fingerprint=name,
+            parameters=asdict(settings) | {"basis_version": basis_version, "n_items": len(shop.item_ids)},
+            curve=progress.curve,
+            metrics=metrics,
+            artefact=folder / MANIFEST,
+        ),
+    )
+    prune_bundles(deployment, "ranker", ds)
     for reader in readers:
         shutil.rmtree(reader.rows.files[0].parent)
     sizes = {"n_epochs": len(progress.curve), "n_items": len(shop.item_ids), "n_warm": n_warm}

@@ -4,93 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-MANIFEST = "manifest.json"
-FORMAT = 1
+from lte_models.manifest import (
+    FORMAT,
+    MANIFEST,
+    CheckpointError,
+    Manifest,
+    read_manifest,
+    vocabulary_hash,
+    write_atomically,
+)
 
-
-class CheckpointError(RuntimeError):
-    """A bundle cannot be used; the message names the file and what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a bundle is, so that a wrong pairing is refused before a weight is read.
-
-    Attributes:
-        kind: "ranker" or "autoencoder".
-        config: The model's configuration, plain JSON values.
-        basis_version: Basis whose vectors the model was trained on.
-        lte_window: Window of the LTEs it takes or makes: "365-60"; empty where it takes none.
-        ds: Data day of the training run, ISO.
-        vocabulary_hash: SHA-256 over the item ids in row order.
-        code_version: Version of this package.
-        metrics: Name to value.
-        weights_file: Weights, beside the manifest.
-        weights_sha256: Of that file.
-        format_version: Of this layout.
-    """
-
-    kind: str
-    config: Mapping[str, Any]
-    basis_version: str
-    lte_window: str
-    ds: str
-    vocabulary_hash: str
-    code_version: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    weights_file: str = ""
-    weights_sha256: str = ""
-    format_version: int = FORMAT
-
-
-def vocabulary_hash(item_ids: Sequence[str]) -> str:
-    """SHA-256 over ids in row order; each is framed by its length, so no two lists share a hash.
-
-    Args:
-        item_ids: Row order.
-
-    Returns:
-        64 hex digits.
-
-    Raises:
-        ValueError: There is no item, or one occurs twice.
-    """
-    if not item_ids:
-        raise ValueError("the vocabulary holds no item")
-    if len(set(item_ids)) != len(item_ids):
-        raise ValueError(f"the vocabulary names {len(item_ids) - len(set(item_ids))} items twice")
-    digest = hashlib.sha256()
-    for item_id in item_ids:
-        raw = item_id.encode()
-        digest.update(len(raw).to_bytes(4, "big") + raw)
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a run after a crash, sees the old content or all of the new.
-
-    Args:
-        path: Target; its folder is made.
-        content: Bytes.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "Bundle",
+    "CheckpointError",
+    "Manifest",
+    "check_finite",
+    "load_bundle",
+    "load_weights",
+    "read_manifest",
+    "save_bundle",
+    "vocabulary_hash",
+    "write_atomically",
+]
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
@@ -144,30 +90,6 @@ def _remove_superseded(folder: Path, manifest: Manifest) -> None:
     for path in [*folder.glob("weights-*.safetensors"), *folder.glob("vocabulary-*.json")]:
         if path.name not in keep:
             path.unlink()
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read a bundle's manifest.
-
-    Args:
-        folder: The bundle.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        CheckpointError: There is none, it is not JSON, lacks a field or is of another format.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = Manifest(**json.loads(path.read_bytes()))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no bundle") from error
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a manifest of format {FORMAT}: {error}") from error
-    if manifest.format_version != FORMAT:
-        raise CheckpointError(f"{path}: format {manifest.format_version}, this code reads {FORMAT}")
-    return manifest
 
 
 def _read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from lte_models.metrics import (
     query_metrics,
     summarise,
     target_ranks,
+    top_items,
 )
 
 
@@ -21,6 +22,18 @@ def test_ranks_with_ties_go_to_the_more_frequent_item() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.9, 0.5], [0.0, 0.0, 0.0, 0.0]])
     queries, targets = torch.tensor([0, 0, 0, 1]), torch.tensor([1, 2, 0, 3])
     assert target_ranks(scores, queries, targets).tolist() == [1, 2, 4, 4]
+
+
+def test_ranks_and_best_items_are_those_of_a_stable_sort() -> None:
+    scores = torch.randint(0, 4, (7, 30), generator=torch.Generator().manual_seed(0)).float()  # many ties
+    order = [sorted(range(30), key=lambda column: (-row[column], column)) for row in scores.tolist()]
+    queries, targets = torch.arange(7).repeat_interleave(30), torch.arange(30).repeat(7)
+    found = target_ranks(scores, queries, targets).view(7, 30)
+    assert found.tolist() == [[1 + places.index(column) for column in range(30)] for places in order]
+    assert top_items(scores, 9).tolist() == [places[:9] for places in order]
+    assert top_items(scores, 99).tolist() == order
+    with pytest.raises(ValueError, match="a score of query 1 is not finite"):
+        target_ranks(torch.tensor([[0.0], [float("nan")]]), torch.tensor([0]), torch.tensor([0]))
 
 
 def test_metrics_of_two_queries_by_hand() -> None:

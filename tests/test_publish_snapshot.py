@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from pyspark.sql import SparkSession
 from store_kit import free_port, redis_server
 
+from jobs.bundles import bundle_folder
 from jobs.config import ConfigError, Deployment, load_deployment
+from jobs.live_ranker import make_live
 from jobs.online_store import SnapshotReader
 from jobs.publish_snapshot import (
     PublishConfig,
@@ -31,6 +35,7 @@ from jobs.publish_snapshot import (
 from jobs.store_publish import PublishRefusedError, audit, publish, rollback
 from jobs.store_redis import RedisStore
 from jobs.tables import Lake
+from lte_models.checkpoint import Manifest, save_bundle
 from schemas import GATE_RESULTS, LIVE_SNAPSHOT, USER_LTE, Table
 
 DAY = date(2017, 11, 5)
@@ -288,3 +293,55 @@ def test_settings_of_redis_that_cannot_be_right_name_the_key(deployment_file: Pa
     store = open_store(load_deployment(deployment_file, environ=good))
     assert isinstance(store, RedisStore)
     assert "pass-word" not in repr(store)
+
+
+def make_ranker_live(deployment: Deployment, *, basis: str = "basis-a", window: str = "365-60") -> None:
+    """A live ranker that reads uniform LTEs of this basis and window."""
+    folder = bundle_folder(deployment, "ranker", BEFORE)
+    manifest = Manifest(
+        kind="ranker",
+        config={"settings": {"method": "uniform"}},
+        basis_version=basis,
+        lte_window=window,
+        ds=BEFORE.isoformat(),
+        vocabulary_hash="",
+        code_version="1",
+    )
+    save_bundle(folder, manifest, {"weight": torch.ones(1)}, ["i1"])
+    make_live(deployment, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"basis": "basis-b"}, "basis_version 'basis-b' against 'basis-a'"),
+        ({"window": "365-0"}, "lte_window '365-0' against '365-60'"),
+    ],
+)
+def test_ltes_that_the_live_ranker_does_not_read_are_refused_unless_meant(
+    job_lake: Lake, deployment: Deployment, changes: dict[str, str], message: str
+) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, DAY)
+    make_ranker_live(deployment, **changes)
+    with pytest.raises(PublishRefusedError, match=f"{message}.*--allow-basis-change"):
+        publish_day(PublishConfig(deployment, DAY))
+    assert job_lake.read(LIVE_SNAPSHOT).count() == 0
+    assert publish_day(PublishConfig(deployment, DAY, allow_basis_change=True)).startswith("live: ds=2017-11-05")
+
+
+def test_ltes_that_the_live_ranker_reads_or_does_without_are_published(job_lake: Lake, deployment: Deployment) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, DAY)
+    make_ranker_live(deployment, basis="basis-b", window="")  # takes no LTE
+    assert publish_day(PublishConfig(deployment, DAY)).startswith("live")
+    make_ranker_live(deployment)
+    assert publish_day(PublishConfig(deployment, DAY)).startswith("unchanged")
+
+
+def test_a_deployment_without_a_ranker_publishes_as_it_likes(job_lake: Lake, deployment: Deployment) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, DAY)
+    make_ranker_live(deployment, basis="basis-b")
+    without = replace(deployment, ranker=replace(deployment.ranker, enabled=False))
+    assert publish_day(PublishConfig(without, DAY)).startswith("live")

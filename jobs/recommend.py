@@ -1,0 +1,175 @@
+"""Recommend as a server would: the live ranker, the user's live LTE, and the user's interactions up to the end of ds.
+
+Candidates are what the towers retrieve and the user's own past items. A ranker and a snapshot that do not belong
+together are refused, so that no vector is read by a model that was trained on another basis or window.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import pyarrow as pa
+import torch
+from pyspark.sql import functions as F
+
+from jobs.basis import read_basis
+from jobs.build_examples import ExamplesOfUser, examples_batch, user_events
+from jobs.bundles import ModelError
+from jobs.config import Deployment, RankerSection, job_parser, load_deployment
+from jobs.entry import run_job
+from jobs.histories import known_items
+from jobs.live_ranker import live_bundle_folder, require_pair
+from jobs.online_store import SnapshotReader
+from jobs.publish_snapshot import open_store
+from jobs.ranker_data import Shop, example_collate, load_shop
+from jobs.ranker_scores import bundled_ranker
+from jobs.tables import Lake, open_lake
+from lte_models.checkpoint import Manifest, load_bundle
+from lte_models.data import ExampleBatch
+from lte_models.ranker import Context
+from lte_models.retrieval import Retriever
+from schemas import INTERACTIONS
+
+JOB = "recommend"
+DAY_SECONDS = 86_400
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the best items of ``--user`` as of the end of ``--ds``."""
+    flags = parse_flags(argv)
+    deployment = load_deployment(flags.config)
+    store = open_store(deployment)
+    try:
+        with open_lake(deployment, JOB) as lake:
+            served = served_ranker(lake, deployment, flags.ds)
+            batch = example_of(lake, deployment, served, flags.user)
+            for item_id, score in recommend(served, SnapshotReader(store), flags.user, batch, flags.k):
+                print(f"{item_id}\t{score:.4f}", flush=True)
+    finally:
+        store.close()
+
+
+def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags.
+
+    Raises:
+        SystemExit: The flags are wrong (exit code 2).
+    """
+    parser = job_parser(JOB, __doc__)
+    parser.add_argument("--user", required=True, help="user_id")
+    parser.add_argument("-k", type=int, default=10, help="items wanted")
+    return parser.parse_args(argv)
+
+
+@dataclass(frozen=True)
+class ServedRanker:
+    """The live ranker, ready to serve.
+
+    Attributes:
+        manifest: Of its bundle.
+        retriever: Its items, embedded.
+        shop: Items and popularity as of the end of ``ds``.
+        ds: Last day whose interactions count.
+    """
+
+    manifest: Manifest
+    retriever: Retriever
+    shop: Shop
+    ds: date
+
+
+def served_ranker(lake: Lake, deployment: Deployment, ds: date) -> ServedRanker:
+    """Load the live ranker with the items that are known at the end of ``ds``.
+
+    Args:
+        lake: Reads the basis, items and interactions.
+        deployment: Whose live ranker.
+        ds: Day.
+
+    Raises:
+        ModelError: No ranker is live.
+        lte_models.checkpoint.CheckpointError: The live bundle is damaged.
+    """
+    folder = live_bundle_folder(deployment)
+    if folder is None:
+        raise ModelError("no ranker is live: evaluate_ranker makes the first one")
+    bundle = load_bundle(folder, kind="ranker")
+    shop = load_shop(lake, ds + timedelta(days=1), bundle.manifest.basis_version, 1)
+    return ServedRanker(bundle.manifest, Retriever(bundled_ranker(bundle, shop)), shop, ds)
+
+
+def example_of(lake: Lake, deployment: Deployment, served: ServedRanker, user_id: str) -> ExampleBatch:
+    """The user's interactions up to the end of ds, as the ranker reads them; a stranger has none.
+
+    Args:
+        lake: Reads interactions and the basis.
+        deployment: Interaction types and half-life.
+        served: Numbers the items.
+        user_id: The user.
+    """
+    items = known_items(read_basis(lake, served.manifest.basis_version), served.ds)
+    own = lake.read(INTERACTIONS).where(F.col("user_id") == user_id)
+    found = user_events(own, items, deployment.interactions.types, [served.ds]).toArrow().to_pylist()
+    events = found[0]["events"] if found else []
+    rows = serving_rows(user_id, events, served.ds, deployment.lte.half_life_days)
+    settings = RankerSection(**served.manifest.config["settings"])
+    return example_collate(served.shop, settings)(rows)
+
+
+def serving_rows(user_id: str, events: Sequence[Mapping[str, Any]], ds: date, half_life_days: float) -> pa.Table:
+    """One example by the code that makes training examples.
+
+    It makes one for each day after an anchor on which the user came, so it is told of a visit on that day; nothing but
+    the targets depends on it (no example sees its future).
+
+    Args:
+        user_id: The user.
+        events: Interactions with ``ts``, ``item`` and ``type``.
+        ds: Anchor.
+        half_life_days: Of the recency weights.
+    """
+    anchor = (ds - date(1970, 1, 1)).days
+    past = [event for event in events if event["ts"] < (anchor + 1) * DAY_SECONDS]
+    visit = {"ts": (anchor + 1) * DAY_SECONDS, "item": 0, "type": 0}
+    return pa.Table.from_batches(
+        [examples_batch(list(ExamplesOfUser((anchor,), half_life_days).examples(user_id, [*past, visit])))]
+    )
+
+
+def recommend(
+    served: ServedRanker, reader: SnapshotReader, user_id: str, batch: ExampleBatch, k: int
+) -> list[tuple[str, float]]:
+    """The k best items of a user, best first.
+
+    Args:
+        served: The ranker.
+        reader: The online store.
+        user_id: The user; one without an LTE in the store is served without.
+        batch: The user's example.
+        k: Items wanted.
+
+    Returns:
+        Item ids and scores.
+
+    Raises:
+        ModelError: The ranker reads other LTEs than those that are live.
+        jobs.online_store.OnlineStoreError: The store failed, or nothing was published.
+    """
+    stored = reader.get_many([user_id])
+    manifest = stored.manifest
+    require_pair(served.manifest, (manifest.basis_version, manifest.lte_window, manifest.method), manifest.ds)
+    lte = torch.from_numpy(stored.embeddings.copy())
+    has_lte = torch.from_numpy(stored.n_items > 0)
+    device = served.retriever.rows.device
+    daily = served.shop.daily._replace(cumulative=served.shop.daily.cumulative.to(device))
+    context = Context(lte.to(device), has_lte.to(device), daily)
+    rows, scores = served.retriever.recommend(batch.to(device), context, min(k, len(served.shop.item_ids)))
+    return [(served.shop.item_ids[row - 1], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+
+
+if __name__ == "__main__":
+    run_job(main)
