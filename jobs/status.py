@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from jobs.config import Deployment
+from jobs.gate_pages import docs_index, report_page
 from jobs.lake_reader import LakeReader, lake_reader
+from jobs.live_ranker import live_ranker
 from jobs.online_store import NoLiveSnapshotError, SnapshotReader
 from jobs.publish_snapshot import open_store
 from jobs.staleness import read_staleness, stale_reason
@@ -19,21 +22,32 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One data day: which jobs ran, how many gates failed, and why it is stale, if it is."""
+    """One data day: which jobs ran, how many gates failed, why it is stale, if it is, and where its pages are."""
 
     ds: date
     jobs: tuple[str, ...]
     gates_passed: int
     gates_failed: tuple[str, ...]
     stale: str | None
+    gates_skipped: int = 0
+    report: str | None = None
+    data_docs: str | None = None
 
 
 @dataclass(frozen=True)
 class Status:
-    """State of a deployment; ``live`` is the manifest of the online store, or None."""
+    """State of a deployment.
+
+    Attributes:
+        deployment: Its name.
+        live: Manifest of the online store's live snapshot, or None.
+        ranker: The live ranker (bundle, ds, weights_sha256, previous), or None.
+        runs: Newest first.
+    """
 
     deployment: str
     live: dict[str, Any] | None
+    ranker: dict[str, Any] | None
     runs: tuple[RunStatus, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -69,6 +83,7 @@ def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
 
     Raises:
         jobs.online_store.OnlineStoreError: The store does not answer.
+        jobs.model_data.ModelError: What names the live ranker cannot be read.
     """
     lake = lake_reader(deployment)
     runs: dict[date, list[dict[str, Any]]] = {}
@@ -76,34 +91,69 @@ def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
         runs.setdefault(row["ds"], []).append(row)
     newest = sorted(runs, reverse=True)[:last]
     staleness = read_staleness(lake)
-    states = tuple(_run_status(lake, ds, runs[ds], stale_reason(staleness, deployment, runs[ds])) for ds in newest)
-    return Status(deployment.deployment.name, live_manifest(deployment), states)
+    states = tuple(
+        replace(
+            _run_status(lake, ds, runs[ds], stale_reason(staleness, deployment, runs[ds])),
+            report=_existing(report_page(deployment, ds)),
+            data_docs=_existing(docs_index(deployment, ds)),
+        )
+        for ds in newest
+    )
+    return Status(deployment.deployment.name, live_manifest(deployment), _ranker(deployment), states)
+
+
+def _ranker(deployment: Deployment) -> dict[str, Any] | None:
+    if "://" in deployment.paths.lake:
+        return None  # models need a lake that is a folder
+    live = live_ranker(deployment)
+    return asdict(live) if live else None
+
+
+def _existing(path: Path) -> str | None:
+    return str(path) if path.exists() else None
 
 
 def _run_status(lake: LakeReader, ds: date, rows: list[dict[str, Any]], stale: str | None) -> RunStatus:
-    gates = lake.rows(GATE_RESULTS, columns=["table", "expectation", "success"], where={"ds": ds})
+    gates = lake.rows(GATE_RESULTS, columns=["table", "expectation", "success", "skipped"], where={"ds": ds})
     failed = tuple(sorted(f"{gate['table']}: {gate['expectation']}" for gate in gates if not gate["success"]))
     jobs = tuple(sorted(row["job"] for row in rows))
-    return RunStatus(ds, jobs, len(gates) - len(failed), failed, stale)
+    skipped = sum(gate["skipped"] is not None for gate in gates)
+    return RunStatus(ds, jobs, len(gates) - len(failed) - skipped, failed, stale, gates_skipped=skipped)
 
 
 def status_text(status: Status) -> str:
     """The status for a person."""
-    lines = [f"deployment  {status.deployment}", f"live        {_live_text(status.live)}", "", "runs"]
+    lines = [f"deployment  {status.deployment}", f"live LTEs   {_live_text(status.live)}"]
+    lines += [f"live ranker {_ranker_text(status.ranker)}", "", "runs"]
     for run in status.runs:
         lines.append(f"  {run.ds}  {_gates_text(run)}")
         if run.stale:
             lines.append(f"              STALE: {run.stale}; run it again: lte run {run.ds}")
     if not status.runs:
         lines.append("  none yet: lte run DS")
+    else:
+        lines += ["", *_pages_text(status.runs[0])]
     return "\n".join(lines)
 
 
+def _pages_text(run: RunStatus) -> list[str]:
+    pages = (("report", run.report), ("Data Docs", run.data_docs))
+    return [f"{name:12}{path or 'none yet'}" for name, path in pages]
+
+
 def _gates_text(run: RunStatus) -> str:
-    if not (run.gates_passed or run.gates_failed):
+    if not (run.gates_passed or run.gates_failed or run.gates_skipped):
         return "not validated"
+    skipped = f", {run.gates_skipped} with nothing to judge" if run.gates_skipped else ""
     failed = f", FAILED: {'; '.join(run.gates_failed)}" if run.gates_failed else ""
-    return f"{run.gates_passed} gates passed{failed}"
+    return f"{run.gates_passed} gates passed{skipped}{failed}"
+
+
+def _ranker_text(ranker: Row | None) -> str:
+    if ranker is None:
+        return "none yet"
+    before = f"; before it: {ranker['previous']}" if ranker["previous"] else ""
+    return f"ds={ranker['ds']}, weights {ranker['weights_sha256'][:12]}{before}"
 
 
 def _live_text(live: Row | None) -> str:
