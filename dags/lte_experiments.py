@@ -1,0 +1,75 @@
+"""# Which LTE helps, how, and what leaks: the experiments, started by hand.
+
+`integration` (the paper's Table 1), `leakage` (section 5.5), `sequence-length` (section 5.3) and `autoencoder`
+(section 9.2) on the data of the deployment that `LTE_CONFIG` names, one task each. They have no schedule and change
+nothing that is live.
+
+**What comes out**: rows of the table `experiments`, and a CSV, tables and a plot under `reports/experiments`. Each task
+says in its log what it will train and how long that takes before it starts.
+
+**Parameters** of a run: `ds`, the last holdout day (empty: the last day with interactions), and `flags`, further
+flags of `lte experiment`, such as `--seeds 0,1,2,3 --fresh`. Section `[experiment]` of the configuration holds the
+defaults.
+
+Finished trainings are kept: a task that is cleared, or that used up its budget of minutes, goes on where it stopped.
+Tasks share the pool `lte_heavy` with the daily run, so that they never compete with it for the machine's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG, Param, chain
+
+PROJECT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ("integration", "leakage", "sequence-length", "autoencoder")
+DAY = r"^(\d{4}-\d{2}-\d{2})?$"
+FLAGS = r"^(--[a-z-]+( [0-9.,]+)?( |$))*$"  # goes into a shell: nothing but flags and numbers
+
+
+def experiment(name: str) -> BashOperator:
+    """Wire one experiment as a task: a process group of its own, whose output is the task's log."""
+    command = [
+        # `exec` leaves no shell between Airflow and the job, so that killing the task kills the job.
+        f'exec "${{LTE_PYTHON:-{sys.executable}}}" jobs/experiment.py {name}',
+        '--config "${LTE_CONFIG:?names the TOML file of the deployment and is not set}"',
+        "{% if params.ds %}--ds {{ params.ds }}{% endif %} {{ params.flags }}",
+    ]
+    return BashOperator(
+        task_id=name,
+        bash_command=" ".join(command),
+        cwd=str(PROJECT),
+        env={"PYTHONUNBUFFERED": "1"},
+        append_env=True,
+        skip_on_exit_code=None,
+    )
+
+
+with DAG(
+    "lte_experiments",
+    schedule=None,
+    start_date=datetime(2000, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(days=2),
+    params={
+        "ds": Param("", type="string", pattern=DAY, description="last holdout day; empty: the last with interactions"),
+        "flags": Param("", type="string", pattern=FLAGS, description="further flags of `lte experiment`"),
+    },
+    default_args={
+        "owner": "lte",
+        "pool": "lte_heavy",
+        "retries": int(os.environ.get("LTE_RETRIES", "2")),
+        "retry_delay": timedelta(minutes=1),
+        "execution_timeout": timedelta(hours=6),
+        # They write the same staging folder.
+        "max_active_tis_per_dag": 1,
+    },
+    doc_md=__doc__,
+    tags=["lte", "experiments"],
+):
+    chain(*(experiment(name) for name in EXPERIMENTS))

@@ -1,0 +1,565 @@
+"""Run experiments on a deployment's own data: which LTE helps, how, and what leaks (paper, sections 5 and 9).
+
+Prints what will be trained and about how long it takes before it starts. Each variant is trained once a seed, on days
+before the first holdout day, and judged on every holdout day with sequences and LTEs as of the evening before.
+Finished trainings are kept: the same call goes on where the last one stopped, or only reads what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pyspark.sql.types import StructField, StructType
+
+from jobs.basis import configured_basis
+from jobs.config import Deployment, ExperimentSection, code_version, default_config, load_deployment, parse_ds
+from jobs.entry import run_job
+from jobs.experiment_examples import (
+    ExampleBuilder,
+    event_days,
+    experiment_days,
+    experiment_shop,
+    leading_directions,
+    save_shop,
+)
+from jobs.experiment_plan import (
+    AUTOENCODER,
+    EXPERIMENT_NAMES,
+    INTEGRATION,
+    LTE_SET,
+    SEQUENCE,
+    Variant,
+    contrasts,
+    variants,
+)
+from jobs.experiment_report import experiment_text, write_csv, write_plot
+from jobs.experiment_statistics import Holdout, best_power, contrast_rows, plain_row, value_rows
+from jobs.experiment_training import (
+    CUTOFF,
+    AutoencoderWork,
+    Work,
+    remove_staged,
+    result_file,
+    result_name,
+    run_work,
+)
+from jobs.model_data import ModelError
+from jobs.tables import Lake, open_lake
+from schemas import EXPERIMENTS
+
+JOB = "experiment"
+ALL = "all"
+BASELINE_LABELS = {
+    "popularity_7d": "popularity, 7 days",
+    "last_basket": "last basket",
+    "frequency_60d": "personal frequency, 60 days",
+    "frequency_365d": "personal frequency, 365 days",
+    "ease": "EASE",
+}
+# Seconds of one core: an example of an epoch, and what a training costs beside (measured, see docs/results.md).
+EXAMPLE_SECONDS, FIXED_SECONDS = 4e-4, 4.0
+# Settings that change no result.
+OPERATIONAL = ("parallel", "budget_minutes", "powers", "sequence_days", "seeds")
+
+Row = dict[str, Any]
+Arrays = Mapping[str, npt.NDArray[Any]]
+AnyWork = Work | AutoencoderWork
+
+
+class ExperimentError(RuntimeError):
+    """An experiment could not be finished; the message says what is left."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the experiments that are named."""
+    args = experiment_parser().parse_args(argv)
+    deployment = load_deployment(args.config, environ=os.environ | setting_variables(args))
+    found = run_experiments(deployment, chosen_names(args.names), ds=args.ds, is_fresh=args.fresh)
+    print(
+        json.dumps(found, default=str) if args.json else "\n\n".join(shown(deployment, *each) for each in found.items())
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags beside ``--config``: which experiments, the last holdout day, and one for each setting."""
+    parser.add_argument("names", nargs="+", choices=(*EXPERIMENT_NAMES, ALL), metavar="NAME", help=_NAMES_HELP)
+    parser.add_argument("--ds", type=parse_ds, help="last holdout day (default: the last day with interactions)")
+    parser.add_argument("--fresh", action="store_true", help="train again what is finished already")
+    parser.add_argument("--json", action="store_true", help="print one JSON value: experiment to its rows")
+    for setting in fields(ExperimentSection):
+        flag = f"--{setting.name.replace('_', '-')}"
+        parser.add_argument(
+            flag, metavar="VALUE", help=f"experiment.{setting.name}, default {_default_text(setting.default)}"
+        )
+
+
+_NAMES_HELP = f"{', '.join(EXPERIMENT_NAMES)} or {ALL}"
+
+
+def _default_text(value: Any) -> str:
+    return ",".join(str(each) for each in value) if isinstance(value, tuple) else str(value)
+
+
+def experiment_parser() -> argparse.ArgumentParser:
+    """Parser of this job."""
+    parser = argparse.ArgumentParser(prog=f"lte {JOB}", description=__doc__)
+    config = default_config()
+    parser.add_argument("--config", type=Path, default=config, help=f"TOML file of the deployment ({config})")
+    add_flags(parser)
+    return parser
+
+
+def setting_variables(args: argparse.Namespace) -> dict[str, str]:
+    """Flags as the environment variables that override the configuration, so that both are checked alike."""
+    given = {setting.name: getattr(args, setting.name) for setting in fields(ExperimentSection)}
+    return {f"LTE_EXPERIMENT__{name.upper()}": value for name, value in given.items() if value is not None}
+
+
+def chosen_names(names: Sequence[str]) -> list[str]:
+    """Each experiment once, in their own order; ``all`` is every one."""
+    return [name for name in EXPERIMENT_NAMES if name in names or ALL in names]
+
+
+def experiments_folder(deployment: Deployment) -> Path:
+    """Where staged rows and results are.
+
+    Raises:
+        ModelError: The lake is not a folder.
+    """
+    if "://" in deployment.paths.lake:
+        raise ModelError(f"paths.lake = {deployment.paths.lake!r}: experiments need a lake that is a mounted folder")
+    return Path(deployment.paths.lake) / "experiments"
+
+
+def run_experiments(
+    deployment: Deployment, names: Sequence[str], *, ds: date | None = None, is_fresh: bool = False
+) -> dict[str, list[Row]]:
+    """Prepare, train what is not finished, compare, write.
+
+    Args:
+        deployment: Settings and data.
+        names: Experiments, each once.
+        ds: Last holdout day; the last day with interactions by default.
+        is_fresh: Train again what is finished.
+
+    Returns:
+        Experiment to its rows of table experiments.
+
+    Raises:
+        ModelError: There are no data to experiment with.
+        ExperimentError: The time is up before all is trained.
+    """
+    started, folder = time.monotonic(), experiments_folder(deployment)
+    say(announcement(deployment, names, folder))
+    try:
+        inputs = prepare(deployment, names, ds, folder)
+        results = train_all(deployment, names, inputs, is_fresh, started)
+    finally:
+        remove_staged(folder)
+    found = {}
+    with open_lake(deployment, JOB) as lake:
+        for name in names:
+            rows = [_whole(row, name, deployment, inputs) for row in experiment_rows(name, results, deployment, inputs)]
+            write_rows(lake, rows, inputs.last_day, name)
+            write_files(rows, deployment, name)
+            found[name] = rows
+    say(f"experiments: done in {(time.monotonic() - started) / 60:.1f} minutes")
+    return found
+
+
+def say(text: str) -> None:
+    """Print progress; standard output is for findings."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- before ---------------------------------------------------------------------------------------------------
+
+
+def announcement(deployment: Deployment, names: Sequence[str], folder: Path) -> str:
+    """What will be trained and about how long it takes, before anything starts.
+
+    Args:
+        deployment: Settings.
+        names: Experiments.
+        folder: Where earlier results tell how long a training takes here.
+    """
+    settings = deployment.experiment
+    n_rankers = len(variants(names, settings.sequence_days)) * len(settings.seeds)
+    n_encoders = len(settings.powers) * len(settings.seeds) if AUTOENCODER in names else 0
+    known = [float(np.load(file)["seconds"]) for file in sorted(folder.glob("results/ranker-*.npz"))[:100]]
+    each = float(np.mean(known)) if known else settings.max_examples * settings.epochs * EXAMPLE_SECONDS + FIXED_SECONDS
+    source = f"mean of {len(known)} earlier ones here" if known else "an estimate from the settings"
+    minutes = (n_rankers + n_encoders) * each / settings.parallel / 60 + 1.5
+    lines = [
+        f"experiments: {', '.join(names)} on {deployment.deployment.name}",
+        f"  {n_rankers} trainings of the ranker and {n_encoders} of the autoencoder ({len(settings.seeds)} seeds), at "
+        f"most {settings.max_examples:,} examples x {settings.epochs} epochs each",
+        f"  expected: {minutes:.0f} minutes; {settings.parallel} trainings at a time, one core each, {each:.0f} s "
+        f"each ({source}), less what is finished already",
+        f"  budget: {settings.budget_minutes:g} minutes; what is not trained by then is left for the next call",
+    ]
+    if minutes > settings.budget_minutes:
+        lines.append("  this is MORE than the budget: raise --budget-minutes, or call again until all is trained")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was prepared.
+
+    Attributes:
+        folder: Staged rows, shop and results.
+        basis_version: Basis of the items.
+        last_day: Last holdout day.
+        digests: Set of examples, "shop" or "histories" to a hash of its rows.
+        prepare_seconds: Set of examples to the seconds that building it took.
+        kept_share: Share of the basis' squares that the leading directions hold.
+    """
+
+    folder: Path
+    basis_version: str
+    last_day: date
+    digests: dict[str, str]
+    prepare_seconds: dict[str, float]
+    kept_share: float
+
+
+def prepare(deployment: Deployment, names: Sequence[str], ds: date | None, folder: Path) -> Inputs:
+    """Build and stage what the trainings read.
+
+    Args:
+        deployment: Settings and data.
+        names: Experiments.
+        ds: Last holdout day.
+        folder: Of the experiments.
+    """
+    settings, basis_version = deployment.experiment, configured_basis(deployment)
+    sets = {variant.examples for variant in variants(names, settings.sequence_days)} | {LTE_SET}
+    digests, seconds = {}, {}
+    with open_lake(deployment, JOB) as lake:
+        days = experiment_days(event_days(lake), settings, ds)
+        say(f"  trained on {len(days.train)} days from {days.train[0]} to {days.train[-1]}; epochs are chosen on")
+        say(
+            f"  {len(days.held_out)} days, results are of {len(days.holdout)} days: {days.cutoff} to {days.holdout[-1]}"
+        )
+        builder = ExampleBuilder(lake, deployment, days, basis_version, folder)
+        for examples in sorted(sets, key=lambda each: each.name):
+            built = builder.build(examples)
+            digests[examples.name], seconds[examples.name] = builder.stage(built), built.seconds
+            say(f"  {examples.name}: {', '.join(f'{n:,} {part}' for part, n in built.n_rows.items())} examples")
+        shop = experiment_shop(lake, days, basis_version, settings.train_days)
+        shop, kept_share = leading_directions(shop, settings.content_dim)
+        digests["shop"] = save_shop(shop, folder / "shop")
+        if AUTOENCODER in names:
+            digests["histories"] = builder.stage_histories()
+    say(f"  {len(shop.item_ids):,} items; {kept_share:.1%} of the basis in {shop.content.shape[1]} directions")
+    return Inputs(folder, basis_version, days.holdout[-1], digests, seconds, kept_share)
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Results:
+    """Arrays of all trainings.
+
+    Attributes:
+        rankers: Variant to one result a seed.
+        baselines: Ranks of the baselines and the facts of the holdout.
+        autoencoders: Power to one result a seed; empty where no experiment asked for them.
+        power: The best of them.
+    """
+
+    rankers: dict[Variant, list[Arrays]]
+    baselines: Arrays
+    autoencoders: dict[float, list[Arrays]]
+    power: float
+
+
+def train_all(deployment: Deployment, names: Sequence[str], inputs: Inputs, is_fresh: bool, started: float) -> Results:
+    """Do all trainings that are not done, two stages: the rankers need the best autoencoder.
+
+    Args:
+        deployment: Settings.
+        names: Experiments.
+        inputs: What to train on.
+        is_fresh: Train again what is finished.
+        started: When the call began, for its budget.
+    """
+    settings = deployment.experiment
+    encoders = autoencoder_works(deployment, inputs) if AUTOENCODER in names else {}
+    baselines = _ranker_work(deployment, inputs, None, 0)
+    with _pool(settings) as pool:
+        runner = Runner(pool, settings, started, is_fresh)
+        runner.run([baselines, *(work for works in encoders.values() for work in works)])
+        autoencoders = {power: [read_result(work) for work in works] for power, works in encoders.items()}
+        power = best_power({power: _mean_scores(found) for power, found in autoencoders.items()}) if encoders else 0.0
+        chosen = [work.result for work in encoders[power]] if encoders else [""] * len(settings.seeds)
+        works: dict[Variant, list[AnyWork]] = {}
+        for variant in variants(names, settings.sequence_days):
+            works[variant] = [
+                _ranker_work(deployment, inputs, variant, seed, learned if _is_learned(variant) else "")
+                for seed, learned in zip(settings.seeds, chosen, strict=True)
+            ]
+        runner.run([work for seeds in works.values() for work in seeds])
+    rankers = {variant: [read_result(work) for work in seeds] for variant, seeds in works.items()}
+    return Results(rankers, read_result(baselines), autoencoders, power)
+
+
+def _is_learned(variant: Variant) -> bool:
+    return variant.method == "autoencoder"
+
+
+def _mean_scores(found: Sequence[Arrays]) -> dict[str, float]:
+    return {name: float(np.mean([float(each[name]) for each in found])) for name in ("auc", "recall", "precision")}
+
+
+def autoencoder_works(deployment: Deployment, inputs: Inputs) -> dict[float, list[AutoencoderWork]]:
+    """Trainings of the autoencoder: each power factor with each seed."""
+    settings = deployment.experiment
+    sizes = {"items": settings.autoencoder_items, "epochs": settings.autoencoder_epochs}
+    found: dict[float, list[AutoencoderWork]] = {}
+    for power in settings.powers:
+        found[power] = []
+        for seed in settings.seeds:
+            named = {"autoencoder": asdict(deployment.autoencoder), "power": power, "seed": seed, **sizes}
+            data = [inputs.digests["shop"], inputs.digests["histories"]]
+            result = f"autoencoder-{result_name(named | {'data': data})}"
+            work = AutoencoderWork(inputs.folder, result, power, seed, settings, deployment.autoencoder)
+            found[power].append(work)
+    return found
+
+
+def _ranker_work(
+    deployment: Deployment, inputs: Inputs, variant: Variant | None, seed: int, autoencoder: str = ""
+) -> Work:
+    settings, n_types = deployment.experiment, len(deployment.interactions.types)
+    sizes = {name: value for name, value in asdict(settings).items() if name not in OPERATIONAL}
+    examples = variant.examples.name if variant else LTE_SET.name
+    named = {
+        "variant": asdict(variant) if variant else None,
+        "seed": seed,
+        "settings": sizes,
+        "n_types": n_types,
+        "autoencoder": autoencoder,
+        "data": [inputs.digests["shop"], inputs.digests[examples]],
+    }
+    result = f"{'ranker' if variant else 'baselines'}-{result_name(named)}"
+    return Work(inputs.folder, result, variant, seed, settings, n_types, autoencoder)
+
+
+def read_result(work: AnyWork) -> Arrays:
+    """Arrays of a finished training."""
+    with np.load(result_file(work.folder, work.result)) as found:
+        return dict(found)
+
+
+@contextmanager
+def _pool(settings: ExperimentSection) -> Iterator[ProcessPoolExecutor]:
+    # spawned, not forked: the engine's threads would be copied in an unknown state
+    context = get_context("spawn")
+    with ProcessPoolExecutor(settings.parallel, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+        yield pool
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent is gone: a killed experiment leaves no process behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@dataclass
+class Runner:
+    """Runs works in a pool until they are done or the time is up.
+
+    Attributes:
+        pool: Of worker processes.
+        settings: Budget.
+        started: When the call began.
+        is_fresh: Run finished ones, too.
+    """
+
+    pool: ProcessPoolExecutor
+    settings: ExperimentSection
+    started: float
+    is_fresh: bool
+
+    def run(self, works: Sequence[AnyWork]) -> None:
+        """Run what is not finished.
+
+        Raises:
+            ExperimentError: The budget is used up; what is finished is kept.
+        """
+        left = [work for work in works if self.is_fresh or not result_file(work.folder, work.result).exists()]
+        say(f"  {len(works) - len(left)} of {len(works)} trainings are finished already")
+        pending = {self.pool.submit(run_work, work) for work in left}
+        n_done, began = 0, time.monotonic()
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    n_done += 1
+                    self._report(future, n_done, len(left), began)
+                self._check_time(len(pending))
+        except BaseException:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+    def _report(self, future: Future[str], n_done: int, n_all: int, began: float) -> None:
+        line = future.result()
+        minutes = (time.monotonic() - began) / n_done * (n_all - n_done) / 60
+        say(f"  [{n_done}/{n_all}] {line}; about {minutes:.1f} minutes left")
+
+    def _check_time(self, n_left: int) -> None:
+        if n_left and time.monotonic() - self.started > self.settings.budget_minutes * 60:
+            raise ExperimentError(
+                f"the budget of {self.settings.budget_minutes:g} minutes is used up with {n_left} trainings left; what "
+                "is finished is kept: call again to go on, or raise --budget-minutes"
+            )
+
+
+# --- after ----------------------------------------------------------------------------------------------------
+
+
+def experiment_rows(name: str, results: Results, deployment: Deployment, inputs: Inputs) -> list[Row]:
+    """All rows of one experiment.
+
+    Args:
+        name: Which.
+        results: Of the trainings.
+        deployment: Settings.
+        inputs: Seconds of preparation.
+    """
+    facts = ("user", "day", "n_short", "target_query", "is_repeat")
+    holdout = Holdout(**{fact: results.baselines[fact] for fact in facts})
+    found = contrasts(name, deployment.experiment.sequence_days)
+    rows: list[Row] = []
+    if name == INTEGRATION:
+        rows += _baseline_rows(results.baselines, holdout)
+    each = {variant: None for contrast in found for variant in (contrast.baseline, contrast.variant)}
+    for variant in each:
+        rows += _variant_rows(variant, results.rankers[variant], holdout)
+    for contrast in found:
+        ranks = {
+            role: [result["ranks"] for result in results.rankers[variant]]
+            for role, variant in (("variant", contrast.variant), ("baseline", contrast.baseline))
+        }
+        rows += contrast_rows(contrast, ranks, holdout, CUTOFF)
+    if name == SEQUENCE:
+        counts = _counts(holdout)
+        seconds = inputs.prepare_seconds
+        rows += [
+            plain_row(variant.label, "off", "prepare_seconds", [seconds[variant.examples.name]], **counts)
+            for variant in each
+        ]
+    if name == AUTOENCODER:
+        rows += _power_rows(results, holdout)
+    return rows
+
+
+def _counts(holdout: Holdout) -> dict[str, int]:
+    n_users, n_days = len(np.unique(holdout.user)), len(np.unique(holdout.day))
+    return {"n_users": n_users, "n_queries": len(holdout.user), "n_days": n_days}
+
+
+def _variant_rows(variant: Variant, seeds: Sequence[Arrays], holdout: Holdout) -> Iterator[Row]:
+    history, counts = "on" if variant.history else "off", _counts(holdout)
+    yield from value_rows(variant.label, history, [each["ranks"] for each in seeds], holdout, CUTOFF)
+    for metric, array in (("coverage_at_10", "coverage"), ("popularity_bias_at_10", "popularity_bias")):
+        yield plain_row(variant.label, history, metric, [float(each[array]) for each in seeds], **counts)
+    if variant.examples != LTE_SET:
+        seconds = [float(each["train_seconds"]) for each in seeds]
+        yield plain_row(variant.label, history, "train_seconds", seconds, **counts)
+
+
+def _baseline_rows(found: Arrays, holdout: Holdout) -> Iterator[Row]:
+    counts = _counts(holdout)
+    for name, label in BASELINE_LABELS.items():
+        yield from value_rows(label, "none", [found[f"ranks.{name}"]], holdout, CUTOFF)
+        for metric, array in (("coverage_at_10", "coverage"), ("popularity_bias_at_10", "popularity_bias")):
+            yield plain_row(label, "none", metric, [float(found[f"{array}.{name}"])], **counts)
+
+
+def _power_rows(results: Results, holdout: Holdout) -> Iterator[Row]:
+    counts = _counts(holdout)
+    for power, seeds in results.autoencoders.items():
+        label = f"autoencoder, power factor {power:g}{' (chosen)' if power == results.power else ''}"
+        for metric in ("auc", "recall", "precision"):
+            values = [float(each[metric]) for each in seeds]
+            yield plain_row(label, "none", f"{metric}_of_hidden_items", values, **counts)
+
+
+def _whole(row: Row, name: str, deployment: Deployment, inputs: Inputs) -> Row:
+    """Add what all rows of a call share; columns without a value become null."""
+    settings = json.dumps(asdict(deployment.experiment), default=list)
+    shared = {
+        "settings": settings,
+        "basis_version": inputs.basis_version,
+        "code_version": code_version(),
+        "ds": inputs.last_day,
+        "experiment": name,
+    }
+    return {**dict.fromkeys(EXPERIMENTS.columns), **row, **shared}
+
+
+def write_rows(lake: Lake, rows: Sequence[Row], ds: date, name: str) -> None:
+    """Replace the rows of one experiment and day.
+
+    Args:
+        lake: Holds table experiments.
+        rows: All columns.
+        ds: Last holdout day.
+        name: Of the experiment.
+    """
+    schema = StructType([StructField(field.name, field.dataType) for field in EXPERIMENTS.schema])
+    values = [tuple(row[column] for column in EXPERIMENTS.columns) for row in rows]
+    lake.replace(lake.spark.createDataFrame(values, schema), EXPERIMENTS, {"ds": ds, "experiment": name})
+
+
+def _report_path(deployment: Deployment, name: str) -> Path:
+    return Path(deployment.paths.reports) / "experiments" / deployment.deployment.name / name
+
+
+def write_files(rows: Sequence[Row], deployment: Deployment, name: str) -> None:
+    """Write CSV, tables and plot of one experiment under ``reports/experiments/<deployment>``.
+
+    Args:
+        rows: Of one experiment.
+        deployment: Where reports are.
+        name: Of the experiment.
+    """
+    path = _report_path(deployment, name)
+    write_csv(rows, EXPERIMENTS.columns, path.with_suffix(".csv"))
+    write_plot([{**row, "deployment": deployment.deployment.name} for row in rows], CUTOFF, path.with_suffix(".png"))
+    path.with_suffix(".md").write_text(experiment_text(rows, CUTOFF), encoding="utf-8")
+
+
+def shown(deployment: Deployment, name: str, rows: Sequence[Row]) -> str:
+    """What a person is shown of one experiment."""
+    path = _report_path(deployment, name)
+    where = f"{path}.csv, .md and .png; table experiments, ds {rows[0]['ds']}, experiment {name}"
+    return f"{experiment_text(rows, CUTOFF)}\n{where}"
+
+
+if __name__ == "__main__":
+    run_job(main)
