@@ -30,6 +30,7 @@ examples:
   lte status                            what is live, the last runs, failed gates, runs that late data made stale
   lte user 2375                         what the live LTE of one user looks like
   lte items --like "red floral dress"   which items lie near some words: a contact sheet
+  lte experiment integration            which LTE helps the ranker, with intervals, over seeds and days
   lte rollback                          switch back to the snapshot that was live before; again: forth
   lte erase 2375                        remove a user from tables, table history and online store
   lte maintain                          compact tables, delete files beyond the rollback horizon
@@ -137,11 +138,12 @@ def _maintain(args: argparse.Namespace, deployment: Deployment) -> None:
     _print(args.json, done, "\n".join(lines) or "no table yet")
 
 
-# Commands with flags of their own, which need no deployment.
+# Commands with flags of their own.
 TOOLS = {
     "make-sample": ("jobs.make_sample_data", "write The Complete Journey as landing files"),
     "make-fashion": ("jobs.make_fashion_data", "make a fashion shop: items with pictures, users with tastes"),
     "train-clip": ("jobs.train_clip", "train a CLIP on a catalogue's own pictures and texts"),
+    "experiment": ("jobs.experiment", "which LTE helps, how, and what leaks: on this deployment's own data"),
 }
 Command = Callable[[argparse.Namespace, Deployment], None]
 
