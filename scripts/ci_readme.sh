@@ -24,3 +24,10 @@ must_say "2017-11-07" airflow backfill create --dag-id lte_daily --from-date 201
 # A rerun of the live day replaces its rows by the same ones and leaves what is live as it was.
 lte run 2017-12-31
 must_say '"ds": "2017-12-31"' lte status --json
+# To the snapshot of the day before, and back.
+must_say '"ds": "2017-12-30"' lte rollback --json
+must_say '"ds": "2017-12-31"' lte rollback --json
+must_say "files compacted" lte maintain
+must_say '"ds": "2017-12-31"' lte status --json
+must_say '"interactions"' lte erase 2375 --json
+if lte user 2375; then echo "an erased user is still live" >&2; exit 1; fi

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import TOOLS
 from jobs.fashion_users import ShopConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+CLI = ROOT / "jobs" / "cli.py"
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"]
 
 # As Airflow 3.3.2 prints them, cut at the right; the job's own lines are "17 rows in landing" and "gate: ...".
@@ -116,3 +118,33 @@ def test_pre_commit_runs_what_make_lint_runs() -> None:
     for program in ("ruff check", "ruff format", "mypy", "lint-imports"):
         assert f"bin/{program}" in hooks
         assert f"/{program}" in makefile
+
+
+def test_commands_of_the_readme_and_the_guides_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = {*TOOLS, *re.findall(r'^    _command\(commands, "([a-z-]+)"', CLI.read_text(), re.MULTILINE)}
+    assert {"run", "status", "user", "check-config", "erase"} <= commands
+    known = {"make": targets, "lte": commands}
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        shown = re.findall(r"^(?:\$ )?(make|lte) ([a-z][a-z-]+)", page.read_text(), re.MULTILINE)
+        shown += re.findall(r"`(make|lte) ([a-z][a-z-]+)[^`]*`", page.read_text())
+        assert [(page.name, *pair) for pair in shown if pair[1] not in known[pair[0]]] == []
+    assert len(re.findall(r"`?lte [a-z]", (ROOT / "README.md").read_text())) > 4
+    for path in re.findall(r"\]\(((?:docs|configs|examples)/[^)#]+)", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_what_continuous_integration_runs_of_the_readme_is_in_the_readme() -> None:
+    script, readme = (ROOT / "scripts/ci_readme.sh").read_text(), (ROOT / "README.md").read_text()
+    run = set(re.findall(r"\blte ([a-z][a-z-]+)", script))
+    named = set(re.findall(r"\blte ([a-z][a-z-]+)", readme)) & {
+        "status",
+        "user",
+        "run",
+        "rollback",
+        "erase",
+        "maintain",
+    }
+    assert named - run == set()
+    assert "airflow backfill create --dag-id lte_daily --from-date 2017-11-01 --to-date 2017-11-07" in readme
+    assert "airflow backfill create --dag-id lte_daily --from-date 2017-11-01 --to-date 2017-11-07" in script
