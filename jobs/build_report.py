@@ -19,7 +19,7 @@ import jinja2
 
 from jobs.config import Deployment, code_version, job_parser, load_deployment
 from jobs.entry import run_job
-from jobs.gate_pages import docs_index, docs_page
+from jobs.gate_pages import claim, docs_index, docs_page, report_page
 from jobs.report_facts import Facts, Row, coverage, gather
 from jobs.report_plots import activity_plot, coverage_plot, curve_plot, drift_plot, n_items_plot, norm_plot
 
@@ -46,7 +46,8 @@ class ReportConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the report of ``--ds`` and say where it is."""
     config = parse_flags(argv)
-    path = report_path(config.deployment, config.ds)
+    path = report_page(config.deployment, config.ds)
+    claim(Path(config.deployment.paths.reports), config.deployment, "paths.reports")
     write_page(path, page(gather(config.deployment, config.ds, config.states), config.deployment))
     print(f"report: {path}", flush=True)
 
@@ -71,11 +72,6 @@ def _states(text: str) -> dict[str, str]:
     return {str(task): str(state) for task, state in states.items()}
 
 
-def report_path(deployment: Deployment, ds: date) -> Path:
-    """The page of a run."""
-    return Path(deployment.paths.reports) / f"ds={ds}" / "index.html"
-
-
 def write_page(path: Path, text: str) -> None:
     """Write the page as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +85,7 @@ def page(facts: Facts, deployment: Deployment) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "share": _share}
+    environment.filters |= {"number": _number, "share": _share, "cosine": _cosine}
     template = environment.get_template("report.html.j2")
     docs = docs_index(deployment, facts.ds)
     return template.render(
@@ -110,7 +106,7 @@ def page(facts: Facts, deployment: Deployment) -> str:
 
 def _link(target: Path, deployment: Deployment, ds: date) -> str:
     """Address of a file relative to the page, so that both folders can be moved together."""
-    return quote(os.path.relpath(target, report_path(deployment, ds).parent))
+    return quote(os.path.relpath(target, report_page(deployment, ds).parent))
 
 
 def _number(value: float | None) -> str:
@@ -121,6 +117,10 @@ def _number(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.2%}"
+
+
+def _cosine(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def verdict(facts: Facts) -> dict[str, str]:

@@ -52,7 +52,7 @@ def scalars(rows: DataFrame, table: Table) -> DataFrame:
     """
     present = [field for field in table.schema if field.name in rows.columns]
     checks = {f"check_{name}": F.expr(condition) for name, condition in table.checks if _is_there(condition, rows)}
-    derived = {name: column for field in present for name, column in _derived(field).items()} | checks
+    derived = {name: _derived(field) for field in present if (name := _derived_name(field))} | checks
     whole = rows.withColumns(derived) if derived else rows
     whole = whole.drop(*[field.name for field in present if isinstance(field.dataType, BinaryType)])
     return without_arrays(whole, [field for field in present if isinstance(field.dataType, ArrayType)])
@@ -64,12 +64,17 @@ def _is_there(condition: str, rows: DataFrame) -> bool:
     return not any(word in words for word in words - {"to_date"} if word not in rows.columns)
 
 
-def _derived(field: StructField) -> dict[str, Column]:
+def _derived_name(field: StructField) -> str | None:
+    """Name of what is derived from a column; no session is needed to know it."""
     if field.name in ID_COLUMNS or isinstance(field.dataType, BinaryType):
-        return {f"{field.name}_bytes": F.octet_length(field.name).cast("bigint")}
+        return f"{field.name}_bytes"
+    return f"{field.name}_is_finite" if isinstance(field.dataType, DoubleType | FloatType) else None
+
+
+def _derived(field: StructField) -> Column:
     if isinstance(field.dataType, DoubleType | FloatType):
-        return {f"{field.name}_is_finite": F.abs(F.col(field.name)) <= F.lit(LARGEST)}
-    return {}
+        return F.abs(F.col(field.name)) <= F.lit(LARGEST)
+    return F.octet_length(field.name).cast("bigint")
 
 
 def table_suite(table: Table) -> list[Expectation]:
@@ -90,10 +95,9 @@ def scalar_columns(table: Table) -> list[str]:
     for field in table.schema:
         if isinstance(field.dataType, ArrayType):
             names += array_scalars([field])
-        elif isinstance(field.dataType, BinaryType):
-            names += [f"{field.name}_bytes"]
         else:
-            names += [field.name, *_derived(field)]
+            kept = [] if isinstance(field.dataType, BinaryType) else [field.name]
+            names += [*kept, *filter(None, [_derived_name(field)])]
     return [*names, *(f"check_{name}" for name, _ in table.checks)]
 
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from pyspark.sql import DataFrame
 
 from jobs.expectations import Expectation  # first: it keeps Great Expectations from calling home
 from jobs.gate_measures import Measured
-from jobs.gate_pages import expectation_name, gates_name
+from jobs.gate_pages import expectation_name, gates_name, page_address
+from jobs.gate_site import make_readable
 from schemas import Table
 
 import great_expectations as gx  # isort: skip
@@ -54,6 +56,8 @@ class GateRun:
 
     def __init__(self, ds: date) -> None:
         """Start with no results."""
+        self._ds = ds
+        self._pages: dict[str, dict[str, object]] = {}
         # The day, not the clock: a rerun has the same addresses.
         self._run_id = gx.RunIdentifier(run_name=f"ds={ds}", run_time=datetime(ds.year, ds.month, ds.day, tzinfo=UTC))
         self._context = gx.get_context(mode="ephemeral")
@@ -107,10 +111,11 @@ class GateRun:
         }
         self._context.add_data_docs_site(SITE, site)
         self._context.build_data_docs(site_names=[SITE])
-        found = len(list(folder.glob("validations/**/*.html")))
-        wanted = len(self._context.validation_results_store.list_keys())
-        if found != wanted:
-            raise RuntimeError(f"Data Docs {folder}: {found} of {wanted} pages were written; the log above says why")
+        missing = [page["page"] for page in self._pages.values() if not (folder / str(page["page"])).exists()]
+        if missing:
+            raise RuntimeError(f"Data Docs {folder}: {missing} were not written; the log above says why")
+        pages = [page | {"page": quote(str(page["page"]))} for page in self._pages.values()]
+        make_readable(folder, pages, f"Data Docs, ds={self._ds}")
         return folder / "index.html"
 
     def _definition(self, source: Any, name: str, suite: Sequence[Expectation]) -> Any:
@@ -125,7 +130,16 @@ class GateRun:
         )
         self._context.checkpoints.add(checkpoint)
         done = checkpoint.run(batch_parameters={"dataframe": frame}, run_id=self._run_id)
-        return [result for found in done.run_results.values() for result in found.results]
+        results = [result for found in done.run_results.values() for result in found.results]
+        address = page_address(definition.name, definition.data.data_asset.datasource.name, self._ds)
+        n_failed = sum(not result.success for result in results)
+        self._pages[definition.name] = {
+            "name": definition.name,
+            "page": address,
+            "n": len(results),
+            "n_failed": n_failed,
+        }
+        return results
 
 
 def _number(value: float | None) -> float:

@@ -39,6 +39,7 @@ from schemas import (
 )
 
 Row = Mapping[str, Any]
+Rows = Sequence[Row]
 # Users drawn in the plot of drift against bound, chosen by a hash of their id.
 POINTS = 3000
 EXAMPLES_SHOWN = 10
@@ -103,16 +104,16 @@ class Facts:
     steps: list[Step]
     live: Row | None
     live_problem: str
-    ingest: list[Row]
+    ingest: Rows
     quarantine: dict[tuple[str, str], int]
-    quarantined: list[Row]
+    quarantined: Rows
     event_days: dict[date, int]
     windows: tuple[LteWindow, ...]
     metrics: dict[tuple[str, str, str], float]
-    gates: list[Row]
+    gates: Rows
     distributions: Distributions
     distributions_problem: str
-    runs: list[Row]
+    runs: Rows
 
     def of_job(self, job: str) -> dict[tuple[str, str], float]:
         """(metric, label) to value of one job."""
@@ -212,7 +213,7 @@ def _was_published(lake: LakeReader, ds: date) -> bool:
     return bool(lake.rows(LIVE_SNAPSHOT, columns=["ds"], where={"ds": ds}))
 
 
-def _runs(lake: LakeReader, deployment: Deployment) -> list[Row]:
+def _runs(lake: LakeReader, deployment: Deployment) -> Rows:
     """The last runs, newest first: ds, why it is stale, gates that held and failed."""
     runs: dict[date, list[dict[str, Any]]] = {}
     for row in lake.rows(RUNS):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import date, timedelta
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 
 from jobs.histories import window_days
@@ -18,7 +20,7 @@ from lte_models.drift import ACTIVITY_BUCKETS
 COLOURS = {"uniform": "#1f6f8b", "recency": "#c8553d", "autoencoder": "#6a4c93"}
 GREY, BAD = "#8a8f98", "#b3261e"
 # Text stays text, ids do not change from run to run.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lte",
     "font.family": "sans-serif",
@@ -51,6 +53,12 @@ def _slices(rows: Sequence[Row]) -> list[tuple[str, str]]:
     )
 
 
+def _numbers(days: Sequence[date]) -> list[float]:
+    """Days as places on an axis."""
+    convert: Any = date2num
+    return [float(convert(day)) for day in days]
+
+
 def _colour(method: str) -> str:
     return COLOURS.get(method, GREY)
 
@@ -62,18 +70,13 @@ def coverage_plot(facts: Facts) -> str:
         longest = max(facts.windows)
         first, _ = window_days(facts.ds, longest)
         days = [first + timedelta(days=n) for n in range((facts.ds - first).days + 1)]
-        axes.bar(days, [facts.event_days.get(day, 0) for day in days], width=1.0, color=GREY)
-        start, after = window_days(facts.ds, longest)
+        axes.bar(_numbers(days), [facts.event_days.get(day, 0) for day in days], width=1.0, color=GREY)
+        start, after = _numbers(window_days(facts.ds, longest))
         total, covered, _ = coverage(facts, longest)
-        axes.axvspan(
-            start,
-            after,
-            color=COLOURS["uniform"],
-            alpha=0.15,
-            lw=0,
-            label=f"LTE window {longest}: {covered} of {total} days",
-        )
-        axes.set(ylabel="interactions a day", xlim=(days[0], facts.ds + timedelta(days=1)))
+        label = f"LTE window {longest}: {covered} of {total} days"
+        axes.axvspan(start, after, color=COLOURS["uniform"], alpha=0.15, lw=0, label=label)
+        axes.xaxis_date()
+        axes.set(ylabel="interactions a day", xlim=_numbers((days[0], facts.ds + timedelta(days=1))))
         axes.legend(loc="upper left", bbox_to_anchor=(0, 1.18))
         return _picture(figure)
 
@@ -146,19 +149,20 @@ def _drift_panel(axes: Axes, rows: Sequence[Row], key: tuple[str, str]) -> None:
     high = max((max(row["drift"], row["bound"]) for row in moved), default=1.0) * 1.5
     axes.plot([low, high], [low, high], color=GREY, lw=1, label="drift = bound")
     axes.scatter([r["bound"] for r in kept], [r["drift"] for r in kept], s=8, alpha=0.4, color=_colour(key[0]), lw=0)
-    axes.scatter(
-        [r["bound"] for r in broken], [r["drift"] for r in broken], s=40, color=BAD, marker="x", label="broken"
-    )
+    if broken:
+        at = [row["bound"] for row in broken], [row["drift"] for row in broken]
+        axes.scatter(*at, s=40, color=BAD, marker="x", label="bound broken")
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="bound")
     days = rows[0]["offset_days"]
-    axes.set_title(f"{'/'.join(key)}, {days} day{'s' if days > 1 else ''}: {len(moved):,} of {len(rows):,} users moved")
+    title = f"{'/'.join(key)}, {days} day{'s' if days > 1 else ''}\n{len(moved):,} of {len(rows):,} drawn users moved"
+    axes.set_title(title, fontsize=10)
     axes.legend(loc="upper left")
 
 
 def activity_plot(facts: Facts) -> str:
     """Cosine with the earlier LTE by activity: the lowest 1 % and the median, a line an offset."""
     rows = [row for row in facts.distributions.activity if row["cosine_p01"] is not None]
-    names = [name for _, name in ACTIVITY_BUCKETS]
+    names = [name for start, name in ACTIVITY_BUCKETS if start > 0]  # a cosine needs a vector that is not zero
     with mpl.rc_context(STYLE):
         keys = _slices(rows)
         figure, panels = _figure(len(keys), height=3.2)
@@ -180,6 +184,7 @@ def _activity_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> No
         colour = f"C{place}"
         for column, style, text in (("cosine_p01", "o-", "lowest 1 %"), ("cosine_p50", "o:", "median")):
             axes.plot(at, [row[column] for row in mine], style, color=colour, ms=4, label=f"{offset} d, {text}")
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.3, len(names) - 0.7)
     axes.legend(fontsize=8)

@@ -41,8 +41,9 @@ from jobs.gate_measures import (
     measure_catalogue,
     measure_drift,
     measure_slices,
+    one_a_label,
 )
-from jobs.gate_pages import docs_index
+from jobs.gate_pages import claim, docs_index
 from jobs.gate_runs import GateRun, Outcome
 from jobs.tables import Lake, Metrics, Predicate, open_lake
 from lte_models.drift import BasisExtent, basis_extent
@@ -100,13 +101,14 @@ def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[Outcome]:
         GateError: user_lte has no rows of ds.
         jobs.basis.BasisError: The basis is damaged.
     """
+    claim(Path(deployment.paths.data_docs), deployment, "paths.data_docs")
     basis_version = served_basis(lake, deployment, ds)
     matrix = load_matrix(pinned_basis(lake, basis_version))
     extent = basis_extent(matrix.vectors, matrix.known_ages(ds) >= 0)
     run = GateRun(ds)
     checked = table_checks(lake, deployment, ds, basis_version, matrix, extent)
     outcomes = [outcome for check in checked for outcome in run.rows(*check)]
-    measured = list(measures(lake, deployment, ds, basis_version))
+    measured = one_a_label(measures(lake, deployment, ds, basis_version))
     outcomes += [outcome for each in measured for outcome in run.measured(each)]
     write_outcomes(lake, outcomes, ds)
     lake.record_metrics(ds, JOB, gate_metrics(outcomes, measured))
