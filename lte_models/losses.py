@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,6 +47,41 @@ def full_softmax_loss(logits: Tensor, queries: Tensor, targets: Tensor, weights:
     return weighted_mean(-log_p[queries, targets], weights)
 
 
+def grouped_logsumexp(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """Log of the sum of exponentials in each group.
+
+    Args:
+        values: float [P].
+        group: int64 [P], 0..n_groups - 1.
+        n_groups: Groups.
+
+    Returns:
+        float32 [n_groups]; -inf for an empty group, which has no gradient.
+    """
+    values = values.float()
+    top = torch.full((n_groups,), float("-inf"), device=values.device)
+    top = top.scatter_reduce(0, group, values.detach(), reduce="amax")
+    is_empty = torch.isinf(top)
+    top = top.masked_fill(is_empty, 0.0)
+    sums = torch.zeros(n_groups, device=values.device).index_add(0, group, torch.exp(values - top[group]))
+    # 1 for an empty group: log(0) has an infinite gradient
+    return (top + torch.log(sums + is_empty)).masked_fill(is_empty, float("-inf"))
+
+
+class OwnItems(NamedTuple):
+    """Candidates of each target's query beside the sampled ones, all of them there: their logits need no correction.
+
+    Attributes:
+        log_total: float [T], log of the sum of their exponentials; -inf where there is none.
+        holds_target: bool [T], whether the target is among them.
+        sampled: bool [T, S], which sampled negatives are among them, too.
+    """
+
+    log_total: Tensor
+    holds_target: Tensor
+    sampled: Tensor
+
+
 def sampled_softmax_loss(
     positive_logits: Tensor,
     negative_logits: Tensor,
@@ -53,6 +90,7 @@ def sampled_softmax_loss(
     *,
     log_expected: Tensor | None = None,
     weights: Tensor | None = None,
+    own: OwnItems | None = None,
 ) -> Tensor:
     """Cross-entropy of each target against shared sampled negatives (paper, section 5.1).
 
@@ -67,6 +105,7 @@ def sampled_softmax_loss(
         negatives: int [S]; where one is the target itself it is masked.
         log_expected: float [S], log inclusion rate of the negatives: the logQ correction; None switches it off.
         weights: float [T], or None for equal weights.
+        own: Further candidates of each target's query.
 
     Returns:
         float scalar.
@@ -76,7 +115,11 @@ def sampled_softmax_loss(
         rest = rest - log_expected
     rest = rest.masked_fill(accidental_hits(targets, negatives), float("-inf"))
     positive = positive_logits.float()
-    total = torch.logsumexp(torch.cat([positive.unsqueeze(1), rest], dim=1), dim=1)  # [T]
+    terms = [positive.unsqueeze(1), rest]
+    if own is not None:
+        once = positive.masked_fill(own.holds_target, float("-inf"))
+        terms = [once.unsqueeze(1), rest.masked_fill(own.sampled, float("-inf")), own.log_total.unsqueeze(1)]
+    total = torch.logsumexp(torch.cat(terms, dim=1), dim=1)  # [T]
     return weighted_mean(total - positive, weights)
 
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lte_models.data import AGE_BUCKETS, HISTORY_FEATURES, ExampleBatch, Past
-from lte_models.losses import full_softmax_loss, sampled_softmax_loss
+from lte_models.data import AGE_BUCKETS, ExampleBatch
+from lte_models.history_logits import DailyCounts, HistoryLogits
+from lte_models.losses import OwnItems, full_softmax_loss, grouped_logsumexp, sampled_softmax_loss
 from lte_models.sampling import LogUniformSampler
 
 LTE_MODES = ("none", "late_fusion", "feature_injection", "prefix_token")
-POPULARITY_DAYS = (7, 28, 365)
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class RankerConfig:
         lte_gelu: GELU after the (first) layer instead of nothing.
         lte_hidden: Width between two layers, 128 to 1024.
         history_features: Whether the user's own past and recent popularity add learned logits.
+        history_hidden: Width of the network that scores the past.
         n_ids: Rows of the id embedding, the out-of-vocabulary bucket included.
         n_categories: Codes of categories, unknown included.
         n_brands: Codes of brands, unknown included.
@@ -61,6 +62,7 @@ class RankerConfig:
     lte_gelu: bool = False
     lte_hidden: int = 256
     history_features: bool = False
+    history_hidden: int = 64
     n_ids: int = 1
     n_categories: int = 1
     n_brands: int = 1
@@ -73,6 +75,7 @@ class RankerConfig:
             "lte_layers": self.lte_layers not in (1, 2),
             "lte_hidden": not 128 <= self.lte_hidden <= 1024,
             "n_heads": self.n_heads < 1 or self.dim % self.n_heads != 0,
+            "history_hidden": self.history_hidden < 1,
             "n_types": self.n_types < 1,
             "max_length": self.max_length < 1,
             "dropout": not 0 <= self.dropout < 1,
@@ -339,57 +342,6 @@ def _with_prefix(allowed: Tensor, has_lte: Tensor) -> Tensor:
     return torch.cat([own, below], dim=2)
 
 
-class HistoryLogits(nn.Module):
-    """Learned logits from the user's own past with a candidate and from its recent popularity (DESIGN, section 11)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.past = nn.Sequential(nn.Linear(HISTORY_FEATURES, 32), nn.GELU(), nn.Linear(32, 1))
-        self.popularity = nn.Sequential(nn.Linear(len(POPULARITY_DAYS), 8), nn.GELU(), nn.Linear(8, 1))
-
-    def of_past(self, past: Past) -> Tensor:
-        """Return float [P], the logit of each past item for its user."""
-        logits: Tensor = self.past(past.features)
-        return logits.squeeze(1)
-
-    def of_popularity(self, counts: Tensor) -> Tensor:
-        """Return float [...], the logit of counts float [..., 3] in the last 7, 28 and 365 days."""
-        logits: Tensor = self.popularity(torch.log1p(counts))
-        return logits.squeeze(-1)
-
-
-class DailyCounts(NamedTuple):
-    """Interactions of each item up to each day, all users together.
-
-    Attributes:
-        first_day: Days since 1970 of the first day that is counted.
-        cumulative: int32 [days + 1, V + 1], interactions before each day, from ``first_day``.
-    """
-
-    first_day: int
-    cumulative: Tensor
-
-    def recent(self, anchor_day: Tensor, rows: Tensor) -> Tensor:
-        """Count interactions in the last 7, 28 and 365 days up to the end of each anchor.
-
-        Args:
-            anchor_day: int64 [...], days since 1970.
-            rows: int64 [...], broadcast against ``anchor_day``.
-
-        Returns:
-            float [..., 3].
-
-        Raises:
-            ValueError: An anchor lies after the last day that was counted.
-        """
-        end = anchor_day + 1 - self.first_day
-        if int(end.max()) >= len(self.cumulative):
-            raise ValueError(f"anchor {int(anchor_day.max())} lies after the days that were counted")
-        now = self.cumulative[end.clamp(min=0), rows]
-        before = (self.cumulative[(end - days).clamp(min=0), rows] for days in POPULARITY_DAYS)
-        return torch.stack([now - earlier for earlier in before], dim=-1).float()
-
-
 class Context(NamedTuple):
     """What a batch needs beside its examples.
 
@@ -423,7 +375,7 @@ class Ranker(nn.Module):
             torch.manual_seed(config.seed)
             self.item_tower = ItemTower(config, catalogue)
             self.user_tower = UserTower(config)
-            self.history = HistoryLogits() if config.history_features else None
+            self.history = HistoryLogits(config.dim, config.history_hidden) if config.history_features else None
 
     @property
     def n_items(self) -> int:
@@ -475,6 +427,36 @@ class Ranker(nn.Module):
             candidates: int64 [S], distinct rows.
             batch: Examples.
             context: Popularity, where history features are on.
+            embedded: Of :meth:`embed`; holds the past items, too, where history features are on.
+
+        Returns:
+            float [Q, S].
+        """
+        logits = self.shared_logits(queries, candidates, batch, context, embedded)
+        if self.history is None:
+            return logits
+        slots = self._slots(candidates)[batch.past.items]
+        kept = slots >= 0
+        added = self.past_logits(batch, context, embedded)[kept].to(logits.dtype)
+        by_user = logits.new_zeros(len(batch.items), candidates.numel())
+        by_user = by_user.index_put((batch.past.user[kept], slots[kept]), added)
+        return logits + by_user[batch.query_user]
+
+    def shared_logits(
+        self,
+        queries: Tensor,
+        candidates: Tensor,
+        batch: ExampleBatch,
+        context: Context,
+        embedded: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Score candidates by the towers and by their popularity: all that an index of items can retrieve by.
+
+        Args:
+            queries: float [Q, D].
+            candidates: int64 [S], distinct rows.
+            batch: Examples.
+            context: Popularity, where history features are on.
             embedded: Of :meth:`embed`.
 
         Returns:
@@ -484,51 +466,62 @@ class Ranker(nn.Module):
         logits = queries @ vectors[position[candidates]].T
         if self.history is None:
             return logits
-        return logits + self._history_logits(self.history, candidates, batch, context)[batch.query_user]
-
-    def _history_logits(
-        self, history: HistoryLogits, candidates: Tensor, batch: ExampleBatch, context: Context
-    ) -> Tensor:
-        popularity = _popularity(context)
-        slot = torch.full((self.n_items + 1,), -1, dtype=torch.int64, device=candidates.device)
-        slot[candidates] = torch.arange(candidates.numel(), device=candidates.device)
-        slots = slot[batch.past.items]
-        kept = slots >= 0
         days, day_of_user = torch.unique(batch.anchor_day, return_inverse=True)
-        by_day = history.of_popularity(popularity.recent(days.unsqueeze(1), candidates))  # [days, S]
-        place = (batch.past.user[kept], slots[kept])
-        return by_day[day_of_user].index_put(place, history.of_past(batch.past)[kept].to(by_day.dtype), accumulate=True)
+        by_day = self.history.of_popularity(_popularity(context).recent(days.unsqueeze(1), candidates))  # [days, S]
+        return logits + by_day[day_of_user[batch.query_user]]
 
-    def target_logits(
-        self, queries: Tensor, batch: ExampleBatch, context: Context, embedded: tuple[Tensor, Tensor]
+    def pair_logits(
+        self,
+        queries: Tensor,
+        pairs: tuple[Tensor, Tensor],
+        batch: ExampleBatch,
+        context: Context,
+        embedded: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Score each target for its query.
+        """Score one item for one query each, like :meth:`shared_logits`.
 
         Args:
             queries: float [Q, D].
+            pairs: int64 [N] query and int64 [N] row.
             batch: Examples.
             context: Popularity, where history features are on.
             embedded: Of :meth:`embed`.
 
         Returns:
-            float [T].
+            float [N].
         """
-        vectors, position = embedded
-        logits = (queries[batch.target_query] * vectors[position[batch.targets]]).sum(dim=1)
+        (query, rows), (vectors, position) = pairs, embedded
+        logits = (queries[query] * vectors[position[rows]]).sum(dim=1)
         if self.history is None:
             return logits
-        user = batch.query_user[batch.target_query]
-        counts = _popularity(context).recent(batch.anchor_day[user], batch.targets)
-        recent = self.history.of_popularity(counts)
-        return logits + recent + self._past_of_targets(self.history, user, batch)
+        counts = _popularity(context).recent(batch.anchor_day[batch.query_user[query]], rows)
+        return logits + self.history.of_popularity(counts)
 
-    def _past_of_targets(self, history: HistoryLogits, user: Tensor, batch: ExampleBatch) -> Tensor:
-        keys = batch.past.user * (self.n_items + 1) + batch.past.items  # sorted: Past is
-        wanted = user * (self.n_items + 1) + batch.targets
-        if keys.numel() == 0:
-            return torch.zeros(wanted.shape, device=wanted.device)
-        place = torch.searchsorted(keys, wanted).clamp(max=keys.numel() - 1)
-        return history.of_past(batch.past)[place] * (keys[place] == wanted)
+    def past_logits(self, batch: ExampleBatch, context: Context, embedded: tuple[Tensor, Tensor]) -> Tensor:
+        """What the user's own past adds to the logit of each past item; history features must be on.
+
+        Args:
+            batch: Examples.
+            context: Popularity.
+            embedded: Of :meth:`embed`, with the past items.
+
+        Returns:
+            float [P].
+
+        Raises:
+            ValueError: History features are off.
+        """
+        if self.history is None:
+            raise ValueError("history_features is off: there are no logits of the past")
+        past, (vectors, position) = batch.past, embedded
+        counts = _popularity(context).recent(batch.anchor_day[past.user], past.items)
+        return self.history.of_past(past, vectors[position[past.items]], counts)
+
+    def _slots(self, candidates: Tensor) -> Tensor:
+        """Place of each row among the candidates, -1 elsewhere: int64 [V + 1]."""
+        slot = torch.full((self.n_items + 1,), -1, dtype=torch.int64, device=candidates.device)
+        slot[candidates] = torch.arange(candidates.numel(), device=candidates.device)
+        return slot
 
     def scores(self, batch: ExampleBatch, context: Context) -> Tensor:
         """Score the whole vocabulary for each query; call in eval mode.
@@ -621,11 +614,53 @@ def _sampled_loss(
     ranks = sampler.sample(rng)
     log_expected = sampler.log_expected[ranks].to(batch.items.device) if logq else None
     negatives = (ranks + 1).to(batch.items.device)
-    embedded = model.embed(torch.cat([batch.items.flatten(), batch.targets, negatives]))
+    rows = [batch.items.flatten(), batch.targets, negatives]
+    embedded = model.embed(torch.cat(rows if model.history is None else [*rows, batch.past.items]))
     queries = model.queries(batch, context, *embedded)
-    logits = model.candidate_logits(queries, negatives, batch, context, embedded)[batch.target_query]
-    positives = model.target_logits(queries, batch, context, embedded)
-    return sampled_softmax_loss(positives, logits, batch.targets, negatives, log_expected=log_expected, weights=weights)
+    logits = model.shared_logits(queries, negatives, batch, context, embedded)[batch.target_query]
+    positives = model.pair_logits(queries, (batch.target_query, batch.targets), batch, context, embedded)
+    own = None
+    if model.history is not None:
+        positives, own = _own_items(model, queries, negatives, positives, batch, context, embedded)
+    return sampled_softmax_loss(
+        positives, logits, batch.targets, negatives, log_expected=log_expected, weights=weights, own=own
+    )
+
+
+def _own_items(
+    model: Ranker,
+    queries: Tensor,
+    negatives: Tensor,
+    positives: Tensor,
+    batch: ExampleBatch,
+    context: Context,
+    embedded: tuple[Tensor, Tensor],
+) -> tuple[Tensor, OwnItems]:
+    """Make every past item a candidate of its user's only query: the items that counting would confuse.
+
+    Returns:
+        float [T] logits of the targets with what the past adds, and the candidates.
+    """
+    past, user, n_users = batch.past, batch.query_user[batch.target_query], len(batch.items)
+    added = model.past_logits(batch, context, embedded)  # [P]
+    query_of_user = torch.argsort(batch.query_user)  # one query a user: history features are as of the anchor
+    logits = model.pair_logits(queries, (query_of_user[past.user], past.items), batch, context, embedded) + added
+    place, holds_target = _find(past.user, past.items, user, batch.targets, model.n_items + 1)
+    if added.numel():
+        positives = positives + added[place] * holds_target
+    slots = model._slots(negatives)[past.items]
+    is_own = torch.zeros(n_users, negatives.numel(), dtype=torch.bool, device=negatives.device)
+    is_own[past.user[slots >= 0], slots[slots >= 0]] = True
+    return positives, OwnItems(grouped_logsumexp(logits, past.user, n_users)[user], holds_target, is_own[user])
+
+
+def _find(user: Tensor, items: Tensor, wanted_user: Tensor, wanted_item: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Place of each wanted pair among pairs sorted by user, then item: int64 [T], and bool [T], whether it is there."""
+    keys, wanted = user * width + items, wanted_user * width + wanted_item
+    if keys.numel() == 0:
+        return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
+    place = torch.searchsorted(keys, wanted).clamp(max=keys.numel() - 1)
+    return place, keys[place] == wanted
 
 
 def _target_weights(batch: ExampleBatch) -> Tensor:

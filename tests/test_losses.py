@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from lte_models.losses import full_bce_loss, full_softmax_loss, sampled_bce_loss, sampled_softmax_loss, weighted_mean
+from lte_models.losses import (
+    OwnItems,
+    full_bce_loss,
+    full_softmax_loss,
+    grouped_logsumexp,
+    sampled_bce_loss,
+    sampled_softmax_loss,
+    weighted_mean,
+)
 from lte_models.sampling import LogUniformSampler
 
 
@@ -28,6 +36,28 @@ def test_sampled_softmax_by_hand_with_and_without_logq() -> None:
     # rates 1/2 and 1/4: the negatives count twice and four times, the positive once
     corrected = sampled_softmax_loss(*args, log_expected=torch.tensor([0.5, 0.25]).log())
     assert corrected.item() == pytest.approx(math.log((2 + 2 * 1 + 4 * 3) / 2))
+
+
+def test_own_items_count_once_each_by_hand() -> None:
+    # exp of the logits: target 2, negatives 1 and 3; own items sum up to 7, negative 5 is one of them
+    positive, negative = torch.tensor([math.log(2)]), torch.tensor([[0.0, math.log(3)]])
+    args = (positive, negative, torch.tensor([9]), torch.tensor([4, 5]))
+    total, sampled = torch.tensor([math.log(7)]), torch.tensor([[False, True]])
+    apart = sampled_softmax_loss(*args, own=OwnItems(total, torch.tensor([False]), sampled))
+    assert apart.item() == pytest.approx(math.log((2 + 7 + 1) / 2))
+    among = sampled_softmax_loss(*args, own=OwnItems(total, torch.tensor([True]), sampled))
+    assert among.item() == pytest.approx(math.log((7 + 1) / 2))
+
+
+def test_grouped_logsumexp_is_that_of_each_group_and_survives_an_empty_one() -> None:
+    values = torch.tensor([1.0, 200.0, -3.0, 199.0], requires_grad=True)
+    found = grouped_logsumexp(values, torch.tensor([0, 2, 0, 2]), 3)
+    expected = [torch.logsumexp(values[[0, 2]], 0), torch.tensor(-math.inf), torch.logsumexp(values[[1, 3]], 0)]
+    torch.testing.assert_close(found, torch.stack(expected))
+    torch.autograd.backward(found[[0, 2]].sum())
+    assert values.grad is not None
+    softmax = [*torch.softmax(torch.tensor([1.0, -3.0]), 0), *torch.softmax(torch.tensor([200.0, 199.0]), 0)]
+    assert values.grad[[0, 2, 1, 3]].tolist() == pytest.approx([float(p) for p in softmax])
 
 
 def test_an_accidental_hit_does_not_count() -> None:

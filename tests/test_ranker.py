@@ -223,6 +223,60 @@ def test_history_logits_reach_only_the_users_own_items() -> None:
     assert (difference.abs() > 1e-6).nonzero().tolist() == [[1, 0]]  # user 1's first past item, row 1
 
 
+def test_the_users_own_items_are_always_negatives() -> None:
+    # one sampled negative, row 6; each user's past holds rows 1 and 3, so the target of user 0 (row 3) is one of them
+    model, context = _model(history_features=True), _context(2)
+    batch = _batch([[1, 2, 3], [0, 4, 5]], [(0, 3), (1, 2)])
+    sampler = LogUniformSampler(V, 1)
+    seed = next(seed for seed in range(99) if sampler.sample(_rng(seed)).item() == 5)
+    scores = model.scores(batch, context)
+    corrected = scores[:, 5] - sampler.log_expected[5]
+    first = torch.logsumexp(torch.stack([scores[0, 0], scores[0, 2], corrected[0]]), 0) - scores[0, 2]
+    second = torch.logsumexp(torch.stack([scores[1, 0], scores[1, 2], corrected[1], scores[1, 1]]), 0) - scores[1, 1]
+    found = ranker_loss(model, batch, context, Objective(sampler), _rng(seed))
+    torch.testing.assert_close(found, (first + second) / 2)
+
+
+def test_sampling_with_own_items_estimates_the_full_softmax() -> None:
+    # the mean of exp(loss) over draws of a single target is unbiased: a sum of included items over inclusion rates
+    model, context = _model(history_features=True), _context(1)
+    batch, sampler, rng = _batch([[1, 2, 3]], [(0, 2)]), LogUniformSampler(V, 2), _rng(3)
+    with torch.no_grad():
+        full = ranker_loss(model, batch, context, Objective(), rng).exp()
+        draws = torch.stack([ranker_loss(model, batch, context, Objective(sampler), rng).exp() for _ in range(1500)])
+    assert draws.mean().item() == pytest.approx(full.item(), abs=4 * draws.std().item() / 1500**0.5)
+
+
+def test_a_user_without_past_trains_finitely_beside_one_with() -> None:
+    model, context = _model(history_features=True).train(), _context(2)
+    batch = _batch([[1, 2, 3], [0, 0, 5]], TARGETS)
+    kept = batch.past.user == 0
+    batch = batch._replace(past=Past(*(part[kept] for part in batch.past)))
+    loss = ranker_loss(model, batch, context, Objective(LogUniformSampler(V, 2)), _rng(0))
+    torch.autograd.backward(loss)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    nobody = batch._replace(past=Past(*(part[:0] for part in batch.past)))
+    assert torch.isfinite(ranker_loss(model, nobody, context, Objective(LogUniformSampler(V, 2)), _rng(0)))
+
+
+def test_shared_and_past_logits_add_up() -> None:
+    model, context = _model(history_features=True), _context(2)
+    batch, rows = _batch([[1, 2, 3], [0, 4, 5]]), torch.arange(1, V + 1)
+    with torch.no_grad():
+        embedded = model.embed(rows)
+        queries = model.queries(batch, context, *embedded)
+        shared = model.shared_logits(queries, rows, batch, context, embedded)
+        added = model.past_logits(batch, context, embedded)
+        pairs = (torch.tensor([0, 1, 1]), torch.tensor([2, 1, 6]))
+        paired = model.pair_logits(queries, pairs, batch, context, embedded)
+    expected = shared.clone()
+    expected[batch.past.user, batch.past.items - 1] += added
+    torch.testing.assert_close(model.scores(batch, context), expected)
+    torch.testing.assert_close(paired, shared[[0, 1, 1], [1, 0, 5]])
+    with pytest.raises(ValueError, match="history_features is off"):
+        _model().past_logits(batch, context, embedded)
+
+
 def test_recent_counts_by_hand() -> None:
     # day 100: 5 of item 1; day 130: 2 of item 1, 3 of item 2; nothing else up to day 140
     cumulative = torch.zeros(42, 3, dtype=torch.int32)
@@ -231,9 +285,10 @@ def test_recent_counts_by_hand() -> None:
     cumulative[31:, 2] += 3
     counts = DailyCounts(100, cumulative)
     recent = counts.recent(torch.tensor([[129], [130], [137], [128]]), torch.tensor([1, 2]))
-    assert recent[:, 0].tolist() == [[0, 0, 5], [2, 2, 7], [0, 2, 7], [0, 0, 5]]
-    assert recent[:, 1].tolist() == [[0, 0, 0], [3, 3, 3], [0, 3, 3], [0, 0, 0]]
-    assert counts.recent(torch.tensor([100, 127]), torch.tensor([1, 1])).tolist() == [[5, 5, 5], [0, 5, 5]]
+    # in 7, 28 and 365 days, and on the anchor itself
+    assert recent[:, 0].tolist() == [[0, 0, 5, 0], [2, 2, 7, 2], [0, 2, 7, 0], [0, 0, 5, 0]]
+    assert recent[:, 1].tolist() == [[0, 0, 0, 0], [3, 3, 3, 3], [0, 3, 3, 0], [0, 0, 0, 0]]
+    assert counts.recent(torch.tensor([100, 127]), torch.tensor([1, 1])).tolist() == [[5, 5, 5, 5], [0, 5, 5, 0]]
     with pytest.raises(ValueError, match="anchor 141 lies after"):
         counts.recent(torch.tensor([141]), torch.tensor([1]))
 
@@ -267,7 +322,15 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone() ->
 
 @pytest.mark.parametrize(
     "changes",
-    [{"lte": "suffix"}, {"lte_layers": 3}, {"lte_hidden": 64}, {"n_heads": 3}, {"n_types": 0}, {"dropout": 1.0}],
+    [
+        {"lte": "suffix"},
+        {"history_hidden": 0},
+        {"lte_layers": 3},
+        {"lte_hidden": 64},
+        {"n_heads": 3},
+        {"n_types": 0},
+        {"dropout": 1.0},
+    ],
 )
 def test_impossible_configurations_are_named(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"RankerConfig.{next(iter(changes))} = "):

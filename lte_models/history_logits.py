@@ -1,0 +1,98 @@
+"""Logits that counting would give: from a user's own past with an item and from its recent popularity (DESIGN 11).
+
+Axes: B users, P past items of all users together, V items, S candidates. Row 0 is padding, rows 1..V are items.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lte_models.data import HISTORY_FEATURES, Past
+
+# The first three come first for those who read them by place; the last day says what is sold out or new.
+POPULARITY_DAYS = (7, 28, 365, 1)
+_ITEM_WIDTH = 8
+
+
+class DailyCounts(NamedTuple):
+    """Interactions of each item up to each day, all users together.
+
+    Attributes:
+        first_day: Days since 1970 of the first day that is counted.
+        cumulative: int32 [days + 1, V + 1], interactions before each day, from ``first_day``.
+    """
+
+    first_day: int
+    cumulative: Tensor
+
+    def recent(self, anchor_day: Tensor, rows: Tensor) -> Tensor:
+        """Count interactions in the last 7, 28, 365 days and on the last one, up to the end of each anchor.
+
+        Args:
+            anchor_day: int64 [...], days since 1970.
+            rows: int64 [...], broadcast against ``anchor_day``.
+
+        Returns:
+            float [..., 4].
+
+        Raises:
+            ValueError: An anchor lies after the last day that was counted.
+        """
+        end = anchor_day + 1 - self.first_day
+        if end.numel() and int(end.max()) >= len(self.cumulative):
+            raise ValueError(f"anchor {int(anchor_day.max())} lies after the days that were counted")
+        now = self.cumulative[end.clamp(min=0), rows]
+        before = (self.cumulative[(end - days).clamp(min=0), rows] for days in POPULARITY_DAYS)
+        return torch.stack([now - earlier for earlier in before], dim=-1).float()
+
+
+class HistoryLogits(nn.Module):
+    """Two small networks, trained with the towers.
+
+    What a count is worth depends on the item (milk is bought again, a wedding card is not) and on how it sells now: the
+    network of the past sees a few numbers of the item's embedding and its popularity, too.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        """Make the networks.
+
+        Args:
+            dim: D of the item embeddings.
+            hidden: Width of the network of the past.
+        """
+        super().__init__()
+        self.item = nn.Linear(dim, _ITEM_WIDTH)
+        n_popularity = len(POPULARITY_DAYS)
+        width = HISTORY_FEATURES + n_popularity + _ITEM_WIDTH
+        self.past = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        self.popularity = nn.Sequential(nn.Linear(n_popularity, 16), nn.GELU(), nn.Linear(16, 1))
+
+    def of_past(self, past: Past, vectors: Tensor, counts: Tensor) -> Tensor:
+        """Score past items for their users.
+
+        Args:
+            past: The year before the anchor.
+            vectors: float [P, D], embeddings of the past items.
+            counts: float [P, 4], of :meth:`DailyCounts.recent`.
+
+        Returns:
+            float [P], to be added to what the item has from the towers and from its popularity.
+        """
+        seen = torch.cat([past.features, torch.log1p(counts), self.item(vectors)], dim=1)
+        logits: Tensor = self.past(seen)
+        return logits.squeeze(1)
+
+    def of_popularity(self, counts: Tensor) -> Tensor:
+        """Score recent popularity.
+
+        Args:
+            counts: float [..., 4], of :meth:`DailyCounts.recent`.
+
+        Returns:
+            float [...].
+        """
+        logits: Tensor = self.popularity(torch.log1p(counts))
+        return logits.squeeze(-1)
