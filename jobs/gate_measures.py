@@ -60,6 +60,26 @@ class Measured:
     rows: Mapping[str, Callable[[], DataFrame]] = field(default_factory=dict)
 
 
+def one_a_label(measured: Iterable[Measured]) -> list[Measured]:
+    """Put measures of one table and label into one: a frame has one page, and the autoencoder's slice two measures."""
+    found: dict[tuple[str, str], Measured] = {}
+    for each in measured:
+        before = found.get((each.table, each.label))
+        found[each.table, each.label] = each if before is None else _both(before, each)
+    return list(found.values())
+
+
+def _both(first: Measured, second: Measured) -> Measured:
+    return Measured(
+        table=first.table,
+        label=first.label,
+        values={**first.values, **second.values},
+        limits=first.limits + second.limits,
+        skipped={**first.skipped, **second.skipped},
+        rows={**first.rows, **second.rows},
+    )
+
+
 def measure_catalogue(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Measured:
     """How much of the catalogue has a vector."""
     catalogue = catalogue_versions(lake.read(ITEMS), ds).select("item_id")
