@@ -49,7 +49,6 @@ def main(folder: Path) -> None:
     when = pd.Timestamp("2017-01-01") + pd.to_timedelta(np.arange(len(rows["users"])), unit="s")
     frame = {Columns.User: rows["users"], Columns.Item: rows["items"], Columns.Weight: 1.0, Columns.Datetime: when}
     dataset = Dataset.construct(pd.DataFrame(frame))
-    clock = EpochSeconds()
     model = SASRecModel(
         n_blocks=settings["blocks"],
         n_heads=settings["heads"],
@@ -69,11 +68,12 @@ def main(folder: Path) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
-            callbacks=[clock],
+            callbacks=[EpochSeconds()],
         ),
         recommend_torch_device="cpu",
     )
     model.fit(dataset)
+    clock = next(each for each in model.fit_trainer.callbacks if isinstance(each, EpochSeconds))  # fit copies it
     users = np.unique(rows["users"])
     lists = model.recommend(users=users, dataset=dataset, k=settings["cutoff"], filter_viewed=False)
     lists = lists.sort_values([Columns.User, Columns.Rank])
