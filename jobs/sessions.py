@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import cast
 
 from pyspark.sql import SparkSession
+from pyspark.sql.connect.session import SparkSession as RemoteSparkSession
 
 from jobs.config import ConfigError, EngineSection
 
@@ -102,22 +105,36 @@ def _connect_session_conf(engine: EngineSection) -> dict[str, str]:
 @contextmanager
 def _connect_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession]:
     """Apache Spark: a server of our own (local, standalone, YARN, Kubernetes), or one that runs already (``sc://``)."""
-    builder = SparkSession.builder.appName(app_name)
     if engine.master.startswith("sc://"):
-        builder = builder.remote(engine.master)
+        spark = SparkSession.builder.appName(app_name).remote(engine.master).getOrCreate()
     else:
         _prepare_java(engine)
-        for name, value in _connect_session_conf(engine).items():
-            builder = builder.config(name, value)
-        if engine.master.startswith("local"):
-            builder = builder.remote(engine.master)
-        else:
-            builder = builder.master(engine.master).config("spark.api.mode", "connect")
-    spark = builder.getOrCreate()
+        spark = _own_server(engine, app_name)
     try:
         yield spark
     finally:
         spark.stop()
+
+
+def _own_server(engine: EngineSection, app_name: str) -> SparkSession:
+    """Start a Connect server in a JVM of this process and connect to it.
+
+    PySpark's builder does the same, but always on port 15002: a second job on the machine would not start, or would
+    meet the server of the first.
+    """
+    port = _free_port()
+    conf = _connect_session_conf(engine) | {"spark.app.name": app_name, "spark.connect.grpc.binding.port": str(port)}
+    os.environ["SPARK_LOCAL_REMOTE"] = "1"  # PySpark's sign that stopping the session stops the server too
+    RemoteSparkSession._start_connect_server(engine.master, conf)
+    os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"  # functions make columns of Connect then
+    # Not SparkSession.builder, which overwrites the address while a server of this process runs.
+    return cast(SparkSession, RemoteSparkSession.builder.remote(f"sc://localhost:{port}").create())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _prepare_java(engine: EngineSection) -> None:
