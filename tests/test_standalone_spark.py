@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 def wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
+    for _ in range(1500):  # five minutes: a JVM needs seconds, unless the machine is busy
         assert process.poll() is None, "the Spark process ended"
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
