@@ -108,10 +108,23 @@ def _items(args: argparse.Namespace, deployment: Deployment) -> None:
 def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.operations import roll_back
 
+    if args.ranker:
+        _rollback_ranker(args, deployment)
+        return
     done = roll_back(deployment)
     _print(
         args.json, done, f"live is ds={done['ds']} ({done['row_count']:,} users); `lte rollback` again switches forth"
     )
+
+
+def _rollback_ranker(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.live_ranker import switch_back
+
+    live = switch_back(deployment)
+    text = (
+        f"live is the ranker of ds={live.ds}; the LTEs are what they were; `lte rollback --ranker` again switches forth"
+    )
+    _print(args.json, asdict(live), text)
 
 
 def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -144,6 +157,7 @@ TOOLS = {
     "make-fashion": ("jobs.make_fashion_data", "make a fashion shop: items with pictures, users with tastes"),
     "train-clip": ("jobs.train_clip", "train a CLIP on a catalogue's own pictures and texts"),
     "experiment": ("jobs.experiment", "which LTE helps, how, and what leaks: on this deployment's own data"),
+    "recommend": ("jobs.recommend", "the live ranker's best items for a user, as a server would find them"),
 }
 Command = Callable[[argparse.Namespace, Deployment], None]
 
@@ -178,7 +192,8 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "user", _user, "a user's live LTE: n_items, nearest items, drift since yesterday", user, nearest)
     _command(commands, "check-config", _check_config, "check the configuration and show what it amounts to")
     _command(commands, "items", _items, "the items most like words or a picture, on a contact sheet", *_item_flags())
-    _command(commands, "rollback", _rollback, "switch back to the snapshot that was live before")
+    ranker = ("--ranker", {"action": "store_true", "help": "the ranker instead of the snapshot"})
+    _command(commands, "rollback", _rollback, "switch back to the snapshot that was live before", ranker)
     _command(commands, "erase", _erase, "remove a user from the tables, their history and the online store", user)
     _command(commands, "maintain", _maintain, "compact tables and delete files beyond the rollback horizon")
     for name, (_, help_text) in TOOLS.items():

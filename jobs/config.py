@@ -283,6 +283,8 @@ class AutoencoderSection:
     Attributes:
         enabled: Whether the daily run trains it and writes its LTEs.
         window: LTE window whose histories it reads.
+        max_items: Most frequent items that it knows: its first layer has 4D floats for each. Users of none of them get
+            the uniform average.
         epochs: At most; training stops early on held-out users.
         batch_size: Users a step.
         learning_rate: Of Adam.
@@ -296,6 +298,7 @@ class AutoencoderSection:
 
     enabled: bool = True
     window: str = "365-60"
+    max_items: int = 50_000
     epochs: int = 20
     batch_size: int = 256
     learning_rate: float = 1e-3
@@ -310,7 +313,7 @@ class AutoencoderSection:
         """Refuse an impossible window or share."""
         LteWindow.parse(self.window)
         _require(0 < self.negatives_share <= 1, "autoencoder.negatives_share", self.negatives_share, "in (0, 1]")
-        for name in ("epochs", "batch_size", "patience"):
+        for name in ("max_items", "epochs", "batch_size", "patience"):
             _require(getattr(self, name) >= 1, f"autoencoder.{name}", getattr(self, name), "at least 1")
         _require(self.learning_rate > 0, "autoencoder.learning_rate", self.learning_rate, "above 0")
         _require(self.power >= 0, "autoencoder.power", self.power, "0 or more")

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from jobs.basis import configured_basis
 from jobs.config import Deployment, job_parser, load_deployment
 from jobs.entry import is_off, run_job
 from jobs.live_ranker import live_bundle_folder, live_ranker, make_live, require_pair
-from jobs.model_data import ModelError, bundle_folder
+from jobs.model_data import ModelError, bundle_folder, record_model
 from jobs.publish_snapshot import RUN_TYPES
 from jobs.ranker_data import ExampleReader, Shop, days_with_examples, load_shop, stage_examples
 from jobs.ranker_scores import (
@@ -38,7 +39,7 @@ from jobs.ranker_scores import (
     table_rows,
 )
 from jobs.tables import Lake, open_lake
-from lte_models.checkpoint import load_bundle, read_manifest
+from lte_models.checkpoint import Bundle, load_bundle, read_manifest
 from lte_models.data import ExampleCollate
 from lte_models.metrics import compare
 from schemas import LIVE_SNAPSHOT
@@ -91,10 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_lake(config.deployment, JOB) as lake:
         verdict = evaluate(lake, config.deployment, config.ds, basis_version)
         outcome = decide(lake, config, verdict)
-        lake.record_metrics(config.ds, JOB, {**verdict.metrics, ("went_live", ""): float(outcome.went_live)})
-    print(outcome.text, flush=True)
-    if outcome.is_refused:
+        lake.record_metrics(config.ds, JOB, {**verdict.metrics, ("went_live", ""): float(outcome.name == "live")})
+        manifest = read_manifest(bundle_folder(config.deployment, "ranker", config.ds))
+        record_model(lake, JOB, manifest, outcome.name, outcome.text)
+    if outcome.name == "refused":
         raise ModelError(outcome.text)
+    print(outcome.text, flush=True)
 
 
 def parse_flags(argv: Sequence[str] | None) -> EvaluateConfig:
@@ -132,22 +135,40 @@ def evaluate(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -
     days = days_with_examples(lake, basis_version, last - timedelta(days=settings.train_days), last)
     if last not in days:
         return nobody_came(0)
+    anchors = {"holdout": [last], "recent": days[:-1][-EASE_ANCHORS:]}
+    try:
+        return compared(lake, deployment, ds, bundle, anchors, folder / "evaluation")
+    finally:
+        shutil.rmtree(folder / "evaluation", ignore_errors=True)
+
+
+def compared(
+    lake: Lake, deployment: Deployment, ds: date, bundle: Bundle, anchors: Mapping[str, Sequence[date]], folder: Path
+) -> Verdict:
+    """Stage the examples, score them with every model, judge.
+
+    Args:
+        lake: Reads training_examples, interactions and the basis.
+        deployment: Settings.
+        ds: Holdout day.
+        bundle: The candidate.
+        anchors: "holdout" and, for EASE, "recent".
+        folder: For the staged examples.
+    """
+    settings, basis_version = deployment.ranker, bundle.manifest.basis_version
     shop = load_shop(lake, ds, basis_version, settings.train_days)
-    collate, types = ExampleCollate(shop.row_of_index), deployment.interactions.types
+    collate = ExampleCollate(shop.row_of_index)
     holdout, recent = (
-        ExampleReader(stage_examples(lake, anchors, basis_version, folder / name), collate, BATCH_USERS)
-        for name, anchors in {"holdout": [last], "recent": days[:-1][-EASE_ANCHORS:]}.items()
+        ExampleReader(stage_examples(lake, anchors[name], basis_version, folder / name), collate, BATCH_USERS)
+        for name in ("holdout", "recent")
     )
     facts = holdout_facts(holdout)
     if facts.n_users < MIN_USERS:
         return nobody_came(facts.n_users)
-    scorers: dict[str, Scorer] = {"candidate": ranker_scorer(bundle, shop, types)}
+    scorers: dict[str, Scorer] = {"candidate": ranker_scorer(bundle, shop, deployment.interactions.types)}
     scorers |= live_scorer(deployment, ds, basis_version, shop)
     scorers |= baseline_scorers(shop, recent)
-    verdict = judge(scored(scorers, holdout, settings.cutoff), facts, shop, settings.cutoff)
-    for reader in (holdout, recent):
-        shutil.rmtree(reader.rows.files[0].parent)
-    return verdict
+    return judge(scored(scorers, holdout, settings.cutoff), facts, shop, settings.cutoff)
 
 
 def nobody_came(n_users: int) -> Verdict:
@@ -253,17 +274,16 @@ def collapsed(metrics: Mapping[tuple[str, str], float]) -> list[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was decided, for a person.
+    """What was decided.
 
     Attributes:
+        name: "live": the ranker of ds is live now. "refused": the gate found a reason against it. "kept": nothing was
+            decided, what is live stays.
         text: In words.
-        went_live: Whether the ranker of ds is live now.
-        is_refused: Whether the gate refused it.
     """
 
+    name: str
     text: str
-    went_live: bool = False
-    is_refused: bool = False
 
 
 def decide(lake: Lake, config: EvaluateConfig, verdict: Verdict) -> Outcome:
@@ -273,40 +293,50 @@ def decide(lake: Lake, config: EvaluateConfig, verdict: Verdict) -> Outcome:
         lake: Reads live_snapshot.
         config: Flags.
         verdict: Of the gate.
-
-    Raises:
-        ModelError: The ranker and the published LTEs do not match.
     """
-    live, ds = live_ranker(config.deployment), config.ds
+    kept = reason_to_keep(config, verdict)
+    if kept:
+        return Outcome("kept", f"ds={config.ds}: {kept}; what is live stays")
+    reasons = mismatch(lake, config) or ([] if config.force else verdict.reasons)
+    if reasons:
+        return Outcome("refused", f"the ranker of ds {config.ds} does not go live: {'; '.join(reasons)}")
+    pointer = make_live(config.deployment, bundle_folder(config.deployment, "ranker", config.ds))
+    return Outcome("live", f"live: ranker of ds={config.ds}, weights {pointer.weights_sha256[:12]}")
+
+
+def reason_to_keep(config: EvaluateConfig, verdict: Verdict) -> str:
+    """Why nothing is decided on this run; empty where the gate decides.
+
+    Args:
+        config: Flags.
+        verdict: Of the gate.
+    """
     if config.is_backfill:
-        return Outcome(f"ds={ds}: a backfill changes nothing that is live; the ranker was judged and recorded")
+        return "a backfill, judged and recorded"
     if verdict.n_users < MIN_USERS:
-        return Outcome(f"ds={ds}: {verdict.n_users} users with a known item, nothing to judge by; what is live stays")
-    if live and date.fromisoformat(live.ds) > ds and not config.force:
-        return Outcome(f"ds={ds}: the live ranker is of ds={live.ds}, which is newer; it stays")
-    folder = bundle_folder(config.deployment, "ranker", ds)
-    check_pair(lake, config.deployment, ds)
-    if verdict.reasons and not config.force:
-        return Outcome(f"the ranker of ds {ds} does not go live: {'; '.join(verdict.reasons)}", is_refused=True)
-    pointer = make_live(config.deployment, folder)
-    return Outcome(f"live: ranker of ds={ds}, weights {pointer.weights_sha256[:12]}", went_live=True)
+        return f"{verdict.n_users} users with a known item, nothing to judge by"
+    live = live_ranker(config.deployment)
+    if live and date.fromisoformat(live.ds) > config.ds and not config.force:
+        return f"the live ranker is of ds={live.ds}, which is newer"
+    return ""
 
 
-def check_pair(lake: Lake, deployment: Deployment, ds: date) -> None:
-    """Refuse a ranker that reads other LTEs than those that are published.
+def mismatch(lake: Lake, config: EvaluateConfig) -> list[str]:
+    """The reason against a ranker that reads other LTEs than those that are published; no flag overrules it.
 
     Args:
         lake: Reads live_snapshot; where nothing was published yet any ranker fits.
-        deployment: Whose.
-        ds: Data day of the ranker.
-
-    Raises:
-        ModelError: basis_version, window or method differ.
+        config: Flags.
     """
     published = lake.read(LIVE_SNAPSHOT).orderBy("sequence", ascending=False).first()
-    if published is not None:
-        snapshot = (published["basis_version"], published["lte_window"], published["method"])
-        require_pair(read_manifest(bundle_folder(deployment, "ranker", ds)), snapshot, published["ds"])
+    if published is None:
+        return []
+    snapshot = (published["basis_version"], published["lte_window"], published["method"])
+    try:
+        require_pair(read_manifest(bundle_folder(config.deployment, "ranker", config.ds)), snapshot, published["ds"])
+    except ModelError as error:
+        return [str(error)]
+    return []
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyspark.sql.types import StructField, StructType
 
 from jobs.bundles import ModelError, bundle_folder, models_folder, prune_bundles
 from jobs.config import Deployment, code_version
 from jobs.tables import Lake
-from lte_models.checkpoint import MANIFEST, Bundle, load_bundle, read_manifest
-from schemas import ITEM_EMBEDDINGS
+from lte_models.checkpoint import MANIFEST, Bundle, Manifest, load_bundle, read_manifest
+from schemas import ITEM_EMBEDDINGS, MODEL_RUNS
 
 __all__ = [
     "FloatMatrix",
@@ -28,6 +29,7 @@ __all__ = [
     "item_ids",
     "models_folder",
     "prune_bundles",
+    "record_model",
     "vector_rows",
 ]
 
@@ -126,3 +128,21 @@ def item_ids(lake: Lake, basis_version: str) -> list[str]:
     ):
         found |= dict(zip(batch.column("item_index").to_pylist(), batch.column("item_id").to_pylist(), strict=True))
     return [found[index] for index in range(len(found))]
+
+
+def record_model(lake: Lake, job: str, manifest: Manifest, outcome: str, reason: str = "") -> None:
+    """Write the row of a job and ds in table model_runs; a rerun replaces it.
+
+    Args:
+        lake: Where to.
+        job: Job.
+        manifest: Of the bundle.
+        outcome: One of :data:`schemas.operations.MODEL_OUTCOMES`.
+        reason: For a person.
+    """
+    ds = date.fromisoformat(manifest.ds)
+    row = {name: getattr(manifest, name, None) for name in MODEL_RUNS.columns}
+    row |= {"outcome": outcome, "reason": reason, "ds": ds, "job": job}
+    schema = StructType([StructField(field.name, field.dataType) for field in MODEL_RUNS.schema])
+    rows = lake.spark.createDataFrame([tuple(row[name] for name in MODEL_RUNS.columns)], schema)
+    lake.replace(rows, MODEL_RUNS, {"ds": ds, "job": job})

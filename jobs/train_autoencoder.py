@@ -31,6 +31,7 @@ from jobs.model_data import (
     fingerprint,
     item_ids,
     prune_bundles,
+    record_model,
 )
 from jobs.tables import Lake, open_lake
 from jobs.tracking import TrainingRecord, track
@@ -163,13 +164,14 @@ class Vocabulary:
     rank_of_index: IntArray
 
 
-def vocabulary(histories: DataFrame, n_indices: int, what: str) -> Vocabulary:
+def vocabulary(histories: DataFrame, n_indices: int, what: str, max_items: int | None = None) -> Vocabulary:
     """Rank the items of histories by how many users have them, ties by item_index.
 
     Args:
         histories: Rows of user_histories.
         n_indices: Size of the basis.
         what: Named in the error.
+        max_items: Most frequent items to keep; None for all.
 
     Raises:
         ModelError: No history holds an item.
@@ -179,7 +181,7 @@ def vocabulary(histories: DataFrame, n_indices: int, what: str) -> Vocabulary:
         raise ModelError(f"{what}: no user has a known item; there is nothing to train on")
     counts = np.zeros(n_indices, dtype=np.int64)
     counts[counted["item_index"].to_numpy()] = counted["count"].to_numpy()
-    indices = rank_by_frequency(counts)[: int((counts > 0).sum())]
+    indices = rank_by_frequency(counts)[: int((counts > 0).sum())][:max_items]
     ranks = np.full(n_indices, -1, dtype=np.int64)
     ranks[indices] = np.arange(len(indices))
     return Vocabulary(indices, ranks)
@@ -234,14 +236,15 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
     settings, where = deployment.autoencoder, _partition(ds, deployment.autoencoder)
     matrix = basis_matrix(lake, basis_version)
     what = f"table user_histories, ds {ds}, lte_window {settings.window}"
-    words = vocabulary(lake.read(USER_HISTORIES, where=where), len(matrix), what)
+    words = vocabulary(lake.read(USER_HISTORIES, where=where), len(matrix), what, settings.max_items)
     folder = bundle_folder(deployment, "autoencoder", ds)
     parts = lake.batches(USER_HISTORIES, columns=("user_id", "items", "fold"), where=where)
     rows = stage(parts, ("user_id",), folder / "rows")
     reader = HistoryReader(rows.files, words.rank_of_index, settings)
     model = Autoencoder(_model_config(settings, words, matrix), torch.from_numpy(matrix[words.indices]))
     model.to(best_device())
-    ids = [item_ids(lake, basis_version)[index] for index in words.indices]
+    names = item_ids(lake, basis_version)
+    ids = [names[index] for index in words.indices]
     earlier = earlier_bundle(deployment, "autoencoder", ds, basis_version)
     n_warm = _start_from(model, ids, earlier) if earlier else 0
     start = earlier.manifest.weights_sha256 if earlier else ""
@@ -264,7 +267,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
         code_version=code_version(),
         metrics=metrics,
     )
-    save_bundle(folder, manifest, model.state_dict(), ids)
+    written = save_bundle(folder, manifest, model.state_dict(), ids)
     track(
         deployment,
         TrainingRecord(
@@ -277,6 +280,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
             artefact=folder / MANIFEST,
         ),
     )
+    record_model(lake, JOB, written, "trained")
     prune_bundles(deployment, "autoencoder", ds)
     shutil.rmtree(folder / "rows")
     return {

@@ -20,7 +20,7 @@ import torch
 from jobs.basis import configured_basis
 from jobs.config import Deployment, RankerSection, code_version, parse_config
 from jobs.entry import is_off, run_job
-from jobs.model_data import ModelError, bundle_folder, earlier_bundle, fingerprint, prune_bundles
+from jobs.model_data import ModelError, bundle_folder, earlier_bundle, fingerprint, prune_bundles, record_model
 from jobs.ranker_data import (
     METADATA,
     ExampleReader,
@@ -122,7 +122,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         code_version=code_version(),
         metrics=metrics,
     )
-    save_bundle(folder, manifest, built.model.state_dict(), shop.item_ids)
+    written = save_bundle(folder, manifest, built.model.state_dict(), shop.item_ids)
     track(
         deployment,
         TrainingRecord(
@@ -135,6 +135,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
             artefact=folder / MANIFEST,
         ),
     )
+    record_model(lake, JOB, written, "trained")
     prune_bundles(deployment, "ranker", ds)
     for reader in readers:
         shutil.rmtree(reader.rows.files[0].parent)

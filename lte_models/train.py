@@ -57,7 +57,7 @@ class Task(Generic[BatchT]):
     """What is trained, on what.
 
     Attributes:
-        model: Parameters to train.
+        model: Parameters to train; its buffers must be set and stay as they are.
         loss: Batch and generator of negatives to a scalar.
         batches: Epoch to its batches, the same ones each time they are asked for.
         validate: Value on the held-out slice; larger is better. The model is in eval mode, without gradients.
@@ -149,7 +149,7 @@ class Trainer(Generic[BatchT]):
         self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.rng = torch.Generator().manual_seed(config.seed)
         self.progress = Progress()
-        self.best = _copy(task.model.state_dict())
+        self.best = _copy(_trained(task.model))
 
     def run(self) -> Progress:
         """Train; afterwards the model holds its best weights, in eval mode, and the checkpoint is gone.
@@ -166,7 +166,7 @@ class Trainer(Generic[BatchT]):
                 self._resume()
             while self.progress.epoch < self.config.epochs and not self._is_stale():
                 self._epoch()
-        self.task.model.load_state_dict(self.best)
+        _load(self.task.model, self.best)
         self.task.model.eval()
         self.path.unlink(missing_ok=True)
         return self.progress
@@ -210,10 +210,10 @@ class Trainer(Generic[BatchT]):
         progress.curve.append({"loss": progress.loss_sum / progress.step, "held_out": value})
         if value > progress.best:
             progress.best, progress.best_epoch = value, progress.epoch
-            self.best = _copy(self.task.model.state_dict())
+            self.best = _copy(_trained(self.task.model))
 
     def _save(self) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self.task.model.state_dict().items()}
+        tensors = {f"model.{name}": tensor for name, tensor in _trained(self.task.model).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
@@ -230,7 +230,7 @@ class Trainer(Generic[BatchT]):
         if metadata.get("fingerprint") != self.task.fingerprint:
             raise CheckpointError(f"{self.path}: of another training; delete it to start this one")
         self.progress = Progress(**json.loads(metadata["progress"]))
-        self.task.model.load_state_dict(_under(tensors, "model."))
+        _load(self.task.model, _under(tensors, "model."))
         self.best = {name: tensor.to(self.device) for name, tensor in _under(tensors, "best.").items()}
         self._restore_optimizer(_under(tensors, "optimizer."))
         torch.set_rng_state(tensors["rng.torch"])
@@ -245,6 +245,17 @@ class Trainer(Generic[BatchT]):
             state.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes. Buffers (a basis of all items, say) are whoever built the model's, and stay out."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in _trained(model).items():
+            parameter.copy_(tensors[name])
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

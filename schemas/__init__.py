@@ -5,7 +5,7 @@ from schemas.ingest import INGEST_LOG, QUARANTINE
 from schemas.interactions import EVENT_DAYS, INTERACTIONS
 from schemas.items import ITEM_EMBEDDINGS, ITEMS
 from schemas.lte import LTE_DRIFT, METHODS, POOLED_METHODS, USER_LTE
-from schemas.operations import GATE_RESULTS, LIVE_SNAPSHOT, METRICS, RUNS
+from schemas.operations import GATE_RESULTS, LIVE_SNAPSHOT, METRICS, MODEL_RUNS, RUNS
 from schemas.table import MAX_ID_BYTES, Table, column
 from schemas.training import TRAINING_EXAMPLES, USER_HISTORIES
 
@@ -26,6 +26,7 @@ TABLES: dict[str, Table] = {
         EXPERIMENTS,
         METRICS,
         RUNS,
+        MODEL_RUNS,
         GATE_RESULTS,
         LIVE_SNAPSHOT,
     )
@@ -45,6 +46,7 @@ __all__ = [
     "MAX_ID_BYTES",
     "METHODS",
     "METRICS",
+    "MODEL_RUNS",
     "POOLED_METHODS",
     "QUARANTINE",
     "RUNS",

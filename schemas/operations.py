@@ -34,6 +34,34 @@ RUNS = Table(
     partition_by=("ds", "job"),
 )
 
+MODEL_OUTCOMES = ("trained", "live", "refused", "kept")
+
+MODEL_RUNS = Table(
+    name="model_runs",
+    comment="What a model's job of a ds made or decided: the bundles themselves lie under models in the lake.",
+    schema=StructType(
+        [
+            column("kind", StringType(), "Model.", values=("autoencoder", "ranker")),
+            column(
+                "outcome",
+                StringType(),
+                "A bundle was trained; then live, refused or kept from it.",
+                values=MODEL_OUTCOMES,
+            ),
+            column("reason", StringType(), "Why, for a person; empty for a training."),
+            column("weights_sha256", StringType(), "Of the bundle's weights."),
+            column("vocabulary_hash", StringType(), "Of its items in row order."),
+            column("basis_version", StringType(), "Basis that it was trained on."),
+            column("lte_window", StringType(), "Window of the LTEs it reads or makes; empty where it reads none."),
+            column("code_version", StringType(), "Version of this package."),
+            column("ds", DateType(), "Data day."),
+            column("job", StringType(), "Job."),
+        ]
+    ),
+    key=("ds", "job"),
+    partition_by=("ds", "job"),
+)
+
 GATE_RESULTS = Table(
     name="gate_results",
     comment="One row an expectation of the quality gate of ds.",

@@ -96,9 +96,9 @@ def test_the_trained_ranker_beats_popularity_and_goes_live(own: tuple[Lake, Depl
     assert verdict.metrics["ndcg_at_5", "candidate"] > verdict.metrics["ndcg_at_5", "popularity_7d"]
     assert verdict.n_users == verdict.metrics["n_users", ""] == N_USERS // 2  # every second user came on DS
     assert verdict.metrics["ndcg_at_5", "candidate/>20"] > 0
-    assert not list(bundle_folder(deployment, "ranker", DS).glob("holdout*"))
+    assert not list(bundle_folder(deployment, "ranker", DS).glob("evaluation"))
     outcome = decide(lake, EvaluateConfig(deployment, DS), replace(verdict, reasons=[]))
-    assert outcome.went_live
+    assert outcome.name == "live"
     live = live_ranker(deployment)
     assert live is not None
     assert (live.ds, live.previous) == (DS.isoformat(), "")
@@ -118,7 +118,10 @@ def test_the_live_ranker_is_judged_beside_the_new_one(own: tuple[Lake, Deploymen
     make_live(deployment, bundle_folder(deployment, "ranker", DS + DAY))
     again = evaluate(lake, deployment, DS, BASIS)
     assert ("ndcg_at_5", "live") not in again.metrics
-    assert "is of ds=2021-01-01, which is newer" in decide(lake, EvaluateConfig(deployment, DS), again).text
+    assert (
+        "is of ds=2021-01-01, which is newer; what is live stays"
+        in decide(lake, EvaluateConfig(deployment, DS), again).text
+    )
     assert live_ranker(deployment).ds == "2021-01-01"  # type: ignore[union-attr]
 
 
@@ -130,7 +133,7 @@ def test_a_day_on_which_nobody_came_keeps_what_is_live(own: tuple[Lake, Deployme
     train(lake, deployment, DS + DAY, BASIS)
     verdict = evaluate(lake, deployment, DS + DAY, BASIS)
     outcome = decide(lake, EvaluateConfig(deployment, DS + DAY), verdict)
-    assert (verdict.n_users, outcome.went_live, outcome.is_refused) == (0, False, False)
+    assert (verdict.n_users, outcome.name) == (0, "kept")
     assert "nothing to judge by" in outcome.text
     assert live_ranker(deployment) == before
 
@@ -278,8 +281,9 @@ def test_a_ranker_that_reads_other_ltes_than_are_published_never_goes_live(
     _published(lake, **changes)
     verdict = evaluate(lake, deployment, DS, BASIS)
     for force in (False, True):
-        with pytest.raises(ModelError, match=message):
-            decide(lake, EvaluateConfig(deployment, DS, force=force), replace(verdict, reasons=[]))
+        outcome = decide(lake, EvaluateConfig(deployment, DS, force=force), replace(verdict, reasons=[]))
+        assert outcome.name == "refused"
+        assert message in outcome.text
     assert live_ranker(deployment) is None
 
 
@@ -290,7 +294,7 @@ def test_a_matching_pair_goes_live_and_a_ranker_without_lte_fits_any(own: tuple[
     require_pair(manifest, (BASIS, "365-60", "uniform"), DS)
     require_pair(replace(manifest, lte_window=""), ("other", "365-0", "recency"), DS)
     verdict = replace(evaluate(lake, deployment, DS, BASIS), reasons=[])
-    assert decide(lake, EvaluateConfig(deployment, DS), verdict).went_live
+    assert decide(lake, EvaluateConfig(deployment, DS), verdict).name == "live"
 
 
 def test_backfills_and_refusals_change_nothing_that_is_live(own: tuple[Lake, Deployment]) -> None:
@@ -298,10 +302,10 @@ def test_backfills_and_refusals_change_nothing_that_is_live(own: tuple[Lake, Dep
     verdict = evaluate(lake, deployment, DS, BASIS)
     assert "a backfill" in decide(lake, EvaluateConfig(deployment, DS, is_backfill=True), verdict).text
     refused = decide(lake, EvaluateConfig(deployment, DS), replace(verdict, reasons=["NDCG is below"]))
-    assert (refused.is_refused, refused.went_live) == (True, False)
+    assert refused.name == "refused"
     assert live_ranker(deployment) is None
     forced = decide(lake, EvaluateConfig(deployment, DS, force=True), replace(verdict, reasons=["NDCG is below"]))
-    assert forced.went_live
+    assert forced.name == "live"
 
 
 def test_flags(deployment_file: Path) -> None:
