@@ -283,6 +283,9 @@ class UserTower(nn.Module):
         self.ages = nn.Embedding(AGE_BUCKETS, 16, padding_idx=0)
         self.input = nn.Linear(config.dim + 8 + 16, config.dim)
         self.positions = nn.Embedding(config.max_length, config.dim)  # by distance from the end: padding moves nothing
+        for table in (self.types, self.ages, self.positions):
+            # drawn from N(0, 1) they would drown the items, whose vectors start five times as small
+            table.weight.data.mul_(0.1)
         self.blocks = nn.ModuleList(Block(config.dim, config.n_heads, config.dropout) for _ in range(config.n_blocks))
         self.norm = nn.LayerNorm(config.dim)
         self.w_o = nn.Linear(config.dim, config.dim, bias=False)
