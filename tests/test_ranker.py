@@ -247,6 +247,21 @@ def test_sampling_with_own_items_estimates_the_full_softmax() -> None:
     assert draws.mean().item() == pytest.approx(full.item(), abs=4 * draws.std().item() / 1500**0.5)
 
 
+@pytest.mark.parametrize("history", [False, True])
+@pytest.mark.parametrize("n_samples", [None, 3])
+def test_bfloat16_gives_nearly_the_loss_of_float32(history: bool, n_samples: int | None) -> None:
+    model, context = _model(history_features=history), _context(2)
+    batch = _batch([[1, 2, 3], [0, 4, 5]], TARGETS)
+    objective = Objective(LogUniformSampler(V, n_samples) if n_samples else None)
+    exact = ranker_loss(model, batch, context, objective, _rng(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = ranker_loss(model, batch, context, objective, _rng(0))
+    torch.autograd.backward(rounded)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
 def test_a_user_without_past_trains_finitely_beside_one_with() -> None:
     model, context = _model(history_features=True).train(), _context(2)
     batch = _batch([[1, 2, 3], [0, 0, 5]], TARGETS)
