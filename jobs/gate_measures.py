@@ -221,7 +221,7 @@ def _measured_slice(
         skipped={name: why for name, why in skipped.items() if values[name] is None},
         rows={
             "users_lost_share": lambda: lost.orderBy("user_id"),
-            "users_change_share": lambda: lost.orderBy("user_id"),
+            "users_change_share": lambda: of_slice.where("is_before <> is_now").orderBy("user_id"),
             "unknown_share": lambda: unknown.orderBy(F.desc("n_unknown"), "user_id"),
         },
     )

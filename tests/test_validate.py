@@ -1,0 +1,294 @@
+"""The gate of a day: what it reads, what fails it, what it skips, and that a failure blocks publishing."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+from lte_builders import BASIS, DS, Event, key_of, put, put_basis, put_events, schema_of
+from pyspark.sql import SparkSession
+
+from jobs.basis_matrix import load_matrix
+from jobs.compute_drift import JOB as DRIFT_JOB
+from jobs.compute_drift import write_drift
+from jobs.compute_lte import JOB as LTE_JOB
+from jobs.compute_lte import lte_metrics, write_lte
+from jobs.config import AutoencoderSection, Deployment, GatesSection
+from jobs.gate_measures import (
+    Measured,
+    measure_autoencoder,
+    measure_basis,
+    measure_catalogue,
+    measure_drift,
+    measure_slices,
+)
+from jobs.gate_pages import docs_index, docs_page
+from jobs.gate_runs import GateRun
+from jobs.publish_snapshot import require_gates
+from jobs.store_publish import PublishRefusedError
+from jobs.tables import Lake
+from jobs.validate import GateError, landed_since, last_passed, require_success, summary, validate_day
+from schemas import GATE_RESULTS, ITEM_EMBEDDINGS, ITEMS, LTE_DRIFT, METRICS, USER_LTE
+
+YESTERDAY = DS - timedelta(days=1)
+VECTORS = {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [-1.0, 0.0]}
+HOSTILE = "<script>alert(1)</script>"
+
+
+def put_items(lake: Lake, items: list[str]) -> None:
+    rows = [(item, item, None, None, None, None, None, None, None, None, YESTERDAY) for item in items]
+    put(lake, ITEMS, rows)
+
+
+def run_lte(lake: Lake, deployment: Deployment, day: date) -> None:
+    write_lte(lake, deployment, day, BASIS)
+    lake.record_metrics(day, LTE_JOB, lte_metrics(lake, deployment.lte, day))
+
+
+def fill(lake: Lake, deployment: Deployment) -> None:
+    """Two days of three users; nothing enters or leaves their windows but one interaction of u."""
+    put_basis(lake, VECTORS)
+    put_items(lake, list(VECTORS))
+    events = [Event("u", "a", 100)] * 30 + [Event("u", "b", 60), Event("v", "b", 200), Event("w", "a", 5)]
+    put_events(lake, [*events, Event("v", "ghost", 200)])
+    run_lte(lake, deployment, YESTERDAY)
+    run_lte(lake, deployment, DS)
+    lake.record_metrics(DS, DRIFT_JOB, write_drift(lake, deployment, DS))
+
+
+def without_models(deployment: Deployment) -> Deployment:
+    return dataclasses.replace(deployment, autoencoder=AutoencoderSection(enabled=False))
+
+
+def gated(deployment: Deployment, **limits: float) -> Deployment:
+    return dataclasses.replace(deployment, gates=dataclasses.replace(GatesSection(), **limits))
+
+
+@pytest.fixture(scope="module")
+def shop(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Deployment, Path]:
+    """A lake of two good days, which the tests of measures only read."""
+    from conftest import CONFIG
+
+    from jobs.config import load_deployment
+
+    folder = tmp_path_factory.mktemp("shop")
+    (folder / "deployment.toml").write_text(CONFIG)
+    deployment = without_models(load_deployment(folder / "deployment.toml", environ={}))
+    lake = Lake(sail, deployment.paths.lake)
+    fill(lake, deployment)
+    return lake, deployment, folder / "deployment.toml"
+
+
+def by_label(measured: list[Measured]) -> dict[str, Measured]:
+    return {each.label: each for each in measured}
+
+
+@pytest.mark.slow
+def test_a_good_day_passes_and_leaves_results_metrics_and_pages(shop) -> None:
+    lake, deployment, _ = shop
+    outcomes = validate_day(lake, deployment, DS)
+    assert [outcome for outcome in outcomes if not outcome.success] == []
+    require_success(outcomes, DS)
+    require_gates(lake, DS)  # what publishing asks for
+    rows = lake.read(GATE_RESULTS, where={"ds": DS}).collect()
+    assert len(rows) == len(outcomes) == len({(row["table"], row["expectation"]) for row in rows})
+    metrics = {(r["metric"], r["label"]): r["value"] for r in lake.read(METRICS, where={"job": "validate"}).collect()}
+    assert metrics["n_expectations", ""] == len(outcomes)
+    assert metrics["unknown_share", "uniform/365-60"] == pytest.approx(1 / 33)  # ghost of 31 + 2 in the window
+    assert (metrics["n_users_lost", "uniform/365-60"], metrics["n_active_users", "uniform/365-60"]) == (0, 1)
+    index = docs_index(deployment, DS)
+    for row in rows:
+        if row["skipped"] is None:
+            assert (index.parent / docs_page(row["table"], row["expectation"], DS)).exists(), row
+    pages = [path.read_text() for path in index.parent.rglob("*.html")]
+    assert not [page for page in pages if "<script" in page or "<link" in page or "src=" in page]
+    assert "Content-Security-Policy" in index.read_text()
+    again = validate_day(lake, deployment, DS)
+    assert again == outcomes
+
+
+def test_without_yesterday_comparisons_are_skipped_and_say_so(shop) -> None:
+    lake, deployment, _ = shop
+    measured = [
+        *measure_slices(lake, deployment, YESTERDAY, is_stale=False),
+        *measure_drift(lake, deployment, YESTERDAY),
+    ]
+    run = GateRun(YESTERDAY)
+    outcomes = [outcome for each in measured for outcome in run.measured(each)]
+    skipped = {outcome.expectation: outcome.skipped for outcome in outcomes if outcome.skipped}
+    assert all(outcome.success for outcome in outcomes)
+    why = f"no LTEs of {YESTERDAY - timedelta(days=1)} to compare with"
+    assert skipped["expect_column_max_to_be_between(users_lost_share) of uniform/365-60"] == why
+    assert skipped["expect_column_min_to_be_between(cosine_p01) of recency/365-60"] == why
+    assert why in summary(outcomes, YESTERDAY, Path("index.html"))
+
+
+@pytest.mark.slow
+def test_a_failed_gate_names_all_and_blocks_publishing(lake, deployment, deployment_file) -> None:
+    configured = without_models(deployment)
+    fill(lake, configured)
+    # v's LTE of ds is another vector than its interactions give: too far from yesterday's for any bound.
+    rows = [
+        (HOSTILE, [0.0, 1.0], 1, 0, BASIS, DS, "uniform", "365-60"),
+        ("u", [0.9, 0.9], 31, 0, BASIS, DS, "uniform", "365-60"),
+        ("v", [1.0, 0.0], 1, 1, BASIS, DS, "uniform", "365-60"),
+        ("w", [0.0, 1.0], 0, 0, BASIS, DS, "uniform", "365-60"),
+    ]
+    where = {"ds": DS, "method": "uniform", "lte_window": "365-60"}
+    lake.replace(lake.spark.createDataFrame(rows, schema_of(USER_LTE)), USER_LTE, where)
+    write_drift(lake, configured, DS)
+    environment = {"LTE_AUTOENCODER__ENABLED": "false", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-m", "jobs.validate", "--config", str(deployment_file), "--ds", str(DS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"GateError: ds={DS}: " in done.stderr
+    for named in (  # u, v and w break the bound
+        "table user_lte: expect_column_values_to_be_between(norm_share): observed 1 of 7 rows do not fit",
+        "table user_lte: expect_column_values_to_be_in_set(is_zero_without_items)",
+        "table user_lte: expect_column_max_to_be_between(n_interactions_missing) of uniform/365-60: observed 1,",
+        "table lte_drift: expect_column_max_to_be_between(n_bound_violations) of uniform/365-60: observed 3,",
+        "expected at most 0.0 (gates.max_bound_violations)",
+        '"user_id": "v"',
+    ):
+        assert named in done.stderr, done.stderr
+    with pytest.raises(PublishRefusedError, match="n_bound_violations"):
+        require_gates(lake, DS)
+    address = docs_page("user_lte", "expect_column_values_to_be_between(norm_share)", DS)
+    page = docs_index(deployment, DS).parent / address
+    assert HOSTILE not in page.read_text()
+    assert last_passed(lake, DS + timedelta(days=1)) is None  # so the next day reads again what landed on this one
+
+
+def test_user_lte_without_rows_is_named(lake, deployment) -> None:
+    with pytest.raises(GateError, match=f"table user_lte, ds={DS}, method=uniform, lte_window=365-60: no rows"):
+        validate_day(lake, deployment, DS)
+
+
+def failing(measured: Measured) -> set[str]:
+    outcomes = GateRun(DS).measured(measured)
+    return {o.expectation.partition("(")[2].partition(")")[0] for o in outcomes if not o.success}
+
+
+def test_every_limit_of_measured_values_can_fail(shop) -> None:
+    lake, deployment, _ = shop
+    strict = {
+        "min_users": 4,
+        "max_users_lost_share": -1.0,
+        "max_users_change_share": -1.0,
+        "max_unknown_share": 0.01,
+        "min_cosine_p01": 1.0,
+        "max_drift_p99": 0.0,
+        "max_bound_violations": -1,
+        "max_unembedded_share": -1.0,
+    }
+    gates = GatesSection()
+    for name, value in strict.items():  # past the configuration's own checks: what counts is the comparison
+        object.__setattr__(gates, name, value)
+    strictest = dataclasses.replace(deployment, gates=gates)
+    served = by_label(measure_slices(lake, strictest, DS, is_stale=False))["uniform/365-60"]
+    assert failing(served) == {"n_users", "users_lost_share", "users_change_share", "unknown_share"}
+    assert failing(by_label(measure_drift(lake, strictest, DS))["uniform/365-60"]) == {
+        "n_bound_violations",
+        "cosine_p01",
+        "drift_p99",
+    }
+    assert failing(measure_catalogue(lake, strictest, DS, BASIS)) == {"unembedded_share"}
+
+
+def test_a_basis_with_repeats_and_gaps_and_nan_do_not_pass(lake) -> None:
+    put_basis(lake, {"a": [1.0, 0.0]})
+    put_basis(lake, {"a": [0.0, 1.0]}, start=4)
+    put_basis(lake, {"b": [0.0, 1.0]}, start=4)
+    assert failing(measure_basis(lake, BASIS)) == {"n_repeated_items", "n_index_gaps", "n_repeated_indices"}
+    assert failing(measure_basis(lake, "another")) == {"n_vectors"}
+    good = measure_basis(lake, BASIS)
+    odd = dataclasses.replace(good, values=dict.fromkeys(good.values, float("nan")))
+    assert failing(odd) == {limit.column for limit in good.limits}
+
+
+def test_users_who_are_lost_are_counted_and_shown(lake, deployment) -> None:
+    rows = [(user, [1.0, 0.0], 1, 0, BASIS, day, "uniform", "365-60") for user, day in
+            [("a", YESTERDAY), ("b", YESTERDAY), ("c", YESTERDAY), ("d", YESTERDAY), ("a", DS)]]  # fmt: skip
+    put(lake, USER_LTE, rows)
+    served = by_label(measure_slices(lake, without_models(deployment), DS, is_stale=True))["uniform/365-60"]
+    assert (served.values["users_lost_share"], served.values["users_change_share"]) == (0.75, 0.75)
+    assert "stale" in served.skipped["n_interactions_missing"]
+    lost = next(o for o in GateRun(DS).measured(served) if "users_lost_share" in o.expectation)
+    assert not lost.success
+    assert all(f'"user_id": "{user}"' in str(lost.sample) for user in "bcd")
+
+
+def test_quantiles_are_of_active_fresh_users_at_one_day(lake, deployment) -> None:
+    def row(user: str, n: int, cosine: float, *, offset: int = 1, stale: bool = False) -> tuple:
+        return (user, offset, n, n, 0, 0, 0.0, 1 - cosine, 1.0, 1.0, cosine, None, "20-99", True, stale, DS, "uniform",
+                "365-60")  # fmt: skip
+
+    rows = [row("u1", 20, 0.9), row("u2", 20, 0.5), row("few", 19, -1.0), row("old", 99, -1.0, stale=True)]
+    put(lake, LTE_DRIFT, [*rows, row("u1", 20, -1.0, offset=5)])
+    found = by_label(measure_drift(lake, deployment, DS))["uniform/365-60"]
+    assert found.values["n_active_users"] == 2
+    assert found.values["cosine_p01"] == pytest.approx(0.504)  # 0.5 + 0.01 * 0.4
+    assert found.values["drift_p99"] == pytest.approx(0.496)
+    assert failing(found) == {"cosine_p01", "drift_p99"}
+
+
+def test_the_autoencoder_against_yesterday_and_uniform(engine_lake, deployment) -> None:
+    def rows(day: date, method: str, vectors: dict[str, list[float]]) -> list[tuple]:
+        return [(user, vector, 20, 0, BASIS, day, method, "365-60") for user, vector in vectors.items()]
+
+    now = {"same": [1.0, 0.0], "turned": [0.0, 2.0], "new": [1.0, 1.0]}
+    put(engine_lake, USER_LTE, rows(DS, "autoencoder", now))
+    put(engine_lake, USER_LTE, rows(YESTERDAY, "autoencoder", {"same": [1.0, 0.0], "turned": [1.0, 0.0]}))
+    put(engine_lake, USER_LTE, rows(DS, "uniform", {"same": [1.0, 0.0], "new": [0.0, 1.0], "left": [1.0, 0.0]}))
+    gates, *buckets = measure_autoencoder(engine_lake, deployment, DS)
+    values = gates.values
+    assert (values["autoencoder_n_users"], values["autoencoder_n_with_yesterday"]) == (3, 2)
+    assert values["autoencoder_cosine_p01"] == pytest.approx(0.01)  # of 0 and 1
+    assert values["autoencoder_drift_p99"] == pytest.approx(0.99 * 5**0.5)  # of 0 and |(-1, 2)|
+    assert values["autoencoder_uniform_cosine_p01"] == pytest.approx(0.5**0.5 + 0.01 * (1 - 0.5**0.5))
+    assert (values["n_autoencoder_users_missing"], values["n_autoencoder_users_extra"]) == (1, 1)
+    assert [bucket.label for bucket in buckets] == ["autoencoder/365-60/20-99"]
+    assert failing(gates) == {
+        "n_autoencoder_users_missing",
+        "n_autoencoder_users_extra",
+        "autoencoder_cosine_p01",
+        "autoencoder_drift_p99",
+    }
+    far = dataclasses.replace(GatesSection(), min_autoencoder_uniform_cosine_p01=0.9)
+    [worse, *_] = measure_autoencoder(engine_lake, dataclasses.replace(deployment, gates=far), DS)
+    assert "autoencoder_uniform_cosine_p01" in failing(worse)
+
+
+def test_drift_leaves_the_autoencoder_alone(lake, deployment) -> None:
+    fill(lake, deployment)
+    for day in (YESTERDAY, DS):
+        vector = [1.0, 0.0] if day == DS else [-1.0, 0.0]  # no bound covers it
+        where = {"ds": day, "method": "autoencoder", "lte_window": "365-60"}
+        rows = [(user, vector, 1, 0, BASIS, day, "autoencoder", "365-60") for user in "uvw"]
+        lake.replace(lake.spark.createDataFrame(rows, schema_of(USER_LTE)), USER_LTE, where)
+    metrics = write_drift(lake, deployment, DS)
+    methods = {row["method"] for row in lake.read(LTE_DRIFT, where={"ds": DS}).select("method").distinct().collect()}
+    assert methods == {"uniform", "recency"}
+    assert metrics["norm_max", "autoencoder/365-60"] == 1.0
+
+
+def test_what_landed_since_the_last_passed_day(lake) -> None:
+    def gate(day: int, success: bool) -> tuple:
+        return ("t", f"e{success}", success, "", "", None, None, None, date(2025, 6, day))
+
+    put(lake, GATE_RESULTS, [gate(1, True), gate(2, True), gate(3, True), gate(3, False), gate(9, True)])
+    assert last_passed(lake, date(2025, 6, 5)) == date(2025, 6, 2)
+    days = lake.spark.createDataFrame([(date(2025, 6, day),) for day in range(1, 8)], "landing_ds date")
+    condition = landed_since(date(2025, 6, 2), date(2025, 6, 5))("landing_ds")
+    assert sorted(row[0].day for row in days.where(condition).collect()) == [3, 4, 5]
+
+
+def test_the_basis_of_the_tests_is_what_the_matrix_holds(shop) -> None:
+    lake, _, _ = shop
+    assert load_matrix(key_of(lake)).vectors.shape == (3, 2)
+    assert lake.read(ITEM_EMBEDDINGS).count() == 3
