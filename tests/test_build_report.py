@@ -161,7 +161,7 @@ def test_distributions_by_hand(engine_lake: Lake) -> None:
 
 
 def test_the_first_line_of_a_day_on_which_all_went_well(shop) -> None:
-    deployment, _, facts = shop
+    _, _, facts = shop
     steps = [dataclasses.replace(step, tone="good") for step in facts.steps]
     held = [gate | {"success": True} for gate in facts.gates]
     good = dataclasses.replace(facts, steps=steps, gates=held, live={"ds": str(DS)})
