@@ -63,7 +63,8 @@ def read_basis(lake: Lake, basis_version: str | None = None) -> DataFrame:
     wanted = basis_version or _only(found, "table item_embeddings")
     if wanted not in found:
         raise BasisError(
-            f"table item_embeddings: no basis_version {wanted!r}; there are {found}: run embed_items first"
+            f"table item_embeddings: no basis_version {wanted!r}; there are {found}: run embed_items first, after "
+            "items with a text or picture have landed under items/ds=YYYY-MM-DD"
         )
     return lake.read(ITEM_EMBEDDINGS, where={"basis_version": wanted})
 

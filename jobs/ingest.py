@@ -46,6 +46,7 @@ from schemas.ingest import TARGETS
 
 JOB = "ingest"
 STAGING = "_staging/ingest"
+SHOWN_FAULTS = 3
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
     staging = f"{lake.root}/{STAGING}/{ds}"
     try:
         staged = _staged(lake, deployment, batch, staging)
+        _say_first_faults(staged)
         refuse_bad_shares(batch, staged.counts, deployment.interactions.max_bad_share)
         _write_batch(lake, batch, staged, {day for _, day in held["interactions"] if day is not None})
     finally:
@@ -116,6 +118,16 @@ def _say_plan(batch: Batch, log: Sequence[tuple[date, str]]) -> None:
     for day, name in sorted(log):
         if day in batch.days and name and name not in present:
             _say(f"WARNING: {name} was ingested before and is gone from the landing folder; its rows go")
+
+
+def _say_first_faults(staged: Staged) -> None:
+    """Show what is wrong with a few rows: a count alone does not tell anybody what to change."""
+    for target in TARGETS:
+        if any(each.n_quarantined for file, each in staged.counts.items() if file.target == target):
+            for row in staged.bad(target).orderBy("source_file", "line").limit(SHOWN_FAULTS).collect():
+                if row["line"]:  # a file that was refused as a whole has been named already
+                    detail = f" ({row['detail']})" if row["detail"] else ""
+                    _say(f"WARNING: {row['source_file']} line {row['line']}: {row['reason']}{detail}: {row['raw']}")
 
 
 def _held_days(lake: Lake, table: Table, batch: Batch) -> list[tuple[date, date | None]]:
