@@ -30,6 +30,7 @@ from jobs.ranker_scores import (
     TOP,
     FloatArray,
     HoldoutFacts,
+    MetricRows,
     Scored,
     Scorer,
     baseline_scorers,
@@ -73,12 +74,12 @@ class Verdict:
     """What the gate found.
 
     Attributes:
-        metrics: (metric, label) to value, for table metrics.
+        metrics: Metric, or (metric, label), to value, for table metrics.
         reasons: Why the new ranker must not go live; empty where it may.
         n_users: Users with a known target; below two there was nothing to judge by.
     """
 
-    metrics: dict[tuple[str, str], float]
+    metrics: MetricRows
     reasons: list[str]
     n_users: int
 
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_lake(config.deployment, JOB) as lake:
         verdict = evaluate(lake, config.deployment, config.ds, basis_version)
         outcome = decide(lake, config, verdict)
-        lake.record_metrics(config.ds, JOB, {**verdict.metrics, ("went_live", ""): float(outcome.name == "live")})
+        lake.record_metrics(config.ds, JOB, verdict.metrics | {"went_live": float(outcome.name == "live")})
         manifest = read_manifest(bundle_folder(config.deployment, "ranker", config.ds))
         record_model(lake, JOB, manifest, outcome.name, outcome.text)
     if outcome.name == "refused":
@@ -230,7 +231,7 @@ def judge(results: Mapping[str, Scored], facts: HoldoutFacts, shop: Shop, cutoff
         shop: For popularity bias and coverage.
         cutoff: k of the NDCG that decides.
     """
-    metrics: dict[tuple[str, str], float] = {("n_users", ""): float(facts.n_users)}
+    metrics: MetricRows = {("n_users", ""): float(facts.n_users)}
     for model, result in results.items():
         metrics |= table_rows(model, result, facts, shop)
     reasons = []
@@ -263,7 +264,7 @@ def against(ours: FloatArray, theirs: FloatArray, rival: str) -> tuple[dict[str,
     return values, [reason] if is_worse else []
 
 
-def collapsed(metrics: Mapping[tuple[str, str], float]) -> list[str]:
+def collapsed(metrics: MetricRows) -> list[str]:
     """The reason against a candidate that shows far fewer items than the live ranker, if it does."""
     name = f"coverage_at_{TOP}"
     now, before = metrics[name, "candidate"], metrics.get((name, "live"))

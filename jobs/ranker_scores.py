@@ -45,6 +45,7 @@ ITEM_BUFFERS = frozenset(f"item_tower.{name}" for name in Catalogue._fields)
 Scorer = Callable[[ExampleBatch], Tensor]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+MetricRows = dict[str | tuple[str, str], float]
 
 
 class RankerScorer:
@@ -221,7 +222,8 @@ def _scored_batches(scorer: Scorer, holdout: ExampleReader, cutoffs: Sequence[in
 
 
 def _values(ranks: IntArray, batch: ExampleBatch, cutoffs: Sequence[int]) -> dict[tuple[str, str], FloatArray]:
-    query, n_users, values = batch.target_query.numpy(), len(batch.items), {}
+    query, n_users = batch.target_query.numpy(), len(batch.items)
+    values: dict[tuple[str, str], FloatArray] = {}
     is_repeat = repeated_targets(batch)
     for kind, chosen in zip(KINDS, (np.ones_like(is_repeat), is_repeat, ~is_repeat), strict=True):
         for k in cutoffs:
@@ -263,7 +265,7 @@ def holdout_facts(holdout: ExampleReader) -> HoldoutFacts:
     return HoldoutFacts(history_bucket(np.concatenate(lengths)).tolist(), np.concatenate(targets), n_users)
 
 
-def table_rows(model: str, result: Scored, facts: HoldoutFacts, shop: Shop) -> dict[tuple[str, str], float]:
+def table_rows(model: str, result: Scored, facts: HoldoutFacts, shop: Shop) -> MetricRows:
     """One model's rows of the evaluation table.
 
     Args:
@@ -276,7 +278,7 @@ def table_rows(model: str, result: Scored, facts: HoldoutFacts, shop: Shop) -> d
         (metric, label) to value; the label is the model, or "model/bucket" by length of the short history, or
         "model/repeated" and "model/new" by kind of the target.
     """
-    rows = {}
+    rows: MetricRows = {}
     for kind in KINDS:
         values = {metric: value for (metric, of_kind), value in result.values.items() if of_kind == kind}
         found = summarise(values, facts.groups if kind == "all" else [])

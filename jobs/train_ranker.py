@@ -140,7 +140,8 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
     for reader in readers:
         shutil.rmtree(reader.rows.files[0].parent)
     sizes = {"n_epochs": len(progress.curve), "n_items": len(shop.item_ids), "n_warm": n_warm}
-    return {**metrics, **{key: float(value) for key, value in sizes.items()}}
+    recorded: dict[str | tuple[str, str], float] = {name: float(value) for name, value in (metrics | sizes).items()}
+    return recorded
 
 
 def example_readers(

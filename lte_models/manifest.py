@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         path: Target; its folder is made.
         content: Bytes.
     """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file under another name; it is on the disk and takes its place when the block ends without an error.
+
+    Args:
+        path: Target; its folder is made.
+
+    Yields:
+        The other name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
+    yield temporary
+    with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
 

@@ -1,7 +1,7 @@
 """Candidates at serving time: what the towers retrieve, and the user's own past items, ranked by the whole model.
 
-What the model adds for a user's own past reaches only those items, so all others keep the order of the retrieval: the
-k best are the k best of the whole vocabulary, whatever it holds, as soon as k or more are retrieved.
+What the model adds for a user's own past reaches only those items, so all others keep the order of the retrieval: with
+n others retrieved, the n best of the candidates are the n best of the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lte_models.data import ExampleBatch, Past
+from lte_models.data import ExampleBatch
 from lte_models.metrics import top_items
 from lte_models.ranker import Context, Ranker
 
@@ -22,7 +22,7 @@ class Retriever:
 
         Args:
             model: Trained; it is put into eval mode.
-            n_retrieved: Items that the towers hand to the ranking step.
+            n_retrieved: Items beside the user's own that the towers hand to the ranking step.
 
         Raises:
             ValueError: ``n_retrieved`` < 1.
@@ -60,7 +60,9 @@ class Retriever:
         return candidates[best], scores[0, best]
 
     def _candidates(self, queries: Tensor, batch: ExampleBatch, context: Context) -> Tensor:
-        stranger = batch._replace(past=Past(*(part[:0] for part in batch.past)))
-        shared = self.model.candidate_logits(queries, self.rows, stranger, context, self.embedded)
-        retrieved = self.rows[top_items(shared, self.n_retrieved)[0]]
-        return torch.unique(torch.cat([retrieved, batch.past.items]))  # ascending: ties keep the vocabulary's order
+        own = batch.past.items
+        shared = self.model.shared_logits(queries, self.rows, batch, context, self.embedded)
+        # own items may be among them and fall behind: n others must be there all the same
+        retrieved = self.rows[top_items(shared, self.n_retrieved + own.numel())[0]]
+        candidates: Tensor = torch.unique(torch.cat([retrieved, own]))
+        return candidates  # ascending: ties keep the vocabulary's order

@@ -13,10 +13,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lte_models.checkpoint import CheckpointError, write_atomically
+from lte_models.checkpoint import CheckpointError
+from lte_models.manifest import replacing
 
 BatchT = TypeVar("BatchT")
 STATE = "training.safetensors"
@@ -32,7 +33,7 @@ class TrainConfig:
         weight_decay: Decoupled, of AdamW.
         patience: Epochs without a better held-out value before training stops.
         clip_norm: Largest gradient norm.
-        checkpoint_every: Steps between checkpoints; one is also written after each epoch.
+        checkpoint_every: Steps between checkpoints; one is also written after each epoch but the last.
         seed: Of dropout and negatives.
     """
 
@@ -164,12 +165,15 @@ class Trainer(Generic[BatchT]):
         with deterministic(self.config.seed):
             if self.path.exists():
                 self._resume()
-            while self.progress.epoch < self.config.epochs and not self._is_stale():
+            while not self._is_done():
                 self._epoch()
         _load(self.task.model, self.best)
         self.task.model.eval()
         self.path.unlink(missing_ok=True)
         return self.progress
+
+    def _is_done(self) -> bool:
+        return self.progress.epoch >= self.config.epochs or self._is_stale()
 
     def _is_stale(self) -> bool:
         return bool(self.progress.curve) and self.progress.epoch - 1 - self.progress.best_epoch >= self.config.patience
@@ -186,7 +190,8 @@ class Trainer(Generic[BatchT]):
             raise ValueError(f"epoch {progress.epoch} holds no batch: there is nothing to train on")
         self._judge()
         progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
-        self._save()
+        if not self._is_done():
+            self._save()
 
     def _step(self, batch: BatchT) -> float:
         with autocast(self.device):
@@ -222,8 +227,9 @@ class Trainer(Generic[BatchT]):
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         # the position is in the same file: one replace makes both current
         metadata = {"fingerprint": self.task.fingerprint, "progress": json.dumps(asdict(self.progress))}
-        contiguous = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        write_atomically(self.path, save(contiguous, metadata=metadata))
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with replacing(self.path) as temporary:
+            save_file(contiguous, temporary, metadata=metadata)  # straight to the disk: no copy of them all in memory
 
     def _resume(self) -> None:
         metadata, tensors = _read_state(self.path)

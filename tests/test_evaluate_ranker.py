@@ -15,7 +15,7 @@ from jobs.bundles import ModelError, bundle_folder
 from jobs.config import Deployment
 from jobs.evaluate_ranker import EvaluateConfig, against, collapsed, decide, evaluate, judge, parse_flags
 from jobs.live_ranker import live_bundle_folder, live_folder, live_ranker, make_live, require_pair, switch_back
-from jobs.ranker_data import ExampleReader, Shop, load_shop, stage_examples
+from jobs.ranker_data import ExampleReader, Shop, load_shop, stage_examples, user_ids
 from jobs.ranker_scores import HoldoutFacts, Scored, baseline_scorers, holdout_facts, newest, score, table_rows
 from jobs.tables import Lake
 from jobs.train_ranker import train
@@ -238,7 +238,6 @@ def test_repeated_and_new_targets_are_those_of_the_users_own_year(own: tuple[Lak
     shop = load_shop(lake, DS, BASIS, 20)
     staged = stage_examples(lake, [DS - DAY], BASIS, Path(lake.root) / "holdout")
     reader = ExampleReader(staged, ExampleCollate(shop.row_of_index), 100)
-    assert any(item == "i06" for user, item, _ in rows if user == "u03")
 
     def perfect(batch: ExampleBatch) -> Tensor:
         scores = torch.zeros(len(batch.items), N_ITEMS)
@@ -246,7 +245,15 @@ def test_repeated_and_new_targets_are_those_of_the_users_own_year(own: tuple[Lak
         return scores
 
     found = score(perfect, reader, [5])
-    assert np.nansum(~np.isnan(found.values["recall_at_5", "new"])) == 1
+    # u00 took i12 a month ago; i13 is new to u03, and so is whatever a user took on DS for the first time
+    known = {(user, item) for user, item, _ in rows}
+    on_ds = [(user, item) for user, item, day in [*shop_rows(), ("u03", "i13", DS), ("u03", "i06", DS)] if day == DS]
+    with_new = {user for user, item in on_ds if (user, item) not in known}
+    assert "u03" in with_new
+    order = user_ids(staged)
+    new, repeated = (~np.isnan(found.values["recall_at_5", kind]) for kind in ("new", "repeated"))
+    assert {order[i] for i in np.flatnonzero(new)} == with_new
+    assert {order[i] for i in np.flatnonzero(repeated)} == {user for user, item in on_ds if (user, item) in known}
     assert np.nanmean(found.values["ndcg_at_5", "all"]) == pytest.approx(1.0)
     facts = holdout_facts(reader)
     assert facts.n_users == np.sum(~np.isnan(found.values["ndcg_at_5", "all"]))

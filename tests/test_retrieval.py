@@ -11,9 +11,9 @@ from lte_models.retrieval import Retriever
 @pytest.mark.parametrize("n_retrieved", [2, 4, V])
 def test_the_candidates_hold_the_best_of_the_whole_vocabulary(lte: str, history: bool, n_retrieved: int) -> None:
     model, batch, context = _model(lte=lte, history_features=history), _batch([[1, 5, 2]]), _context(1)
-    whole = model.scores(batch, context)[0]
+    whole = model.scores(batch, context)[0].detach()
     order = sorted(range(V), key=lambda column: (-float(whole[column]), column))
-    rows, scores = Retriever(model, n_retrieved).recommend(batch, context, 2)
+    rows, scores = Retriever(model, n_retrieved).recommend(batch, context, 2)  # two of the six are the user's own
     assert rows.tolist() == [column + 1 for column in order[:2]]
     torch.testing.assert_close(scores, whole[order[:2]])
 

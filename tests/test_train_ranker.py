@@ -27,7 +27,7 @@ from ranker_shop import (
 )
 
 import jobs.train_ranker as train_job
-from jobs.basis import configured_basis
+from jobs.basis import BasisError, configured_basis
 from jobs.bundles import bundle_folder, prune_bundles
 from jobs.config import Deployment
 from jobs.model_data import ModelError, basis_matrix
@@ -201,7 +201,7 @@ def test_a_single_user_is_enough_to_train(sail: SparkSession, tmp_path: Path, de
 def test_a_vocabulary_without_an_item_is_named(sail: SparkSession, tmp_path: Path) -> None:
     lake = Lake(sail, str(tmp_path / "empty"))
     put_rows(lake, shop_rows()[:5])
-    with pytest.raises(ModelError, match="item_embeddings, basis_version basis-1: there is no vector"):
+    with pytest.raises(BasisError, match="item_embeddings: no basis_version 'basis-1'"):
         load_shop(lake, DS, BASIS, 20)
     put_basis(lake, {"i00": [1.0, 0.0]}, basis_version=BASIS, first_ds={"i00": DS})
     with pytest.raises(ModelError, match=r"item_embeddings, basis_version basis-1: no item is known on 2020-12-30"):
