@@ -136,14 +136,14 @@ def chosen_names(names: Sequence[str]) -> list[str]:
 
 
 def experiments_folder(deployment: Deployment) -> Path:
-    """Where staged rows and results are.
+    """Where staged rows and results are: under ``models``, where `lte erase` looks for copies of rows.
 
     Raises:
         ModelError: The lake is not a folder.
     """
     if "://" in deployment.paths.lake:
         raise ModelError(f"paths.lake = {deployment.paths.lake!r}: experiments need a lake that is a mounted folder")
-    return Path(deployment.paths.lake) / "experiments"
+    return Path(deployment.paths.lake) / "models" / "experiments"
 
 
 def run_experiments(

@@ -483,7 +483,7 @@ def test_every_experiment_writes_delta_rows_a_csv_and_a_plot(tiny: Any, all_run:
         assert "95 % interval" in path.with_suffix(".md").read_text()
     assert "expected" in said[0]
     assert "budget: 25 minutes" in said[0]
-    assert not (Path(deployment.paths.lake) / "experiments" / "lte").exists()  # no copy of users' rows is left
+    assert not (job.experiments_folder(deployment) / "lte").exists()  # no copy of users' rows is left
 
 
 @pytest.mark.slow
