@@ -46,7 +46,7 @@ from lte_models.autoencoder import (
 from lte_models.checkpoint import MANIFEST, Bundle, Manifest, save_bundle
 from lte_models.data import RowGroupStream, StreamConfig, batches, list_parts, stage
 from lte_models.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
-from lte_models.train import Progress, Task, TrainConfig, Trainer, best_device, discard_other, warm_start
+from lte_models.train import Progress, Task, TrainConfig, Trainer, best_device, discard_other, shape_of, warm_start
 from schemas import INTERACTIONS, USER_HISTORIES
 
 JOB = "train_autoencoder"
@@ -248,7 +248,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
     earlier = earlier_bundle(deployment, "autoencoder", ds, basis_version)
     n_warm = _start_from(model, ids, earlier) if earlier else 0
     start = earlier.manifest.weights_sha256 if earlier else ""
-    name = fingerprint(rows.digest, asdict(settings), basis_version, start)
+    name = fingerprint(rows.digest + shape_of(model), asdict(settings), basis_version, start)
     discard_other(folder, name)
     curve = _run(model, reader, settings, folder, name).curve
     scores = held_out_scores(model, reader)

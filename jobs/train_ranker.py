@@ -43,7 +43,7 @@ from lte_models.data import ExampleBatch
 from lte_models.metrics import query_metrics, target_ranks
 from lte_models.ranker import DailyCounts, LteStatistics, Objective, Ranker, RankerConfig, ranker_loss
 from lte_models.sampling import LogUniformSampler, negatives_for_share
-from lte_models.train import Progress, Task, TrainConfig, Trainer, best_device, discard_other, warm_start
+from lte_models.train import Progress, Task, TrainConfig, Trainer, best_device, discard_other, shape_of, warm_start
 
 JOB = "train_ranker"
 
@@ -107,7 +107,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
     earlier = earlier_bundle(deployment, "ranker", ds, basis_version)
     n_warm = start_from(built, earlier) if earlier else 0
     start = earlier.manifest.weights_sha256 if earlier else ""
-    digest = "".join([*(reader.rows.digest for reader in readers), shop_digest(shop)])
+    digest = "".join([*(reader.rows.digest for reader in readers), shop_digest(shop), shape_of(built.model)])
     name = fingerprint(digest, asdict(settings), basis_version, start)
     discard_other(folder, name)
     progress = fit(built.model, *readers, settings, shop.daily, folder, name)

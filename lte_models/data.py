@@ -56,6 +56,8 @@ FEATURE_SCALES = {
 HISTORY_FEATURES = len(FEATURE_SCALES)
 AGE_BUCKETS = 32  # two an octave of hours: 2**15 hours are 3.7 years
 _READ_ROWS = 4096
+# Written once, read each epoch, deleted: dictionaries and statistics would cost more than they save.
+_STAGED_FORMAT: dict[str, Any] = {"use_dictionary": False, "compression": "lz4", "write_statistics": False}
 
 EXAMPLE_COLUMNS = (
     "anchor_day",
@@ -212,7 +214,7 @@ def stage(parts: Iterable[pa.RecordBatch], keys: Sequence[str], folder: Path, n_
     for bucket, path in sorted(raw.items()):
         file = folder / f"rows-{bucket:05d}.parquet"
         rows = pq.read_table(path, memory_map=False).sort_by([(key, "ascending") for key in keys])
-        pq.write_table(rows, file, row_group_size=_READ_ROWS)
+        pq.write_table(rows, file, row_group_size=_READ_ROWS, **_STAGED_FORMAT)
         path.unlink()
         digest.update(hashlib.sha256(file.read_bytes()).digest())
         files.append(file)
@@ -229,7 +231,7 @@ def _split(parts: Iterable[pa.RecordBatch], keys: Sequence[str], folder: Path, n
             for number in np.unique(bucket).tolist():
                 if number not in writers:
                     paths[number] = folder / f"raw-{number}"
-                    writers[number] = pq.ParquetWriter(paths[number], part.schema)
+                    writers[number] = pq.ParquetWriter(paths[number], part.schema, **_STAGED_FORMAT)
                 writers[number].write_batch(part.take(pa.array(np.flatnonzero(bucket == number))))
     finally:
         for writer in writers.values():

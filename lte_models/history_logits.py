@@ -10,11 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lte_models.data import HISTORY_FEATURES, Past
+from lte_models.data import FEATURE_SCALES, HISTORY_FEATURES, Past
 
 # The first three come first for those who read them by place; the last day says what is sold out or new.
 POPULARITY_DAYS = (7, 28, 365, 1)
 _ITEM_WIDTH = 8
+# Before any training a past item scores like counting does, and any item by how it sells: training starts from the
+# best simple ranking instead of from none. Logits a unit of log(1 + count).
+_PRIOR_PAST = {"log_n_year": 1.6, "log_n_short": 0.8, "log_recent": 0.6}
+_PRIOR_BOUGHT = 1.0
+_PRIOR_POPULARITY = (0.35, 0.35, 0.1, 0.0)
 
 
 class DailyCounts(NamedTuple):
@@ -50,7 +55,7 @@ class DailyCounts(NamedTuple):
 
 
 class HistoryLogits(nn.Module):
-    """Two small networks, trained with the towers.
+    """Two small networks beside two linear parts that count, trained with the towers.
 
     What a count is worth depends on the item (milk is bought again, a wedding card is not) and on how it sells now: the
     network of the past sees a few numbers of the item's embedding and its popularity, too.
@@ -69,6 +74,24 @@ class HistoryLogits(nn.Module):
         width = HISTORY_FEATURES + n_popularity + _ITEM_WIDTH
         self.past = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
         self.popularity = nn.Sequential(nn.Linear(n_popularity, 16), nn.GELU(), nn.Linear(16, 1))
+        self.counted = nn.Linear(HISTORY_FEATURES, 1)
+        self.sold = nn.Linear(n_popularity, 1, bias=False)
+        self._start_from_counting()
+
+    def _start_from_counting(self) -> None:
+        """Let the linear parts rank by counts, and the networks add nothing yet."""
+        with torch.no_grad():
+            for network in (self.past, self.popularity):
+                last = network[-1]
+                assert isinstance(last, nn.Linear)
+                last.weight.zero_()
+                last.bias.zero_()
+            self.counted.weight.zero_()
+            self.counted.bias.fill_(_PRIOR_BOUGHT)
+            for place, (name, (usual, spread)) in enumerate(FEATURE_SCALES.items()):
+                self.counted.weight[0, place] = _PRIOR_PAST.get(name, 0.0) * spread
+                self.counted.bias.add_(_PRIOR_PAST.get(name, 0.0) * usual)
+            self.sold.weight.copy_(torch.tensor([_PRIOR_POPULARITY]))
 
     def of_past(self, past: Past, vectors: Tensor, counts: Tensor) -> Tensor:
         """Score past items for their users.
@@ -82,7 +105,7 @@ class HistoryLogits(nn.Module):
             float [P], to be added to what the item has from the towers and from its popularity.
         """
         seen = torch.cat([past.features, torch.log1p(counts), self.item(vectors)], dim=1)
-        logits: Tensor = self.past(seen)
+        logits: Tensor = self.past(seen) + self.counted(past.features)
         return logits.squeeze(1)
 
     def of_popularity(self, counts: Tensor) -> Tensor:
@@ -94,5 +117,6 @@ class HistoryLogits(nn.Module):
         Returns:
             float [...].
         """
-        logits: Tensor = self.popularity(torch.log1p(counts))
+        seen = torch.log1p(counts)
+        logits: Tensor = self.popularity(seen) + self.sold(seen)
         return logits.squeeze(-1)

@@ -105,13 +105,17 @@ def deterministic(seed: int) -> Iterator[None]:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums only with a fixed workspace
     before = torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling each new tensor finds reads of unwritten memory; results repeat without it, and it costs time.
+        torch.utils.deterministic.fill_uninitialized_memory = False
         try:
             yield
         finally:
+            torch.utils.deterministic.fill_uninitialized_memory = fills
             torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
@@ -256,6 +260,11 @@ class Trainer(Generic[BatchT]):
 def _trained(model: nn.Module) -> dict[str, Tensor]:
     """What training changes. Buffers (a basis of all items, say) are whoever built the model's, and stay out."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def shape_of(model: nn.Module) -> str:
+    """Name and shape of everything that is trained: weights of another shape are another training's."""
+    return " ".join(f"{name}{list(parameter.shape)}" for name, parameter in _trained(model).items())
 
 
 def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
