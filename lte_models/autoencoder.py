@@ -193,8 +193,10 @@ class Autoencoder(nn.Module):
         """
         latent = self(histories)
         users = histories.users()
-        positive = (latent[users] * self.basis[histories.items]).sum(dim=1)  # [N]
-        negative = latent @ self.basis[negatives].T  # [B, S]
+        wanted, place = torch.unique(torch.cat([histories.items, negatives]), return_inverse=True)
+        logits = latent @ self.basis[wanted].T  # [B, items of the step]: far less to read than N pairs of vectors
+        positive = logits[users, place[: users.numel()]]  # [N]
+        negative = logits[:, place[users.numel() :]]  # [B, S]
         hits = self._hits(histories, users, negatives)
         reconstruction = sampled_bce_loss(
             positive, users, negative, hits, log_expected=log_expected, n_items=self.config.n_items

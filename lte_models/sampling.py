@@ -73,6 +73,8 @@ def inclusion(probabilities: Tensor, n_samples: int) -> Tensor:
         high *= 2
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
+        if middle in (low, high):  # neighbouring floats: nothing would change any more
+            break
         below = float(-torch.expm1(-probabilities * middle).sum()) < n_samples
         low, high = (middle, high) if below else (low, middle)
     return -torch.expm1(-probabilities * high)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from lte_models.checkpoint import CheckpointError
 from lte_models.manifest import replacing
@@ -137,6 +138,64 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=gains)
 
 
+class AdamW:
+    """torch's AdamW step without its optimizer class, whose first use loads the whole compiler: seconds a training."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], *, learning_rate: float, weight_decay: float) -> None:
+        """Start at step 0.
+
+        Args:
+            parameters: To train.
+            learning_rate: Of the step.
+            weight_decay: Decoupled.
+        """
+        self.parameters = list(parameters)
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
+        self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move each parameter that has a gradient."""
+        moved = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        adamw(
+            [self.parameters[place] for place in moved],
+            [gradient for place in moved if (gradient := self.parameters[place].grad) is not None],
+            [self.means[place] for place in moved],
+            [self.squares[place] for place in moved],
+            [],
+            [self.steps[place] for place in moved],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def _groups(self) -> dict[str, list[Tensor]]:
+        return {"step": self.steps, "mean": self.means, "square": self.squares}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, by name."""
+        return {
+            f"{place}.{name}": tensor for name, group in self._groups().items() for place, tensor in enumerate(group)
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+
 class Trainer(Generic[BatchT]):
     """Runs a task to its end, from its last checkpoint where there is one."""
 
@@ -151,7 +210,7 @@ class Trainer(Generic[BatchT]):
         self.task, self.config, self.path = task, config, folder / STATE
         self.device = next(task.model.parameters()).device
         parameters = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = AdamW(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
         self.rng = torch.Generator().manual_seed(config.seed)
         self.progress = Progress()
         self.best = _copy(_trained(task.model))
@@ -203,7 +262,7 @@ class Trainer(Generic[BatchT]):
         value = float(loss.detach())
         if not -float("inf") < value < float("inf"):
             raise FloatingPointError(f"loss is {value} in epoch {self.progress.epoch}, step {self.progress.step}")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.task.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
@@ -224,8 +283,7 @@ class Trainer(Generic[BatchT]):
     def _save(self) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in _trained(self.task.model).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
         tensors |= {"rng.torch": torch.get_rng_state(), "rng.negatives": self.rng.get_state()}
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -242,19 +300,11 @@ class Trainer(Generic[BatchT]):
         self.progress = Progress(**json.loads(metadata["progress"]))
         _load(self.task.model, _under(tensors, "model."))
         self.best = {name: tensor.to(self.device) for name, tensor in _under(tensors, "best.").items()}
-        self._restore_optimizer(_under(tensors, "optimizer."))
+        self.optimizer.restore(_under(tensors, "optimizer."))
         torch.set_rng_state(tensors["rng.torch"])
         self.rng.set_state(tensors["rng.negatives"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
-
-    def _restore_optimizer(self, flat: Mapping[str, Tensor]) -> None:
-        state: dict[int, dict[str, Any]] = {}
-        for name, tensor in flat.items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lte_models.checkpoint import CheckpointError
-from lte_models.train import STATE, Task, TrainConfig, Trainer, autocast, warm_start
+from lte_models.train import STATE, AdamW, Task, TrainConfig, Trainer, autocast, warm_start
 
 CONFIG = TrainConfig(epochs=4, learning_rate=0.05, patience=4, checkpoint_every=2, seed=7)
 
@@ -75,6 +75,23 @@ def test_the_seed_decides_the_result_and_the_global_generator_comes_back(tmp_pat
     Trainer(second, CONFIG, tmp_path / "2").run()
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(a, b) for a, b in zip(_weights(first), _weights(second), strict=True))
+
+
+def test_the_steps_are_those_of_adamw() -> None:
+    models = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    unused = nn.Parameter(torch.ones(2))  # has no gradient: stays
+    ours = AdamW([*models[0].parameters(), unused], learning_rate=0.05, weight_decay=0.1)
+    torchs = torch.optim.AdamW(models[1].parameters(), lr=0.05, weight_decay=0.1)
+    for step in range(5):
+        batch = torch.randn(6, 3, generator=torch.Generator().manual_seed(step))
+        for model, optimizer in zip(models, (ours, torchs), strict=True):
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+        for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert unused.tolist() == [1.0, 1.0]
 
 
 def test_training_learns(tmp_path: Path) -> None:
