@@ -105,19 +105,18 @@ def deterministic(seed: int) -> Iterator[None]:
         Nothing.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums only with a fixed workspace
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.get_deterministic_debug_mode()
     fills = torch.utils.deterministic.fill_uninitialized_memory
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")  # the same as use_deterministic_algorithms, which loads the compiler
         # Filling each new tensor finds reads of unwritten memory; results repeat without it, and it costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False
         try:
             yield
         finally:
             torch.utils.deterministic.fill_uninitialized_memory = fills
-            torch.use_deterministic_algorithms(before, warn_only=warn_only)
+            torch.set_deterministic_debug_mode(before)
 
 
 def best_device() -> torch.device:
