@@ -87,7 +87,8 @@ def _crowd() -> list[tuple[object, ...]]:
 @pytest.fixture
 def trained(lake: Lake, deployment_file: Path) -> tuple[Lake, Deployment]:
     deployment = load_deployment(
-        deployment_file, environ={"LTE_AUTOENCODER__EPOCHS": "3", "LTE_PATHS__LAKE": lake.root}
+        deployment_file,
+        environ={"LTE_AUTOENCODER__EPOCHS": "3", "LTE_PATHS__LAKE": lake.root, "LTE_TRACKING__URI": ""},
     )
     _write(lake, _crowd())
     write_histories(lake, deployment, DS, BASIS)
@@ -186,6 +187,27 @@ def test_the_next_day_starts_warm_and_another_basis_cold(trained: tuple[Lake, De
     tomorrow = DS + timedelta(days=1)
     write_histories(lake, deployment, tomorrow, BASIS)
     assert train(lake, deployment, tomorrow, BASIS)["n_warm", ""] == 6
+
+
+def test_only_the_most_frequent_items_are_known_and_their_names_are_read_once(
+    lake: Lake, deployment_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"LTE_AUTOENCODER__EPOCHS": "1", "LTE_AUTOENCODER__MAX_ITEMS": "2", "LTE_PATHS__LAKE": lake.root}
+    deployment = load_deployment(deployment_file, environ=environ | {"LTE_TRACKING__URI": ""})
+    # three users have i4, two have i2, one each of the others
+    taken = [("a", "i4"), ("b", "i4"), ("c", "i4"), ("a", "i2"), ("b", "i2"), ("c", "i0"), ("d", "i1"), ("d", "i3")]
+    _write(lake, [_interaction(user, item, 100) for user, item in taken])
+    write_histories(lake, deployment, DS, BASIS)
+    reads = []
+    original = train_job.item_ids
+    monkeypatch.setattr(train_job, "item_ids", lambda *args: reads.append(1) or original(*args))
+    train(lake, deployment, DS, BASIS)
+    assert load_bundle(bundle_folder(deployment, "autoencoder", DS), kind="autoencoder").item_ids == ["i4", "i2"]
+    assert len(reads) == 1
+    _append(lake, [(user, [9.0] * 4, 1, 0, BASIS, DS, "uniform", str(WINDOW)) for user in "abcd"], USER_LTE)
+    found = _ltes(lake, bundle_folder(deployment, "autoencoder", DS))
+    assert found["d"] == [9.0] * 4  # knows items, but none of these two: the uniform average
+    assert found["a"] != [9.0] * 4
 
 
 def test_a_bundle_of_another_basis_or_window_is_refused(trained: tuple[Lake, Deployment]) -> None:
