@@ -1,0 +1,119 @@
+"""Serving: what a server finds for a user is what the evaluation of that user's example would rank first."""
+
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import CONFIG
+from pyspark.sql import SparkSession
+from ranker_shop import BASIS, DIM, DS, N_ITEMS, make_shop, settings, shop_rows, vectors
+
+from jobs.bundles import ModelError, bundle_folder
+from jobs.config import Deployment
+from jobs.live_ranker import make_live
+from jobs.online_store import NoLiveSnapshotError, SnapshotReader
+from jobs.publish_snapshot import open_store
+from jobs.ranker_data import ExampleReader, stage_examples, user_ids
+from jobs.ranker_scores import ranker_scorer
+from jobs.recommend import example_of, recommend, served_ranker, serving_rows
+from jobs.store_publish import SnapshotSource, publish
+from jobs.tables import Lake
+from jobs.train_ranker import train
+from lte_models.checkpoint import load_bundle
+from lte_models.data import ExampleCollate
+
+ANCHOR = DS - timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def shop(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Deployment]:
+    """The shop with a live ranker of DS."""
+    folder = tmp_path_factory.mktemp("serve")
+    file = folder / "deployment.toml"
+    file.write_text(CONFIG)
+    lake = make_shop(sail, folder / "lake", file)
+    deployment = settings(lake, file)
+    train(lake, deployment, DS, BASIS)
+    make_live(deployment, bundle_folder(deployment, "ranker", DS))
+    return lake, deployment
+
+
+def _lte(user: str) -> tuple[list[float], int]:
+    """Mean vector of the user's items of the long window, by hand."""
+    first, after = ANCHOR - timedelta(days=364), ANCHOR - timedelta(days=59)
+    items = [item for who, item, day in shop_rows() if who == user and first <= day < after]
+    own = np.array([vectors()[item] for item in items], dtype=np.float32)
+    return (own.mean(axis=0) if items else np.zeros(DIM)).tolist(), len(items)
+
+
+def _published(deployment: Deployment, users: list[str], *, window: str = "365-60") -> SnapshotReader:
+    ltes = [_lte(user) for user in users]
+    batch = pa.record_batch(
+        {
+            "user_id": pa.array(users),
+            "embedding": pa.array([lte for lte, _ in ltes], pa.list_(pa.float32())),
+            "n_items": pa.array([n for _, n in ltes], pa.int32()),
+        }
+    )
+    source = SnapshotSource(ANCHOR, BASIS, window, "uniform", "1", len(users), lambda: [batch], lambda: [batch])
+    store = open_store(deployment)
+    publish(store, source)
+    return SnapshotReader(store)
+
+
+@pytest.fixture
+def online(shop: tuple[Lake, Deployment], tmp_path: Path) -> Deployment:
+    """The deployment with an online store of its own."""
+    return replace(shop[1], paths=replace(shop[1].paths, online_store=str(tmp_path / "online.lmdb")))
+
+
+# u00 has five months behind it, u12 forty days and so no LTE; both came on DS
+@pytest.mark.parametrize("user", ["u00", "u12"])
+def test_a_server_finds_what_the_evaluation_ranks_first(
+    shop: tuple[Lake, Deployment], online: Deployment, tmp_path: Path, user: str
+) -> None:
+    lake, _ = shop
+    served = served_ranker(lake, online, ANCHOR)
+    reader = _published(online, ["u00", "u12"])
+    found = recommend(served, reader, user, example_of(lake, online, served, user), 5)
+    # the example that training and evaluation read, with the LTE of its own past
+    rows = stage_examples(lake, [ANCHOR], BASIS, tmp_path / "rows")
+    batch = next(iter(ExampleReader(rows, ExampleCollate(served.shop.row_of_index), 1000).in_order()))
+    bundle = load_bundle(bundle_folder(online, "ranker", DS), kind="ranker")
+    scores = ranker_scorer(bundle, served.shop, online.interactions.types)(batch)[user_ids(rows).index(user)]
+    order = sorted(range(N_ITEMS), key=lambda column: (-float(scores[column]), column))[:5]
+    assert [item for item, _ in found] == [served.shop.item_ids[column] for column in order]
+    assert [score for _, score in found] == pytest.approx([float(scores[column]) for column in order], abs=1e-4)
+    assert (_lte(user)[1] > 0) == (user == "u00")
+
+
+def test_a_stranger_gets_recommendations_too(shop: tuple[Lake, Deployment], online: Deployment) -> None:
+    lake, _ = shop
+    served = served_ranker(lake, online, ANCHOR)
+    reader = _published(online, ["u00"])
+    assert len(recommend(served, reader, "nobody", example_of(lake, online, served, "nobody"), 3)) == 3
+
+
+def test_a_pair_that_does_not_match_is_not_served(shop: tuple[Lake, Deployment], online: Deployment) -> None:
+    lake, _ = shop
+    served = served_ranker(lake, online, ANCHOR)
+    batch = example_of(lake, online, served, "u00")
+    with pytest.raises(NoLiveSnapshotError):
+        recommend(served, SnapshotReader(open_store(online)), "u00", batch, 3)
+    with pytest.raises(ModelError, match="lte_window '365-60' against '365-0'"):
+        recommend(served, _published(online, ["u00"], window="365-0"), "u00", batch, 3)
+
+
+def test_nothing_is_served_before_a_ranker_is_live(shop: tuple[Lake, Deployment], deployment: Deployment) -> None:
+    with pytest.raises(ModelError, match="no ranker is live"):
+        served_ranker(shop[0], deployment, ANCHOR)
+
+
+def test_an_example_to_serve_holds_nothing_after_its_day() -> None:
+    end = ((ANCHOR - date(1970, 1, 1)).days + 1) * 86_400
+    events = [{"ts": end - 3600, "item": 3, "type": 1}, {"ts": end, "item": 5, "type": 0}]
+    rows = serving_rows("u", events, ANCHOR, 90.0).to_pylist()
+    assert [(row["items"], row["types"], row["past_items"]) for row in rows] == [([3], [1], [3])]
