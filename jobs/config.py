@@ -209,7 +209,9 @@ class GatesSection:
         min_autoencoder_cosine_p01: Lowest 1 % quantile of the cosine of the autoencoder's LTE with yesterday's, over
             users with 20 or more items; the encoder is trained again each day, so no bound covers it.
         max_autoencoder_drift_p99: Highest 99 % quantile of its distance from yesterday's, over the same users.
-        min_autoencoder_uniform_cosine_p01: Lowest 1 % quantile of its cosine with the same day's uniform LTE.
+        min_autoencoder_uniform_cosine_p01: Lowest 1 % quantile of its cosine with the same day's uniform LTE. The loss
+            pushes every latent away from what all items share, by how much depends on training (-0.61 on the sample):
+            the default only records it, set a limit once your own value is known.
     """
 
     min_users: int = 1
@@ -222,7 +224,7 @@ class GatesSection:
     max_unembedded_share: float = 0.5
     min_autoencoder_cosine_p01: float = 0.5
     max_autoencoder_drift_p99: float = 1.0
-    min_autoencoder_uniform_cosine_p01: float = 0.0
+    min_autoencoder_uniform_cosine_p01: float = -1.0
 
     def __post_init__(self) -> None:
         """Refuse shares and cosines that cannot be."""

@@ -123,7 +123,8 @@ def run_work(work: Work | AutoencoderWork) -> str:
         A line that says what was done.
     """
     torch.set_num_threads(1)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # deterministic kernels do not read what nobody wrote
+    switches: Any = torch.utils.deterministic  # replaces itself by an object whose attributes no stub names
+    switches.fill_uninitialized_memory = False  # deterministic kernels do not read what nobody wrote
     started = time.monotonic()
     if isinstance(work, AutoencoderWork):
         name, arrays = f"autoencoder, power {work.power:g}, seed {work.seed}", _autoencoder_result(work)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -106,16 +106,17 @@ def deterministic(seed: int) -> Iterator[None]:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums only with a fixed workspace
     before = torch.get_deterministic_debug_mode()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    switches: Any = torch.utils.deterministic  # replaces itself by an object whose attributes no stub names
+    fills = switches.fill_uninitialized_memory
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.set_deterministic_debug_mode("warn")  # the same as use_deterministic_algorithms, which loads the compiler
         # Filling each new tensor finds reads of unwritten memory; results repeat without it, and it costs time.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        switches.fill_uninitialized_memory = False
         try:
             yield
         finally:
-            torch.utils.deterministic.fill_uninitialized_memory = fills
+            switches.fill_uninitialized_memory = fills
             torch.set_deterministic_debug_mode(before)
 
 
