@@ -43,6 +43,7 @@ from jobs.tables import Lake, open_lake
 from lte_models.checkpoint import Bundle, load_bundle, read_manifest
 from lte_models.data import ExampleCollate
 from lte_models.metrics import compare
+from lte_models.train import leave_a_core_free
 from schemas import LIVE_SNAPSHOT
 
 JOB = "evaluate_ranker"
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_flags(argv)
     if is_off(JOB, "ranker", enabled=config.deployment.ranker.enabled):
         return
+    leave_a_core_free()
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
         verdict = evaluate(lake, config.deployment, config.ds, basis_version)

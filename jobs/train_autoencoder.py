@@ -46,7 +46,17 @@ from lte_models.autoencoder import (
 from lte_models.checkpoint import MANIFEST, Bundle, Manifest, save_bundle
 from lte_models.data import RowGroupStream, StreamConfig, batches, list_parts, stage
 from lte_models.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
-from lte_models.train import Progress, Task, TrainConfig, Trainer, best_device, discard_other, shape_of, warm_start
+from lte_models.train import (
+    Progress,
+    Task,
+    TrainConfig,
+    Trainer,
+    best_device,
+    discard_other,
+    leave_a_core_free,
+    shape_of,
+    warm_start,
+)
 from schemas import INTERACTIONS, USER_HISTORIES
 
 JOB = "train_autoencoder"
@@ -63,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(argv, JOB, __doc__)
     if is_off(JOB, "autoencoder", enabled=config.deployment.autoencoder.enabled):
         return
+    leave_a_core_free()
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
         write_histories(lake, config.deployment, config.ds, basis_version)

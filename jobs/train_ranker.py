@@ -43,7 +43,17 @@ from lte_models.data import ExampleBatch
 from lte_models.metrics import query_metrics, target_ranks
 from lte_models.ranker import DailyCounts, LteStatistics, Objective, Ranker, RankerConfig, ranker_loss
 from lte_models.sampling import LogUniformSampler, negatives_for_share
-from lte_models.train import Progress, Task, TrainConfig, Trainer, best_device, discard_other, shape_of, warm_start
+from lte_models.train import (
+    Progress,
+    Task,
+    TrainConfig,
+    Trainer,
+    best_device,
+    discard_other,
+    leave_a_core_free,
+    shape_of,
+    warm_start,
+)
 
 JOB = "train_ranker"
 
@@ -53,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(argv, JOB, __doc__)
     if is_off(JOB, "ranker", enabled=config.deployment.ranker.enabled):
         return
+    leave_a_core_free()
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
         metrics = train(lake, config.deployment, config.ds, basis_version)

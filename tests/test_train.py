@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lte_models.checkpoint import CheckpointError
-from lte_models.train import STATE, AdamW, Task, TrainConfig, Trainer, autocast, warm_start
+from lte_models.train import STATE, AdamW, Task, TrainConfig, Trainer, autocast, leave_a_core_free, warm_start
 
 CONFIG = TrainConfig(epochs=4, learning_rate=0.05, patience=4, checkpoint_every=2, seed=7)
 
@@ -159,6 +159,19 @@ def test_warm_start_follows_the_items_to_their_new_rows() -> None:
     assert taken == ["ids.weight", "out.weight"]
     assert model["ids"].weight[[2, 0]].tolist() == [[1, 1], [2, 2]]
     assert torch.equal(model["ids"].weight[1], fresh[1])
+
+
+def test_a_core_is_left_free_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        for cores, wanted in ((1, 1), (2, 1), (5, 4)):
+            monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+            assert leave_a_core_free() == torch.get_num_threads() == wanted
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert leave_a_core_free() == 4  # torch has read the variable itself when it was loaded
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_mixed_precision_only_where_the_hardware_gains() -> None:
