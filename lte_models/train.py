@@ -128,7 +128,7 @@ def best_device() -> torch.device:
 def leave_a_core_free() -> int:
     """Let torch use all cores but one, unless ``OMP_NUM_THREADS`` says how many.
 
-    Its threads wait for each other many times a step, spinning: where anything else runs beside them, as many threads as
+    Its threads wait for each other many times a step, spinning: where anything runs beside them, as many threads as
     cores are slower than one (measured on two cores: three times).
 
     Returns:
