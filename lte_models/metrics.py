@@ -34,10 +34,10 @@ def target_ranks(scores: Tensor, target_query: Tensor, targets: Tensor) -> Tenso
     Raises:
         ValueError: A score is not finite.
     """
-    if not bool(torch.isfinite(scores).all()):
-        query = int((~torch.isfinite(scores)).any(dim=1).nonzero()[0])
-        raise ValueError(f"a score of query {query} is not finite")
-    rows, queries, columns = scores.cpu().numpy(), target_query.tolist(), targets.tolist()
+    rows, queries, columns = scores.detach().cpu().numpy(), target_query.tolist(), targets.tolist()
+    finite = np.isfinite(rows)
+    if not finite.all():
+        raise ValueError(f"a score of query {int(np.flatnonzero(~finite.all(axis=1))[0])} is not finite")
     ranks = [_rank(rows[query], column) for query, column in zip(queries, columns, strict=True)]
     return torch.tensor(ranks, dtype=torch.int64, device=scores.device)
 
@@ -59,13 +59,15 @@ def top_items(scores: Tensor, k: int) -> Tensor:
         int64 [B, min(k, V)], columns.
     """
     k = min(k, scores.shape[1])
-    lowest = torch.topk(scores, k, dim=1).values[:, -1:]
-    ties = scores == lowest
-    room = k - torch.count_nonzero(scores > lowest, dim=1)  # topk takes any of the ties; this takes the first ones
-    kept = (scores > lowest) | (ties & (ties.cumsum(dim=1) <= room.unsqueeze(1)))
-    columns = kept.nonzero()[:, 1].view(len(scores), k)  # by column, so that a stable sort keeps ties in order
-    order = torch.argsort(scores.gather(1, columns), dim=1, descending=True, stable=True)
-    return columns.gather(1, order)
+    lowest = torch.topk(scores.detach(), k, dim=1).values[:, -1].tolist()
+    rows = scores.detach().cpu().numpy()
+    best = [_best(row, value, k) for row, value in zip(rows, lowest, strict=True)]
+    return torch.from_numpy(np.stack(best) if best else np.zeros((0, k), np.int64)).to(scores.device)
+
+
+def _best(row: npt.NDArray[np.float32], lowest: float, k: int) -> IntArray:
+    kept = np.flatnonzero(row >= lowest)  # more than k where others are as good as the last one: topk takes any of them
+    return kept[np.argsort(-row[kept], kind="stable")[:k]]
 
 
 def query_metrics(ranks: IntArray, target_query: IntArray, n_queries: int, k: int) -> dict[str, FloatArray]:
