@@ -290,6 +290,7 @@ class AutoencoderSection:
         epochs: At most; training stops early on held-out users.
         batch_size: Users a step.
         learning_rate: Of Adam.
+        warm_share: Share of it after a warm start: yesterday's weights fit already, and LTEs should not jump.
         negatives_share: Share of the vocabulary that a step samples.
         power: Power factor of the log-uniform negatives.
         l2: Weight of the squares of all encoder weights.
@@ -304,6 +305,7 @@ class AutoencoderSection:
     epochs: int = 20
     batch_size: int = 256
     learning_rate: float = 1e-3
+    warm_share: float = 0.1
     negatives_share: float = 0.2
     power: float = 1.0
     l2: float = 1e-6
@@ -318,6 +320,7 @@ class AutoencoderSection:
         for name in ("max_items", "epochs", "batch_size", "patience"):
             _require(getattr(self, name) >= 1, f"autoencoder.{name}", getattr(self, name), "at least 1")
         _require(self.learning_rate > 0, "autoencoder.learning_rate", self.learning_rate, "above 0")
+        _require(0 < self.warm_share <= 1, "autoencoder.warm_share", self.warm_share, "in (0, 1]")
         _require(self.power >= 0, "autoencoder.power", self.power, "0 or more")
         _require(self.n_workers >= 0, "autoencoder.n_workers", self.n_workers, "0 or more")
 

@@ -7,6 +7,7 @@ together are refused, so that no vector is read by a model that was trained on a
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -47,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         with open_lake(deployment, JOB) as lake:
             served = served_ranker(lake, deployment, flags.ds)
             batch = example_of(lake, deployment, served, flags.user)
-            for item_id, score in recommend(served, SnapshotReader(store), flags.user, batch, flags.k):
-                print(f"{item_id}\t{score:.4f}", flush=True)
+            found = recommend(served, SnapshotReader(store), flags.user, batch, flags.k)
     finally:
         store.close()
+    if flags.json:
+        print(json.dumps([{"item_id": item_id, "score": score} for item_id, score in found]))
+    else:
+        print("\n".join(f"{item_id}\t{score:.4f}" for item_id, score in found))
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -62,6 +66,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = job_parser(JOB, __doc__)
     parser.add_argument("--user", required=True, help="user_id")
     parser.add_argument("-k", type=int, default=10, help="items wanted")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
     return parser.parse_args(argv)
 
 

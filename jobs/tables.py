@@ -22,8 +22,10 @@ import deltalake
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -462,6 +464,15 @@ class Lake:
         delta.create_checkpoint()
         delta.cleanup_metadata()
         delta.alter.set_table_properties({LOG_RETENTION: kept})
+        _delete_checksums(self.path(table))
+
+
+def _delete_checksums(path: str) -> None:
+    """Delete the checksum files that Apache Spark writes beside commits: they list files with their statistics, too."""
+    files = pafs.PyFileSystem(DeltaStorageHandler(path))
+    for info in files.get_file_info(pafs.FileSelector("_delta_log")):
+        if info.extension == "crc":
+            files.delete_file(info.path)
 
 
 @contextmanager

@@ -261,7 +261,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
     start = earlier.manifest.weights_sha256 if earlier else ""
     name = fingerprint(rows.digest + shape_of(model), asdict(settings), basis_version, start)
     discard_other(folder, name)
-    curve = _run(model, reader, settings, folder, name).curve
+    curve = _run(model, reader, settings, folder, name, is_warm=n_warm > 0).curve
     scores = held_out_scores(model, reader)
     metrics = {
         "auc": scores["auc"],
@@ -314,7 +314,9 @@ def _model_config(settings: AutoencoderSection, words: Vocabulary, matrix: Float
     )
 
 
-def _run(model: Autoencoder, reader: HistoryReader, settings: AutoencoderSection, folder: Path, name: str) -> Progress:
+def _run(
+    model: Autoencoder, reader: HistoryReader, settings: AutoencoderSection, folder: Path, name: str, *, is_warm: bool
+) -> Progress:
     sampler = LogUniformSampler(model.config.n_items, model.config.n_negatives, model.config.power)
     device = model.basis.device
 
@@ -322,7 +324,11 @@ def _run(model: Autoencoder, reader: HistoryReader, settings: AutoencoderSection
         return autoencoder_loss(model, sampler, Histories(*(part.to(device) for part in batch)), rng)
 
     config = TrainConfig(
-        epochs=settings.epochs, learning_rate=settings.learning_rate, patience=settings.patience, seed=settings.seed
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate * (settings.warm_share if is_warm else 1),
+        patience=settings.patience,
+        seed=settings.seed,
+        judge_start=is_warm,
     )
     task = Task(model, loss, reader.epoch, lambda: held_out_scores(model, reader)["recall"], name)
     return Trainer(task, config, folder).run()

@@ -121,7 +121,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
     digest = "".join([*(reader.rows.digest for reader in readers), shop_digest(shop), shape_of(built.model)])
     name = fingerprint(digest, asdict(settings), basis_version, start)
     discard_other(folder, name)
-    progress = fit(built.model, *readers, settings, shop.daily, folder, name)
+    progress = fit(built.model, *readers, settings, shop.daily, folder, name, is_warm=n_warm > 0)
     metrics = {f"held_out_ndcg_at_{settings.cutoff}": progress.best}
     manifest = Manifest(
         kind="ranker",
@@ -256,6 +256,8 @@ def fit(
     daily: DailyCounts,
     folder: Path,
     name: str,
+    *,
+    is_warm: bool = False,
 ) -> Progress:
     """Train to the end, from the checkpoint in ``folder`` where there is one.
 
@@ -267,6 +269,7 @@ def fit(
         daily: Counts of the model's items.
         folder: Of the checkpoint.
         name: Fingerprint of data and settings.
+        is_warm: Whether the model comes from an earlier training: it is kept where no epoch makes it better.
 
     Raises:
         lte_models.checkpoint.CheckpointError: The checkpoint is damaged or of another training.
@@ -287,7 +290,11 @@ def fit(
         return held_out_ndcg(model, held_out, settings, counts)
 
     config = TrainConfig(
-        epochs=settings.epochs, learning_rate=settings.learning_rate, patience=settings.patience, seed=settings.seed
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        patience=settings.patience,
+        seed=settings.seed,
+        judge_start=is_warm,
     )
     return Trainer(Task(model, loss, examples.epoch, validate, name), config, folder).run()
 

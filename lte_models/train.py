@@ -36,6 +36,8 @@ class TrainConfig:
         clip_norm: Largest gradient norm.
         checkpoint_every: Steps between checkpoints; one is also written after each epoch but the last.
         seed: Of dropout and negatives.
+        judge_start: Whether the weights that training starts from are judged, too: a warm start is kept where no epoch
+            makes it better.
     """
 
     epochs: int = 10
@@ -45,6 +47,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     checkpoint_every: int = 1000
     seed: int = 0
+    judge_start: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "checkpoint_every"):
@@ -81,7 +84,7 @@ class Progress:
         epoch: Current epoch.
         step: Batches done in it.
         best: Best held-out value.
-        best_epoch: Its epoch; -1 before the first.
+        best_epoch: Its epoch; -1 for what training started from.
         loss_sum: Sum of this epoch's losses.
         curve: One entry an epoch: mean training loss and held-out value.
     """
@@ -242,6 +245,8 @@ class Trainer(Generic[BatchT]):
         with deterministic(self.config.seed):
             if self.path.exists():
                 self._resume()
+            elif self.config.judge_start:
+                self.progress.best = self._value()
             while not self._is_done():
                 self._epoch()
         _load(self.task.model, self.best)
@@ -283,16 +288,19 @@ class Trainer(Generic[BatchT]):
         return value
 
     def _judge(self) -> None:
-        progress = self.progress
-        self.task.model.eval()
-        with torch.no_grad():
-            value = self.task.validate()
-        if not -float("inf") < value < float("inf"):
-            raise FloatingPointError(f"held-out value is {value} after epoch {progress.epoch}")
+        progress, value = self.progress, self._value()
         progress.curve.append({"loss": progress.loss_sum / progress.step, "held_out": value})
         if value > progress.best:
             progress.best, progress.best_epoch = value, progress.epoch
             self.best = _copy(_trained(self.task.model))
+
+    def _value(self) -> float:
+        self.task.model.eval()
+        with torch.no_grad():
+            value = self.task.validate()
+        if not -float("inf") < value < float("inf"):
+            raise FloatingPointError(f"held-out value is {value} after epoch {self.progress.epoch}")
+        return value
 
     def _save(self) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in _trained(self.task.model).items()}

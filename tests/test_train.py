@@ -117,6 +117,16 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(_weights(task), seen[1], strict=True))
 
 
+def test_a_start_that_no_epoch_improves_is_kept(tmp_path: Path) -> None:
+    values = iter([2.0, 1.0, 1.5, 9.0])
+    task = _task(validate=lambda model: next(values))
+    start = [tensor.clone() for tensor in _weights(task)]
+    progress = Trainer(task, TrainConfig(epochs=5, patience=2, seed=7, judge_start=True), tmp_path).run()
+    assert (progress.best, progress.best_epoch) == (2.0, -1)
+    assert [entry["held_out"] for entry in progress.curve] == [1.0, 1.5]
+    assert all(torch.equal(a, b) for a, b in zip(_weights(task), start, strict=True))
+
+
 def test_checkpoints_of_another_training_or_truncated_are_refused(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         Trainer(_task(kill_at=(1, 1)), CONFIG, tmp_path).run()
