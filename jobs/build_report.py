@@ -193,7 +193,7 @@ def _by_offset(label: str) -> tuple[str, int]:
 def autoencoder(facts: Facts) -> dict[str, Any] | None:
     """Quantiles against yesterday and uniform by activity, and what the training measured; None where there is none."""
     measured, trained = facts.of_job("validate"), facts.of_job("train_autoencoder")
-    labels = [label for metric, label in measured if metric == "autoencoder_uniform_cosine_p01"]
+    labels = [label for metric, label in measured if metric == "autoencoder_uniform_cosine_p50"]
     if not labels and not trained:
         return None
     names = [

@@ -208,10 +208,10 @@ class GatesSection:
         max_unembedded_share: Largest share of the catalogue without a vector.
         min_autoencoder_cosine_p01: Lowest 1 % quantile of the cosine of the autoencoder's LTE with yesterday's, over
             users with 20 or more items; the encoder is trained again each day, so no bound covers it.
-        max_autoencoder_drift_p99: Highest 99 % quantile of its distance from yesterday's, over the same users.
-        min_autoencoder_uniform_cosine_p01: Lowest 1 % quantile of its cosine with the same day's uniform LTE. The loss
-            pushes every latent away from what all items share, by how much depends on training (-0.61 on the sample):
-            the default only records it, set a limit once your own value is known.
+        max_autoencoder_drift_p99: Highest 99 % quantile of its distance from yesterday's over the norm of yesterday's,
+            over the same users.
+        min_autoencoder_uniform_cosine_p50: Lowest median of its cosine with the same day's uniform LTE, both less their
+            means over users (0.28 on the sample): near 0 where the two have nothing to do with each other.
     """
 
     min_users: int = 1
@@ -224,7 +224,7 @@ class GatesSection:
     max_unembedded_share: float = 0.5
     min_autoencoder_cosine_p01: float = 0.5
     max_autoencoder_drift_p99: float = 1.0
-    min_autoencoder_uniform_cosine_p01: float = -1.0
+    min_autoencoder_uniform_cosine_p50: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse shares and cosines that cannot be."""
@@ -235,7 +235,7 @@ class GatesSection:
             "max_unembedded_share",
         ):
             _require(getattr(self, name) >= 0, f"gates.{name}", getattr(self, name), "0 or more")
-        for name in ("min_cosine_p01", "min_autoencoder_cosine_p01", "min_autoencoder_uniform_cosine_p01"):
+        for name in ("min_cosine_p01", "min_autoencoder_cosine_p01", "min_autoencoder_uniform_cosine_p50"):
             _require(-1 <= getattr(self, name) <= 1, f"gates.{name}", getattr(self, name), "between -1 and 1")
         _require(0 <= self.max_drift_p99 <= 2, "gates.max_drift_p99", self.max_drift_p99, "between 0 and 2")
         _require(

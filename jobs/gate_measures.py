@@ -22,7 +22,7 @@ from pyspark.sql.types import DoubleType, IntegerType, StringType, StructField, 
 from jobs.basis import catalogue_versions
 from jobs.compute_lte import lte_windows
 from jobs.config import Deployment, LteWindow
-from jobs.drift_summaries import vectors_of
+from jobs.drift_summaries import lte_centres, vectors_of
 from jobs.expectations import Limit
 from jobs.histories import in_window
 from jobs.tables import Lake
@@ -36,6 +36,8 @@ AUTOENCODER = "autoencoder"
 # Quantiles of cosines are taken over users whose LTE one interaction cannot turn.
 ACTIVE_ITEMS = 20
 DAY = timedelta(days=1)
+# Above the norms of latents; vectors are summed as integers in steps of 2^-36 of it.
+_LARGE_NORM = 1e4
 _QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 
@@ -321,9 +323,13 @@ _COMPARED_SCHEMA = StructType(
 def autoencoder_changes(lake: Lake, ds: date, window: str) -> DataFrame:
     """One row a user of the autoencoder's slice of ds.
 
+    Latents have no unit length, so their drift is relative. What all users share is taken off before the comparison
+    with uniform LTEs: BCE without a bias pushes latents away from it, by how much says nothing about users.
+
     Returns:
-        user_id, n_items, activity, cosine and drift to yesterday's (null without it), uniform_cosine to the same day's
-        uniform LTE. Cosines with a zero vector are null.
+        user_id, n_items, activity; cosine with yesterday's and drift, the distance from yesterday's over its norm (null
+        without it); uniform_cosine with the same day's uniform LTE, both less their means over users. Cosines with a
+        zero vector are null.
     """
     slices: dict[str, tuple[date, str]] = {
         "vector_now": (ds, AUTOENCODER),
@@ -334,38 +340,66 @@ def autoencoder_changes(lake: Lake, ds: date, window: str) -> DataFrame:
         name: lake.read(USER_LTE, where={"ds": day, "method": method, "lte_window": window})
         for name, (day, method) in slices.items()
     }
+    task = CompareTask(_centre(sides["vector_now"]), _centre(sides["vector_uniform"]))
     now = sides["vector_now"].select("user_id", "n_items", "basis_version", F.col("embedding").alias("vector_now"))
     for name in ("vector_before", "vector_uniform"):
         other = sides[name].select("user_id", "basis_version", F.col("embedding").alias(name))
         now = now.join(other, ["user_id", "basis_version"], "left")
-    return now.drop("basis_version").mapInArrow(_compared, _COMPARED_SCHEMA)
+    return now.drop("basis_version").mapInArrow(task, _COMPARED_SCHEMA)
 
 
-def _compared(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        n_items = batch["n_items"]
-        columns = [
-            batch["user_id"],
-            n_items,
-            pa.array(drift.activity_buckets(n_items.to_numpy())),
-            _pairwise(batch, "vector_before", drift.cosines, nan_is_null=True),
-            _pairwise(batch, "vector_before", drift.distances, nan_is_null=False),
-            _pairwise(batch, "vector_uniform", drift.cosines, nan_is_null=True),
-        ]
-        yield pa.record_batch(columns, names=_COMPARED_SCHEMA.fieldNames())
+def _centre(rows: DataFrame) -> DoubleArray:
+    """Mean over the users of one slice; zero where it has none with items."""
+    found = list(lte_centres(rows, _LARGE_NORM).values())
+    return found[0].mean if found else np.zeros(1)
 
 
-def _pairwise(
-    rows: pa.RecordBatch, other: str, measure: Callable[[FloatArray, FloatArray], DoubleArray], *, nan_is_null: bool
-) -> pa.Array:
-    """A measure of vector_now and ``other``; null where there is no other vector."""
+@dataclass(frozen=True)
+class CompareTask:
+    """Compares a partition's vectors.
+
+    Attributes:
+        centre: Mean latent, float64 [D] (or [1], to be broadcast).
+        uniform_centre: Mean uniform LTE, the same.
+    """
+
+    centre: DoubleArray
+    uniform_centre: DoubleArray
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Turn joined rows into rows of :func:`autoencoder_changes`."""
+        for batch in batches:
+            n_items = batch["n_items"]
+            columns = [
+                batch["user_id"],
+                n_items,
+                pa.array(drift.activity_buckets(n_items.to_numpy())),
+                _pairwise(batch, "vector_before", drift.cosines),
+                _pairwise(batch, "vector_before", _relative_distances),
+                _pairwise(batch, "vector_uniform", self._centred_cosines),
+            ]
+            yield pa.record_batch(columns, names=_COMPARED_SCHEMA.fieldNames())
+
+    def _centred_cosines(self, now: FloatArray, uniform: FloatArray) -> DoubleArray:
+        return drift.cosines(now - self.centre, uniform - self.uniform_centre)
+
+
+def _relative_distances(now: FloatArray, before: FloatArray) -> DoubleArray:
+    """Distance over the norm of what was before; NaN where that is zero."""
+    distances, norms = drift.distances(now, before), drift.distances(before, np.zeros_like(before))
+    found: DoubleArray = np.divide(distances, norms, out=np.full(len(norms), np.nan), where=norms > 0)
+    return found
+
+
+def _pairwise(rows: pa.RecordBatch, other: str, measure: Callable[[FloatArray, FloatArray], DoubleArray]) -> pa.Array:
+    """A measure of vector_now and ``other``; null where there is no other vector or the measure is NaN."""
     is_there = rows[other].is_valid()
     pairs = rows.filter(is_there)
     values = np.full(rows.num_rows, np.nan)
     mask = ~is_there.to_numpy(zero_copy_only=False)
     if pairs.num_rows:
         values[~mask] = measure(vectors_of(pairs["vector_now"]), vectors_of(pairs[other]))
-    return pa.array(values, mask=mask | (np.isnan(values) if nan_is_null else False))
+    return pa.array(values, mask=mask | np.isnan(values))
 
 
 def measure_autoencoder(lake: Lake, deployment: Deployment, ds: date) -> list[Measured]:
@@ -415,7 +449,7 @@ def _gated_autoencoder(
     reasons = {
         "autoencoder_cosine_p01": has_yesterday,
         "autoencoder_drift_p99": has_yesterday,
-        "autoencoder_uniform_cosine_p01": nobody,
+        "autoencoder_uniform_cosine_p50": nobody,
     }
     known = changes.where(F.col("n_items") >= ACTIVE_ITEMS)
     return Measured(
@@ -436,9 +470,9 @@ def _gated_autoencoder(
                 setting="gates.max_autoencoder_drift_p99",
             ),
             Limit(
-                "autoencoder_uniform_cosine_p01",
-                minimum=gates.min_autoencoder_uniform_cosine_p01,
-                setting="gates.min_autoencoder_uniform_cosine_p01",
+                "autoencoder_uniform_cosine_p50",
+                minimum=gates.min_autoencoder_uniform_cosine_p50,
+                setting="gates.min_autoencoder_uniform_cosine_p50",
             ),
         ),
         skipped={name: why for name, why in reasons.items() if values[name] is None},
@@ -447,6 +481,6 @@ def _gated_autoencoder(
             "n_autoencoder_users_extra": lambda: extra.orderBy("user_id"),
             "autoencoder_cosine_p01": lambda: known.orderBy("cosine", "user_id"),
             "autoencoder_drift_p99": lambda: known.orderBy(F.desc("drift"), "user_id"),
-            "autoencoder_uniform_cosine_p01": lambda: known.orderBy("uniform_cosine", "user_id"),
+            "autoencoder_uniform_cosine_p50": lambda: known.orderBy("uniform_cosine", "user_id"),
         },
     )

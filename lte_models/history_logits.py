@@ -20,6 +20,9 @@ _ITEM_WIDTH = 8
 _PRIOR_PAST = {"log_n_year": 1.6, "log_n_short": 0.8, "log_recent": 0.6}
 _PRIOR_BOUGHT = 1.0
 _PRIOR_POPULARITY = (0.35, 0.35, 0.1, 0.0)
+# Adam moves any weight by about the learning rate a step. What suits the towers is slow for the few weights here, which
+# see every example: their logits are this multiple of what the layers give.
+_GAIN = 10.0
 
 
 class DailyCounts(NamedTuple):
@@ -87,11 +90,11 @@ class HistoryLogits(nn.Module):
                 last.weight.zero_()
                 last.bias.zero_()
             self.counted.weight.zero_()
-            self.counted.bias.fill_(_PRIOR_BOUGHT)
+            self.counted.bias.fill_(_PRIOR_BOUGHT / _GAIN)
             for place, (name, (usual, spread)) in enumerate(FEATURE_SCALES.items()):
-                self.counted.weight[0, place] = _PRIOR_PAST.get(name, 0.0) * spread
-                self.counted.bias.add_(_PRIOR_PAST.get(name, 0.0) * usual)
-            self.sold.weight.copy_(torch.tensor([_PRIOR_POPULARITY]))
+                self.counted.weight[0, place] = _PRIOR_PAST.get(name, 0.0) * spread / _GAIN
+                self.counted.bias.add_(_PRIOR_PAST.get(name, 0.0) * usual / _GAIN)
+            self.sold.weight.copy_(torch.tensor([_PRIOR_POPULARITY]) / _GAIN)
 
     def of_past(self, past: Past, vectors: Tensor, counts: Tensor) -> Tensor:
         """Score past items for their users.
@@ -105,7 +108,7 @@ class HistoryLogits(nn.Module):
             float [P], to be added to what the item has from the towers and from its popularity.
         """
         seen = torch.cat([past.features, torch.log1p(counts), self.item(vectors)], dim=1)
-        logits: Tensor = self.past(seen) + self.counted(past.features)
+        logits: Tensor = _GAIN * (self.past(seen) + self.counted(past.features))
         return logits.squeeze(1)
 
     def of_popularity(self, counts: Tensor) -> Tensor:
@@ -118,5 +121,5 @@ class HistoryLogits(nn.Module):
             float [...].
         """
         seen = torch.log1p(counts)
-        logits: Tensor = self.popularity(seen) + self.sold(seen)
+        logits: Tensor = _GAIN * (self.popularity(seen) + self.sold(seen))
         return logits.squeeze(-1)

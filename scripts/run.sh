@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make run`: the DAG through Airflow itself, for the day before DS (so that drift has something to compare with) and DS.
+# `make run`: the DAG through Airflow itself, for the day before DS (so that drift has something to compare with; without
+# models) and for DS.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh" "${1:-}"
 source "$LTE_HOME/scripts/airflow_db.sh"
@@ -37,7 +38,8 @@ case "$LTE_CONFIG" in
   "$LTE_HOME/configs/fashion.toml") make_fashion ;;
 esac
 prepare_airflow
-run_day "$(date -u -d "$ds - 1 day" +%F)"
+# Models are trained once: the day before is there for its LTEs.
+LTE_AUTOENCODER__ENABLED=false LTE_RANKER__ENABLED=false run_day "$(date -u -d "$ds - 1 day" +%F)"
 run_day "$ds"
 
 echo

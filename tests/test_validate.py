@@ -249,8 +249,11 @@ def test_the_autoencoder_against_yesterday_and_uniform(engine_lake, deployment) 
     values = gates.values
     assert (values["autoencoder_n_users"], values["autoencoder_n_with_yesterday"]) == (3, 2)
     assert values["autoencoder_cosine_p01"] == pytest.approx(0.01)  # of 0 and 1
-    assert values["autoencoder_drift_p99"] == pytest.approx(0.99 * 5**0.5)  # of 0 and |(-1, 2)|
-    assert values["autoencoder_uniform_cosine_p01"] == pytest.approx(0.5**0.5 + 0.01 * (1 - 0.5**0.5))
+    assert values["autoencoder_drift_p99"] == pytest.approx(0.99 * 5**0.5)  # of 0 and |(-1, 2)| / 1
+    # less the means (2, 3) / 3 and (2, 1) / 3: (1, -3) with (1, -1) and (1, 0) with (-2, 2)
+    alike, unlike = 4 / 20**0.5, -(0.5**0.5)
+    assert values["autoencoder_uniform_cosine_p01"] == pytest.approx(unlike + 0.01 * (alike - unlike), abs=1e-6)
+    assert values["autoencoder_uniform_cosine_p50"] == pytest.approx((unlike + alike) / 2, abs=1e-6)  # 0.09
     assert (values["n_autoencoder_users_missing"], values["n_autoencoder_users_extra"]) == (1, 1)
     assert [bucket.label for bucket in buckets] == ["autoencoder/365-60/20-99"]
     assert failing(gates) == {
@@ -258,10 +261,11 @@ def test_the_autoencoder_against_yesterday_and_uniform(engine_lake, deployment) 
         "n_autoencoder_users_extra",
         "autoencoder_cosine_p01",
         "autoencoder_drift_p99",
+        "autoencoder_uniform_cosine_p50",
     }
-    far = dataclasses.replace(GatesSection(), min_autoencoder_uniform_cosine_p01=0.9)
-    [worse, *_] = measure_autoencoder(engine_lake, dataclasses.replace(deployment, gates=far), DS)
-    assert "autoencoder_uniform_cosine_p01" in failing(worse)
+    near = dataclasses.replace(GatesSection(), min_autoencoder_uniform_cosine_p50=0.09)
+    [better, *_] = measure_autoencoder(engine_lake, dataclasses.replace(deployment, gates=near), DS)
+    assert "autoencoder_uniform_cosine_p50" not in failing(better)
 
 
 def test_drift_leaves_the_autoencoder_alone(lake, deployment) -> None:
