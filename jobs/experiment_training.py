@@ -318,7 +318,7 @@ def _ranker_loss(
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How long and how fast to train."""
+    """How long and how fast to train: the rate of the first epoch falls linearly to 0 after the last."""
 
     epochs: int
     learning_rate: float
@@ -332,7 +332,7 @@ def fit(
     validate: Callable[[], float],
     config: FitConfig,
 ) -> tuple[list[float], float]:
-    """Train for a fixed number of epochs and keep the best one.
+    """Train for a fixed number of epochs, each slower than the one before, and keep the best one.
 
     Args:
         model: Whose parameters are trained.
@@ -353,7 +353,9 @@ def fit(
     best: dict[str, Tensor] = {}
     seconds = 0.0
     with deterministic(config.seed):
-        for _ in range(config.epochs):
+        for epoch in range(config.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * (1 - epoch / config.epochs)
             started = time.monotonic()
             model.train()
             for batch in batches(order):

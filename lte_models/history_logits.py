@@ -22,7 +22,7 @@ _PRIOR_BOUGHT = 1.0
 _PRIOR_POPULARITY = (0.35, 0.35, 0.1, 0.0)
 # Adam moves any weight by about the learning rate a step. What suits the towers is slow for the few weights here, which
 # see every example: their logits are this multiple of what the layers give.
-_GAIN = 10.0
+_GAIN = 4.0
 
 
 class DailyCounts(NamedTuple):
