@@ -155,7 +155,7 @@ def test_a_process_that_is_killed_ends_with_the_weights_of_one_that_is_not(
     lake.replace(lake.read(ITEM_EMBEDDINGS).limit(0), ITEM_EMBEDDINGS, {"basis_version": BASIS})
     put_basis(lake, vectors(), basis_version=basis)
     lake.delete(TRAINING_EXAMPLES, {"basis_version": BASIS})
-    extra = "\n[ranker]\ntrain_days = 20\nheld_out_days = 3\nepochs = 30\npatience = 30\ndim = 8\nmax_length = 20\n"
+    extra = "\n[ranker]\ntrain_days = 20\nheld_out_days = 3\nepochs = 10\npatience = 10\ndim = 8\nmax_length = 20\n"
     extra += 'cutoff = 5\nnegatives_share = 1.0\n[tracking]\nuri = ""\n'
     file = tmp_path / "killed.toml"
     file.write_text(CONFIG.replace('lake = "lake"', f'lake = "{lake.root}"') + extra)
