@@ -44,7 +44,7 @@ from lte_models.checkpoint import Bundle, load_bundle, read_manifest
 from lte_models.data import ExampleCollate
 from lte_models.metrics import compare
 from lte_models.train import leave_a_core_free
-from schemas import LIVE_SNAPSHOT
+from schemas import LIVE_SNAPSHOT, METRICS
 
 JOB = "evaluate_ranker"
 EASE_ANCHORS = 14
@@ -93,6 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     leave_a_core_free()
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
+        if was_too_early(lake, config.ds):
+            print(f"ds={config.ds}: train_ranker had too few days, nothing to judge; what is live stays", flush=True)
+            lake.record_metrics(config.ds, JOB, nobody_came(0).metrics | {"went_live": 0.0})
+            return
         verdict = evaluate(lake, config.deployment, config.ds, basis_version)
         outcome = decide(lake, config, verdict)
         lake.record_metrics(config.ds, JOB, verdict.metrics | {"went_live": float(outcome.name == "live")})
@@ -101,6 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if outcome.name == "refused":
         raise ModelError(outcome.text)
     print(outcome.text, flush=True)
+
+
+def was_too_early(lake: Lake, ds: date) -> bool:
+    """Whether the training of ``ds`` said that there is nothing to train on yet."""
+    trained = lake.read(METRICS, where={"ds": ds, "job": "train_ranker"})
+    return not trained.where("metric = 'n_epochs' and value = 0").isEmpty()
 
 
 def parse_flags(argv: Sequence[str] | None) -> EvaluateConfig:

@@ -66,8 +66,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     leave_a_core_free()
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
-        metrics = train(lake, config.deployment, config.ds, basis_version)
+        try:
+            metrics = train(lake, config.deployment, config.ds, basis_version)
+        except TooFewDaysError as error:
+            # A shop's first days: not what an operator could mend.
+            print(f"{JOB}: ds {config.ds}: {error}", flush=True)
+            metrics = {"n_epochs": 0.0}
         lake.record_metrics(config.ds, JOB, metrics)
+
+
+class TooFewDaysError(ModelError):
+    """Fewer days have examples than are held out: there is nothing to train on yet."""
 
 
 def training_anchors(
@@ -82,12 +91,12 @@ def training_anchors(
         basis_version: Of the examples.
 
     Raises:
-        ModelError: Too few days have examples.
+        TooFewDaysError: Too few days have examples.
     """
     first, last = ds - timedelta(days=settings.train_days + 1), ds - timedelta(days=2)
     days = days_with_examples(lake, basis_version, first, last)
     if len(days) <= settings.held_out_days:
-        raise ModelError(
+        raise TooFewDaysError(
             f"table training_examples, basis_version {basis_version}, anchor_ds {first} to {last}: {len(days)} days "
             f"with examples, of which ranker.held_out_days = {settings.held_out_days} are held out; nothing to train on"
         )
@@ -107,12 +116,13 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         Held-out NDCG of the best epoch, epochs, items and items with warm weights.
 
     Raises:
-        jobs.model_data.ModelError: There is no example or no item.
+        TooFewDaysError: Too few days have examples.
+        jobs.model_data.ModelError: There is no item.
         lte_models.checkpoint.CheckpointError: Yesterday's bundle is damaged.
     """
     settings, folder = deployment.ranker, bundle_folder(deployment, "ranker", ds)
-    shop = load_shop(lake, ds, basis_version, settings.train_days)
     anchors = training_anchors(lake, ds, settings, basis_version)
+    shop = load_shop(lake, ds, basis_version, settings.train_days)
     readers = example_readers(lake, anchors, shop, settings, basis_version, folder)
     built = new_ranker(shop, settings, deployment.interactions.types)
     earlier = earlier_bundle(deployment, "ranker", ds, basis_version)

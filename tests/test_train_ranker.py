@@ -27,6 +27,7 @@ from ranker_shop import (
 )
 
 import jobs.train_ranker as train_job
+from jobs import evaluate_ranker
 from jobs.basis import BasisError, configured_basis
 from jobs.bundles import bundle_folder, prune_bundles
 from jobs.config import Deployment
@@ -190,6 +191,18 @@ def test_users_without_any_long_history_train_a_ranker_that_reads_no_lte(
     bundle = load_bundle(bundle_folder(deployment, "ranker", DS), kind="ranker")
     assert not bundle.tensors["user_tower.projection.mean"].any()
     assert float(bundle.tensors["user_tower.projection.scale"]) == 1.0
+
+
+def test_the_first_days_of_a_shop_have_nothing_to_train_on_and_fail_no_run(
+    deployment_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for main in (train_job.main, evaluate_ranker.main):
+        main(["--config", str(deployment_file), "--ds", str(DS)])
+    said = capsys.readouterr().out
+    assert f"train_ranker: ds {DS}: table training_examples" in said
+    assert "0 days with examples, of which ranker.held_out_days = 7 are held out; nothing to train on" in said
+    assert "nothing to judge; what is live stays" in said
+    assert not list((deployment_file.parent / "lake" / "models").rglob("manifest.json"))
 
 
 def test_a_single_user_is_enough_to_train(sail: SparkSession, tmp_path: Path, deployment_file: Path) -> None:
