@@ -41,18 +41,20 @@ max_bad_share = 0.5
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Sizes of what `make test` runs small."""
     parser.addoption("--backfill-days", type=int, default=2, help="days of the backfill under a real scheduler (2)")
-    parser.addoption("--spark-jobs", action="store_true", help="only what `make test` leaves to `make test-spark`")
+    which = ("all", "none", "only")
+    parser.addoption("--spark-jobs", choices=which, default="all", help="what `make test` leaves to `make test-spark`")
 
 
-# What an engine must do, held to on both in every run: all Delta I/O, the LTE job, a cluster, where the jars come from.
-CONFORMANCE = {"test_tables", "test_compute_lte", "test_standalone_spark", "test_maven_mirror"}
+# What an engine must do, held to on both by `make test`: all Delta I/O and the LTE job.
+CONFORMANCE = {"test_tables", "test_compute_lte"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the other jobs' tests on Apache Spark, which repeat those on Sail, to a run of their own."""
-    rest = [item for item in items if item.get_closest_marker("spark") and item.path.stem not in CONFORMANCE]
-    left_out = [item for item in items if (item in rest) != config.getoption("--spark-jobs")]
-    items[:] = [item for item in items if item not in left_out]
+    """Choose among the slow tests on Apache Spark: a cluster, and other jobs' tests that repeat those on Sail."""
+    wanted = config.getoption("--spark-jobs")
+    rest = {item for item in items if item.get_closest_marker("spark") and item.path.stem not in CONFORMANCE}
+    left_out = [item for item in items if wanted != "all" and (item in rest) != (wanted == "only")]
+    items[:] = [item for item in items if item not in set(left_out)]
     config.hook.pytest_deselected(items=left_out)
 
 
