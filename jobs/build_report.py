@@ -210,7 +210,8 @@ def ranker(facts: Facts) -> dict[str, Any] | None:
     measured, trained = facts.of_job("evaluate_ranker"), facts.of_job("train_ranker")
     if not measured and not trained:
         return None
-    models = [label for metric, label in measured if metric == "ndcg" and "/" not in label]
+    main = _main_metric(measured)
+    models = [label for metric, label in measured if metric == main and "/" not in label]
     names = list(dict.fromkeys(metric for metric, label in measured if label in models))
     rows = [{"model": model, "values": [measured.get((name, model)) for name in names]} for model in models]
     compared = [
@@ -218,20 +219,22 @@ def ranker(facts: Facts) -> dict[str, Any] | None:
         for metric, label in measured
         if metric == "uplift"
     ]
-    groups = _groups(measured, models)
+    groups = _groups(measured, models, main)
     plain = {metric: value for (metric, label), value in trained.items() if not label}
     day = {metric: value for (metric, label), value in measured.items() if not label}
     return {"names": names, "rows": rows, "compared": compared, "groups": groups, "trained": plain, "day": day}
 
 
-def _groups(measured: Mapping[tuple[str, str], float], models: Sequence[str]) -> dict[str, Any]:
-    """NDCG by the length of the short history."""
-    names = list(
-        dict.fromkeys(label.split("/", 1)[1] for metric, label in measured if metric == "ndcg" and "/" in label)
-    )
-    rows = [
-        {"model": model, "values": [measured.get(("ndcg", f"{model}/{name}")) for name in names]} for model in models
-    ]
+def _main_metric(measured: Mapping[tuple[str, str], float]) -> str:
+    """NDCG at the largest cutoff, which models are compared by."""
+    cutoffs = {int(metric.removeprefix("ndcg_at_")) for metric, _ in measured if metric.startswith("ndcg_at_")}
+    return f"ndcg_at_{max(cutoffs, default=0)}"
+
+
+def _groups(measured: Mapping[tuple[str, str], float], models: Sequence[str], main: str) -> dict[str, Any]:
+    """NDCG by the length of the short history, and apart for repeated and new items."""
+    names = list(dict.fromkeys(label.split("/", 1)[1] for metric, label in measured if metric == main and "/" in label))
+    rows = [{"model": model, "values": [measured.get((main, f"{model}/{name}")) for name in names]} for model in models]
     return {"names": names, "rows": rows}
 
 

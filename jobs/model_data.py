@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "ModelError",
     "basis_matrix",
     "bundle_folder",
+    "curve_metrics",
     "earlier_bundle",
     "fingerprint",
     "item_ids",
@@ -146,3 +147,12 @@ def record_model(lake: Lake, job: str, manifest: Manifest, outcome: str, reason:
     schema = StructType([StructField(field.name, field.dataType) for field in MODEL_RUNS.schema])
     rows = lake.spark.createDataFrame([tuple(row[name] for name in MODEL_RUNS.columns)], schema)
     lake.replace(rows, MODEL_RUNS, {"ds": ds, "job": job})
+
+
+def curve_metrics(curve: Sequence[Mapping[str, float]]) -> dict[str | tuple[str, str], float]:
+    """Metrics ``loss`` and ``held_out`` labelled ``epoch N``, from 1: the curves of the report.
+
+    Args:
+        curve: One entry an epoch, of :class:`lte_models.train.Progress`.
+    """
+    return {(name, f"epoch {n}"): value for n, epoch in enumerate(curve, start=1) for name, value in epoch.items()}

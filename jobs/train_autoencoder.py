@@ -27,6 +27,7 @@ from jobs.model_data import (
     ModelError,
     basis_matrix,
     bundle_folder,
+    curve_metrics,
     earlier_bundle,
     fingerprint,
     item_ids,
@@ -299,6 +300,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
         ("n_epochs", ""): float(len(curve)),
         ("n_vocabulary", ""): float(len(ids)),
         ("n_warm", ""): float(n_warm),
+        **curve_metrics(curve),
     }
 
 

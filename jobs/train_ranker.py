@@ -20,7 +20,15 @@ import torch
 from jobs.basis import configured_basis
 from jobs.config import Deployment, RankerSection, code_version, parse_config
 from jobs.entry import is_off, run_job
-from jobs.model_data import ModelError, bundle_folder, earlier_bundle, fingerprint, prune_bundles, record_model
+from jobs.model_data import (
+    ModelError,
+    bundle_folder,
+    curve_metrics,
+    earlier_bundle,
+    fingerprint,
+    prune_bundles,
+    record_model,
+)
 from jobs.ranker_data import (
     METADATA,
     ExampleReader,
@@ -162,7 +170,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         shutil.rmtree(reader.rows.files[0].parent)
     sizes = {"n_epochs": len(progress.curve), "n_items": len(shop.item_ids), "n_warm": n_warm}
     recorded: dict[str | tuple[str, str], float] = {name: float(value) for name, value in (metrics | sizes).items()}
-    return recorded
+    return recorded | curve_metrics(progress.curve)
 
 
 def example_readers(

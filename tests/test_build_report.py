@@ -59,9 +59,10 @@ def shop(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     put(lake, QUARANTINE, bad)
     put(lake, USER_LTE, [(HOSTILE, [2.0, 0.0], 1, 0, BASIS, DS, "uniform", "365-60")])  # too long, and too many
     validate_day(lake, deployment, DS)
-    ranked = {("ndcg", model): value for model, value in (("candidate", 0.437), ("popularity_7d", 0.297))}
+    ranked = {("ndcg_at_500", model): value for model, value in (("candidate", 0.437), ("popularity_7d", 0.297))}
+    ranked[("ndcg_at_10", "candidate")] = 0.111
     compared = {(name, "candidate over popularity_7d"): 0.25 for name in ("uplift", "uplift_low", "uplift_high", "p")}
-    groups = {("ndcg", "candidate/1-5"): 0.123, ("n_users", ""): 55.0, ("went_live", ""): 1.0}
+    groups = {("ndcg_at_500", "candidate/1-5"): 0.123, ("n_users", ""): 55.0, ("went_live", ""): 1.0}
     lake.record_metrics(DS, "evaluate_ranker", ranked | compared | groups)
     lake.record_metrics(DS, "train_ranker", {("loss", f"epoch {n}"): 1 / n for n in (1, 2, 3)})
     return deployment, page(found := gather(deployment, DS, {}), deployment), found
