@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments test-spark clean distclean
+.PHONY: help install run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments test-spark test-control clean distclean
 
 help: ## this list
 	@echo "make TARGET [CONFIG=configs/complete_journey.toml] [DS=2017-12-31] [PORT=8080] [VENV=.venv]"
@@ -32,13 +32,16 @@ run: $(READY) ## from nothing to a live snapshot: the sample's last two days thr
 # A file's tests stay in one process and its setup is made once; the long files come early in the alphabet and go first.
 test: $(READY) ## the tests, in two processes (PYTEST_ARGS="-k drift" for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
-		--spark-jobs none $(PYTEST_ARGS)
+		-m "not control" --spark-jobs none $(PYTEST_ARGS)
 
 test-fast: $(READY) ## the tests that take seconds: no scheduler, no Apache Spark
 	@$(BIN)/python -m pytest -m "not slow and not airflow and not spark" $(PYTEST_ARGS)
 
 test-spark: $(READY) ## a cluster, and all jobs' tests on Apache Spark; make test has them on Sail (5 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --spark-jobs only $(PYTEST_ARGS)
+
+test-control: $(READY) ## the made shop's negative control, with trained rankers (5 minutes)
+	@$(BIN)/python -m pytest -m control $(PYTEST_ARGS)
 
 test-backfill: $(READY) ## a week's backfill under a real scheduler, all jobs, twice (20 minutes)
 	@$(BIN)/python -m pytest tests/test_airflow.py -k backfill --backfill-days 7
