@@ -294,7 +294,8 @@ class AutoencoderSection:
         negatives_share: Share of the vocabulary that a step samples.
         power: Power factor of the log-uniform negatives.
         l2: Weight of the squares of all encoder weights.
-        patience: Epochs without a better held-out recall before training stops.
+        patience: Epochs without a better held-out recall before training stops; the first ones of a cold start go up
+            and down.
         n_workers: Processes that read histories; 0 reads in the training process.
         seed: Decides the result together with the data.
     """
@@ -309,7 +310,7 @@ class AutoencoderSection:
     negatives_share: float = 0.2
     power: float = 1.0
     l2: float = 1e-6
-    patience: int = 2
+    patience: int = 5
     n_workers: int = 0
     seed: int = 0
 
