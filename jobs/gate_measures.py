@@ -386,7 +386,7 @@ class CompareTask:
 
 def _relative_distances(now: FloatArray, before: FloatArray) -> DoubleArray:
     """Distance over the norm of what was before; NaN where that is zero."""
-    distances, norms = drift.distances(now, before), drift.distances(before, np.zeros_like(before))
+    distances, norms = drift.distances(now, before), np.linalg.norm(before.astype(np.float64), axis=1)
     found: DoubleArray = np.divide(distances, norms, out=np.full(len(norms), np.nan), where=norms > 0)
     return found
 

@@ -90,11 +90,13 @@ class HistoryLogits(nn.Module):
                 last.weight.zero_()
                 last.bias.zero_()
             self.counted.weight.zero_()
-            self.counted.bias.fill_(_PRIOR_BOUGHT / _GAIN)
+            self.counted.bias.fill_(_PRIOR_BOUGHT)
             for place, (name, (usual, spread)) in enumerate(FEATURE_SCALES.items()):
-                self.counted.weight[0, place] = _PRIOR_PAST.get(name, 0.0) * spread / _GAIN
-                self.counted.bias.add_(_PRIOR_PAST.get(name, 0.0) * usual / _GAIN)
-            self.sold.weight.copy_(torch.tensor([_PRIOR_POPULARITY]) / _GAIN)
+                self.counted.weight[0, place] = _PRIOR_PAST.get(name, 0.0) * spread
+                self.counted.bias.add_(_PRIOR_PAST.get(name, 0.0) * usual)
+            self.sold.weight.copy_(torch.tensor([_PRIOR_POPULARITY]))
+            for parameter in (*self.counted.parameters(), *self.sold.parameters()):
+                parameter.div_(_GAIN)
 
     def of_past(self, past: Past, vectors: Tensor, counts: Tensor) -> Tensor:
         """Score past items for their users.

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-NAMES = ("integration", "leakage", "sequence-length", "autoencoder")
+from jobs.experiment_plan import EXPERIMENT_NAMES, INTEGRATION
+
 METRIC = "ndcg_at_500"
 
 Row = Mapping[str, str]
@@ -95,11 +96,11 @@ def level_table(tables: Tables) -> Iterable[str]:
 def main(arguments: Sequence[str]) -> None:
     """Print all tables."""
     folders = {title: Path(folder) for title, folder in (argument.split("=", 1) for argument in arguments)}
-    for name in NAMES:
+    for name in EXPERIMENT_NAMES:
         tables = read(folders, name)
         print(f"\n## {name}")
         print("\n".join(contrast_tables(tables)))
-        if name == "integration":
+        if name == INTEGRATION:
             print("\n".join(level_table(tables)))
 
 

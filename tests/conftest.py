@@ -52,9 +52,14 @@ CONFORMANCE = {"test_tables", "test_compute_lte"}
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Choose among the slow tests on Apache Spark: a cluster, and other jobs' tests that repeat those on Sail."""
     wanted = config.getoption("--spark-jobs")
-    rest = {item for item in items if item.get_closest_marker("spark") and item.path.stem not in CONFORMANCE}
-    left_out = [item for item in items if wanted != "all" and (item in rest) != (wanted == "only")]
-    items[:] = [item for item in items if item not in set(left_out)]
+    if wanted == "all":
+        return
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        is_rest = item.get_closest_marker("spark") is not None and item.path.stem not in CONFORMANCE
+        (kept if is_rest == (wanted == "only") else left_out).append(item)
+    items[:] = kept
     config.hook.pytest_deselected(items=left_out)
 
 
