@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -140,39 +141,46 @@ def _build(key: BasisKey, folder: Path) -> None:
 
 
 def _write_matrix(key: BasisKey, folder: Path) -> None:
-    shape = _shape(key)
-    vectors = np.lib.format.open_memmap(folder / "vectors.npy", mode="w+", dtype=np.float32, shape=shape)
-    first_day, is_filled = np.zeros(shape[0], np.int32), np.zeros(shape[0], bool)
+    n_items = _n_items(key)
+    first_day, is_filled = np.zeros(n_items, np.int32), np.zeros(n_items, bool)
     columns = ["item_id", "item_index", "first_ds", "embedding"]
-    where = {"basis_version": key.basis_version}
-    for batch in arrow_batches(key.path, version=key.version, columns=columns, where=where):
+    vectors: FloatArray | None = None
+    for batch in _basis_batches(key, columns):
+        if vectors is None:
+            vectors = _new_matrix(folder / "vectors.npy", (n_items, len(batch["embedding"][0])))
         rows = batch["item_index"].to_numpy()
-        vectors[rows] = _checked(key, batch, shape[1])
+        vectors[rows] = _checked(key, batch, vectors.shape[1])
         first_day[rows] = batch["first_ds"].cast(pa.int32()).to_numpy()
         is_filled[rows] = True
     if not is_filled.all():
         raise BasisError(f"{key}: item_index {int(np.flatnonzero(~is_filled)[0])} is missing or given twice")
+    assert isinstance(vectors, np.memmap)  # there is an item, so there was a batch
     vectors.flush()
     np.save(folder / "first_day.npy", first_day)
 
 
-def _shape(key: BasisKey) -> tuple[int, int]:
-    """V and D, from the indices and the first vector."""
+def _new_matrix(path: Path, shape: tuple[int, int]) -> FloatArray:
+    matrix: FloatArray = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    return matrix
+
+
+def _basis_batches(key: BasisKey, columns: list[str]) -> Iterator[pa.RecordBatch]:
     where = {"basis_version": key.basis_version}
-    indices = [
-        batch["item_index"].to_numpy()
-        for batch in arrow_batches(key.path, version=key.version, columns=["item_index"], where=where)
-    ]
-    index = np.concatenate([np.zeros(0, np.int32), *indices])
-    if not len(index):
+    batches = arrow_batches(key.path, version=key.version, columns=columns, where=where)
+    return (batch for batch in batches if batch.num_rows)
+
+
+def _n_items(key: BasisKey) -> int:
+    """V, if the indices run from 0 to V - 1."""
+    indices = [batch["item_index"].to_numpy() for batch in _basis_batches(key, ["item_index"])]
+    if not indices:
         raise BasisError(f"{key}: no items: run embed_items first")
+    index = np.concatenate(indices)
     if index.min() < 0 or index.max() != len(index) - 1:
         raise BasisError(
             f"{key}: item_index runs from {index.min()} to {index.max()}, but there are {len(index)} items"
         )
-    batches = arrow_batches(key.path, version=key.version, columns=["embedding"], where=where)
-    first = next(batch["embedding"] for batch in batches if batch.num_rows)
-    return len(index), len(first[0])
+    return len(index)
 
 
 def _checked(key: BasisKey, batch: pa.RecordBatch, dim: int) -> FloatArray:

@@ -42,8 +42,8 @@ from schemas import EVENT_DAYS, INTERACTIONS, POOLED_METHODS, RUNS, USER_LTE
 JOB = "compute_lte"
 # What one partition may hold: 8 bytes an interaction in a worker, and its user ids.
 MAX_PARTITION_ROWS = 2_000_000
-# Users in one Arrow batch: 2 MB of vectors at D = 512.
-BLOCK_USERS = 1024
+# Users in one Arrow batch: 16 MB of vectors at D = 512. Sail joins smaller ones to batches of this size, which copies.
+BLOCK_USERS = 8192
 _WORKER_COLUMNS = ("user_id", "embedding", "n_items", "n_unknown", "method", "lte_window")
 _WORKER_SCHEMA = StructType([StructField(name, USER_LTE.schema[name].dataType) for name in _WORKER_COLUMNS])
 
@@ -94,7 +94,8 @@ def write_lte(lake: Lake, deployment: Deployment, ds: date, basis_version: str) 
     partitions = n_partitions(n_interactions, deployment.engine.partitions)
     embeddings = read_basis(lake, basis_version)
     rows = user_lte(lake.read(INTERACTIONS), embeddings, ds, lte=deployment.lte, basis=basis, partitions=partitions)
-    lake.replace(rows, USER_LTE, {"ds": ds, "method": POOLED_METHODS})
+    slices = {"method": deployment.lte.methods, "lte_window": deployment.lte.windows}
+    lake.replace(rows, USER_LTE, {"ds": ds, "method": POOLED_METHODS}, within=slices)
     _record_run(lake, ds, basis_version, fingerprint)
 
 

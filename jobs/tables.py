@@ -96,9 +96,12 @@ def arrow_batches(
     schema = pa.schema([dataset.schema.field(name) for name in columns or dataset.schema.names])
     read = {*schema.names, *(where or {})}
     for fragment in dataset.get_fragments(filter=wanted):
+        constants = pads.get_partition_keys(fragment.partition_expression)
+        # what holds for the whole file needs no look at its rows, which would copy them
+        unsure = _arrow_filter({name: values for name, values in (where or {}).items() if name not in constants})
         for batch in _file_batches(fragment, pa.schema([field for field in dataset.schema if field.name in read])):
             rows = pa.Table.from_batches([batch])
-            kept = rows if wanted is None else rows.filter(wanted)
+            kept = rows if unsure is None else rows.filter(unsure)
             yield from kept.select(schema.names).to_batches()
 
 
@@ -234,7 +237,14 @@ def conformed(df: DataFrame, table: Table, where: Predicate | None = None) -> Da
         is_outside = ~F.col(name).isin(_values(allowed)) | F.col(name).isNull()
         message = f"table {table.name}: row outside {name} = {allowed}: "
         cast = cast.withColumn(name, _refused(is_outside, F.col(name), message, F.col(name)))
-    return _through_arrow(cast, table)
+    return _through_arrow(cast, table).select(*(_constant_or_column(field, where or {}) for field in table.schema))
+
+
+def _constant_or_column(field: StructField, where: Predicate) -> Column:
+    """A column that has one value in all rows as a literal: an engine need not sort the rows by what is constant."""
+    values = _values(where.get(field.name, ()))
+    constant = F.lit(values[0]).cast(field.dataType) if len(values) == 1 else F.col(field.name)
+    return constant.alias(field.name)
 
 
 def _same_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -358,13 +368,23 @@ class Lake:
         self.create(table)
         self._committed(conformed(df, table), table, {})
 
-    def replace(self, df: DataFrame, table: Table, where: Predicate, *, is_retried: bool = True) -> int:
+    def replace(
+        self,
+        df: DataFrame,
+        table: Table,
+        where: Predicate,
+        *,
+        within: Predicate | None = None,
+        is_retried: bool = True,
+    ) -> int:
         """Replace exactly the rows with these column values, atomically: running twice equals running once.
 
         Args:
             df: The new rows; all of them lie inside ``where``.
             table: Which table.
             where: Column to value, or to several values; all columns must match.
+            within: What else is known of the new rows, and checked: narrower than ``where``. A partition column with
+                one value saves the engine a sort of all rows.
             is_retried: Whether to write again after another writer's commit. Not for rows that were computed from
                 this table's own rows: another writer's change would be lost.
 
@@ -372,11 +392,11 @@ class Lake:
             Number of rows that are there now.
 
         Raises:
-            TableError: Rows or columns do not fit the declaration, or a row lies outside ``where``.
+            TableError: Rows or columns do not fit the declaration, or a row lies outside ``where`` or ``within``.
             ConcurrentWriteError: Other writers won every attempt.
         """
         self.create(table)
-        rows = conformed(df, table, where)
+        rows = conformed(df, table, {**where, **(within or {})})
         options = {"replaceWhere": predicate_sql(where)}
         self._committed(rows, table, options, attempts=MAX_ATTEMPTS if is_retried else 1)
         return self.read(table, where=where).count()

@@ -138,6 +138,19 @@ def test_a_row_outside_the_replaced_partition_is_refused(engine_lake: Lake) -> N
     assert contents(engine_lake) == before
 
 
+def test_new_rows_within_less_than_they_replace(engine_lake: Lake) -> None:
+    spark = engine_lake.spark
+    both_days = {"ds": [DAY, NEXT]}
+    engine_lake.replace(frame(spark, row(1), row(2, NEXT)), EVERY_TYPE, both_days)
+    engine_lake.replace(frame(spark, row(3, NEXT)), EVERY_TYPE, both_days, within={"ds": NEXT, "id": [3, 4]})
+    assert [r[0] for r in contents(engine_lake)] == [3]  # DAY is replaced, too, by nothing
+    with pytest.raises(TableError, match=r"table every_type: row outside ds = 2017-03-05: 2017-03-04"):
+        engine_lake.replace(frame(spark, row(5)), EVERY_TYPE, both_days, within={"ds": NEXT})
+    with pytest.raises(TableError, match=r"table every_type: row outside id = \[3, 4\]: 5"):
+        engine_lake.replace(frame(spark, row(5, NEXT)), EVERY_TYPE, both_days, within={"id": [3, 4]})
+    assert [r[0] for r in contents(engine_lake)] == [3]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
