@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lte_models.sampling import accidental_hits
 
@@ -45,6 +45,28 @@ def full_softmax_loss(logits: Tensor, queries: Tensor, targets: Tensor, weights:
     """
     log_p = F.log_softmax(logits.float(), dim=1)  # [Q, V]
     return weighted_mean(-log_p[queries, targets], weights)
+
+
+def linear_softmax_loss(queries: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+    """:func:`full_softmax_loss` of ``queries @ vectors.T``, one target a query, without holding all logits at once.
+
+    Gradients are made chunk by chunk in the forward pass, so that they can be asked for once.
+
+    Args:
+        queries: float [Q, D].
+        vectors: float [V, D].
+        targets: int64 [Q], in 0..V-1.
+
+    Returns:
+        float scalar.
+
+    Raises:
+        ValueError: There is no query.
+    """
+    if queries.shape[0] == 0:
+        raise ValueError("a batch without a single target has no loss")
+    with torch.autocast(queries.device.type, enabled=False):
+        return F.linear_cross_entropy(queries.float(), vectors.float(), targets, options=nn.LinearCrossEntropyOptions())
 
 
 def grouped_logsumexp(values: Tensor, group: Tensor, n_groups: int) -> Tensor:

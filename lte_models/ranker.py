@@ -14,8 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lte_models.data import AGE_BUCKETS, ExampleBatch
+from lte_models.dropout import Dropout, attention, dropout
 from lte_models.history_logits import DailyCounts, HistoryLogits
-from lte_models.losses import OwnItems, full_softmax_loss, grouped_logsumexp, sampled_softmax_loss
+from lte_models.losses import (
+    OwnItems,
+    full_softmax_loss,
+    grouped_logsumexp,
+    linear_softmax_loss,
+    sampled_softmax_loss,
+)
 from lte_models.sampling import LogUniformSampler
 
 LTE_MODES = ("none", "late_fusion", "feature_injection", "prefix_token")
@@ -195,7 +202,7 @@ class Block(nn.Module):
         self.n_heads, self.dropout = n_heads, dropout
         self.attention_norm, self.feed_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.feed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+        self.feed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), Dropout(dropout), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
         """Apply the block.
@@ -211,9 +218,9 @@ class Block(nn.Module):
         heads = self.qkv(self.attention_norm(x)).view(n_users, length, 3, self.n_heads, dim // self.n_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, L, D / heads]
         rate = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=rate)
-        x = x + F.dropout(self.out(mixed.transpose(1, 2).reshape(n_users, length, dim)), rate)
-        fed: Tensor = x + F.dropout(self.feed(self.feed_norm(x)), rate)
+        mixed = attention(query, key, value, allowed, rate)
+        x = x + dropout(self.out(mixed.transpose(1, 2).reshape(n_users, length, dim)), rate)
+        fed: Tensor = x + dropout(self.feed(self.feed_norm(x)), rate)
         return fed
 
 
@@ -328,7 +335,7 @@ class UserTower(nn.Module):
         joined = torch.cat([vectors, self.types(batch.types), self.ages(batch.ages)], dim=2)
         distance = torch.arange(length - 1, -1, -1, device=vectors.device)
         x = self.input(joined) + self.positions(distance)
-        return F.dropout(x, self.config.dropout, self.training)
+        return dropout(x, self.config.dropout) if self.training else x
 
     def _allowed(self, items: Tensor) -> Tensor:
         length = items.shape[1]
@@ -597,12 +604,20 @@ def ranker_loss(
         raise ValueError("history features are as of the anchor: they would show earlier positions their future")
     weights = _target_weights(batch) if objective.equal_users else None
     if objective.sampler is None:
-        rows = torch.arange(1, model.n_items + 1, device=batch.items.device)
-        embedded = model.embed(rows)
-        queries = model.queries(batch, context, *embedded)
-        logits = model.candidate_logits(queries, rows, batch, context, embedded)
-        return full_softmax_loss(logits, batch.target_query, batch.targets - 1, weights)
+        return _full_loss(model, batch, context, weights)
     return _sampled_loss(model, batch, context, objective.sampler, objective.logq, weights, rng)
+
+
+def _full_loss(model: Ranker, batch: ExampleBatch, context: Context, weights: Tensor | None) -> Tensor:
+    rows = torch.arange(1, model.n_items + 1, device=batch.items.device)
+    embedded = model.embed(rows)
+    queries = model.queries(batch, context, *embedded)
+    has_one_target_each = batch.target_query.numel() == queries.shape[0]
+    if model.history is None and weights is None and has_one_target_each:
+        vectors, position = embedded
+        return linear_softmax_loss(queries[batch.target_query], vectors[position[rows]], batch.targets - 1)
+    logits = model.candidate_logits(queries, rows, batch, context, embedded)
+    return full_softmax_loss(logits, batch.target_query, batch.targets - 1, weights)
 
 
 def _sampled_loss(

@@ -9,6 +9,7 @@ from lte_models.losses import (
     full_bce_loss,
     full_softmax_loss,
     grouped_logsumexp,
+    linear_softmax_loss,
     sampled_bce_loss,
     sampled_softmax_loss,
     weighted_mean,
@@ -20,6 +21,19 @@ def test_full_softmax_by_hand() -> None:
     logits = torch.tensor([[0.0, math.log(2), math.log(5)]])  # p = 1/8, 2/8, 5/8
     loss = full_softmax_loss(logits, torch.tensor([0, 0]), torch.tensor([1, 2]))
     assert loss.item() == pytest.approx((math.log(4) + math.log(8 / 5)) / 2)
+
+
+@pytest.mark.parametrize("n_queries", [1, 7, 3000])  # one chunk, fewer queries than dimensions, several chunks
+def test_linear_softmax_is_the_full_softmax_in_value_and_gradients(n_queries: int) -> None:
+    torch.manual_seed(0)
+    queries, vectors = torch.randn(n_queries, 8, requires_grad=True), torch.randn(23, 8, requires_grad=True)
+    targets = torch.randint(23, (n_queries,))
+    full = full_softmax_loss(queries @ vectors.T, torch.arange(n_queries), targets)
+    linear = linear_softmax_loss(queries, vectors, targets)
+    torch.testing.assert_close(linear, full)
+    expected = torch.autograd.grad(full, [queries, vectors])
+    for ours, theirs in zip(torch.autograd.grad(linear, [queries, vectors]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_weights_of_targets() -> None:
@@ -125,3 +139,5 @@ def test_sampled_bce_by_hand() -> None:
 def test_no_target_is_an_error() -> None:
     with pytest.raises(ValueError, match="without a single target"):
         weighted_mean(torch.empty(0), None)
+    with pytest.raises(ValueError, match="without a single target"):
+        linear_softmax_loss(torch.empty(0, 4), torch.ones(5, 4), torch.empty(0, dtype=torch.int64))

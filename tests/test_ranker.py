@@ -205,6 +205,20 @@ def test_exhaustive_sampling_is_the_full_softmax_of_the_whole_model(lte: str, hi
     torch.testing.assert_close(sampled, expected)
 
 
+def test_one_target_a_query_is_the_same_full_softmax_without_its_logits() -> None:
+    # as under causal training: every position has one target, here out of order
+    model, context = _model(), _context(2)
+    batch = _batch([[1, 2, 3], [0, 4, 5]], [(1, 6), (0, 2)])
+    log_p = F.log_softmax(model.scores(batch, context), dim=1)
+    expected = -(log_p[1, 5] + log_p[0, 1]) / 2
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
+    loss = ranker_loss(model, batch, context, Objective(), _rng(0))
+    torch.testing.assert_close(loss, expected)
+    for name, ours, theirs in zip(names, torch.autograd.grad(loss, parameters, allow_unused=True), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
 def test_equal_users_weigh_each_query_once() -> None:
     model, context = _model(), _context(2)
     batch = _batch([[1, 2, 3], [0, 4, 5]], TARGETS)
