@@ -21,11 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -229,11 +230,12 @@ def peer_python(environment: Path) -> Path:
     return python
 
 
-def scored(found: tuple[IntArray, Result], parts: Split) -> Result:
-    """One side's result."""
-    top, seen = found
-    medians = {f"median_{name}": median(seen[name]) for name in ("epoch_s", "epoch_cpu_s")}
-    return {"ndcg_at_10": ndcg(top[:, :10], parts.held_out)} | medians | seen
+def scored(found: list[tuple[IntArray, Result]], parts: Split) -> Result:
+    """One side's result over its seeds: mean NDCG, all epochs."""
+    values = [ndcg(top[:, :10], parts.held_out) for top, _ in found]
+    times = {name: [each for _, seen in found for each in seen[name]] for name in ("epoch_s", "epoch_cpu_s")}
+    medians = {f"median_{name}": median(seconds) for name, seconds in times.items()}
+    return {"ndcg_at_10": mean(values), "ndcg_of_seeds": values} | medians | found[-1][1] | times
 
 
 def run(args: argparse.Namespace, settings: Settings) -> Result:
@@ -249,23 +251,23 @@ def run(args: argparse.Namespace, settings: Settings) -> Result:
         "mean_length": float(lengths.mean()),
     }
     print(json.dumps(result), flush=True)
-    with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        if args.only != "peer":
-            result["ours"] = scored(train_ours(parts, n_items, settings, folder), parts)
-            print("ours", json.dumps(result["ours"]), flush=True)
-        if args.only != "ours":
-            python = peer_python(args.environment)
-            result["peer"] = scored(train_peer(python, parts, settings, folder), parts)
-            print("peer", json.dumps(result["peer"]), flush=True)
+    sides = [side for side in ("ours", "peer") if args.only in (None, side)]
+    found: dict[str, list[tuple[IntArray, Result]]] = {side: [] for side in sides}
+    for seed, side in product(range(settings.seed, settings.seed + args.seeds), sides):
+        seeded = replace(settings, seed=seed)
+        with tempfile.TemporaryDirectory() as text:
+            if side == "ours":
+                found[side].append(train_ours(parts, n_items, seeded, Path(text)))
+            else:
+                found[side].append(train_peer(peer_python(args.environment), parts, seeded, Path(text)))
+        result[side] = scored(found[side], parts)
+        print(f"{side}, seed {seed}", json.dumps(scored(found[side][-1:], parts)), flush=True)
     if not args.only:
         result["quality"] = result["ours"]["ndcg_at_10"] / result["peer"]["ndcg_at_10"]
         for name in ("epoch_s", "epoch_cpu_s"):
             result[f"speed_{name}"] = result["peer"][f"median_{name}"] / result["ours"][f"median_{name}"]
-        print(
-            f"NDCG@10 ours / peer {result['quality']:.3f}   epoch peer / ours: {result['speed_epoch_s']:.2f} by the "
-            f"clock, {result['speed_epoch_cpu_s']:.2f} in processor time"
-        )
+        print(f"NDCG@10 ours / peer {result['quality']:.3f}, mean of {args.seeds} seeds")
+        print(f"epoch peer / ours: {result['speed_epoch_s']:.2f} (in processor time {result['speed_epoch_cpu_s']:.2f})")
     return result
 
 
@@ -276,6 +278,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=10_000, help="at most so many users")
     for name in ("dim", "max_length", "batch_size", "epochs", "threads", "seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from --seed on; scores are averaged")
     parser.add_argument("--only", choices=("ours", "peer"))
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="of the peer")
     parser.add_argument("--json", type=Path, help="also write the results here")

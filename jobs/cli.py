@@ -29,6 +29,7 @@ examples:
   lte run 2017-12-31                    one data day: ingest, embed, average, train, compare, validate, publish, report
   lte status                            what is live, the last runs, failed gates, runs that late data made stale
   lte user 2375                         what the live LTE of one user looks like
+  lte recommend 2375                    what the live ranker would show this user
   lte items --like "red floral dress"   which items lie near some words: a contact sheet
   lte experiment integration            which LTE helps the ranker, with intervals, over seeds and days
   lte rollback                          switch back to the snapshot that was live before; again: forth
@@ -67,6 +68,13 @@ def _user(args: argparse.Namespace, deployment: Deployment) -> None:
 
     view = user_view(deployment, args.user_id, n_nearest=args.nearest)
     _print(args.json, view.as_json(), user_text(view))
+
+
+def _recommend(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.recommend import recommendations, recommendations_text
+
+    found = recommendations(deployment, args.user_id, ds=args.ds, k=args.k)
+    _print(args.json, found, recommendations_text(found))
 
 
 def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -157,7 +165,6 @@ TOOLS = {
     "make-fashion": ("jobs.make_fashion_data", "make a fashion shop: items with pictures, users with tastes"),
     "train-clip": ("jobs.train_clip", "train a CLIP on a catalogue's own pictures and texts"),
     "experiment": ("jobs.experiment", "which LTE helps, how, and what leaks: on this deployment's own data"),
-    "recommend": ("jobs.recommend", "the live ranker's best items for a user, as a server would find them"),
 }
 Command = Callable[[argparse.Namespace, Deployment], None]
 
@@ -190,6 +197,8 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "run", _run, "run one data day without Airflow", day)
     _command(commands, "status", _status, "what is live, the last runs, their gates, and which are stale", last)
     _command(commands, "user", _user, "a user's live LTE: n_items, nearest items, drift since yesterday", user, nearest)
+    best = "the live ranker's best items for a user, as a server would find them"
+    _command(commands, "recommend", _recommend, best, user, *_recommend_flags())
     _command(commands, "check-config", _check_config, "check the configuration and show what it amounts to")
     _command(commands, "items", _items, "the items most like words or a picture, on a contact sheet", *_item_flags())
     ranker = ("--ranker", {"action": "store_true", "help": "the ranker instead of the snapshot"})
@@ -199,6 +208,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, help_text) in TOOLS.items():
         commands.add_parser(name, help=f"{help_text} (lte {name} --help)", add_help=False)
     return parser
+
+
+def _recommend_flags() -> list[tuple[str, dict[str, Any]]]:
+    day_help = "last day whose interactions count, YYYY-MM-DD (that of the live LTEs)"
+    return [
+        ("--ds", {"type": parse_ds, "help": day_help}),
+        ("-k", {"type": int, "default": 10, "help": "items wanted (10)"}),
+    ]
 
 
 def _item_flags() -> list[tuple[str, dict[str, Any]]]:

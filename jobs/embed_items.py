@@ -6,7 +6,6 @@ Only items without a vector in the configured basis are encoded; vectors that ar
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 from jobs.basis import BasisError, catalogue_versions, encoder_config
 from jobs.config import parse_config
 from jobs.encode_task import NONE, TEXT_COLUMNS, EncodeTask
-from jobs.entry import run_job
+from jobs.entry import run_job, say
 from jobs.tables import Lake, open_lake
 from lte_models.encoders import EncoderConfig, EncoderError, basis_version
 from schemas import ITEM_EMBEDDINGS, ITEMS
@@ -83,7 +82,7 @@ def extend_basis(
     numbered = numbered_ids(encodable_ids(fresh, task), state.n_items)
     n_encoded = numbered.count()
     n_backdated = landed_earlier(known, catalogue).count()
-    _say(f"ds {ds}: basis {state.version} holds {state.n_items} items, {n_encoded} are new")
+    say(JOB, f"ds {ds}: basis {state.version} holds {state.n_items} items, {n_encoded} are new")
     rows = embedded(fresh.join(numbered, "item_id"), task, partitions) if n_encoded else None
     with _worker_errors():
         _write(lake, state, rows, backdated(known, catalogue) if n_backdated else None)
@@ -101,10 +100,6 @@ def _worker_errors() -> Iterator[None]:
         if found is None:
             raise
         raise EncoderError(found[1]) from error
-
-
-def _say(message: str) -> None:
-    print(f"{JOB}: {message}", file=sys.stderr, flush=True)
 
 
 def _basis_state(lake: Lake, version: str) -> BasisState:

@@ -43,8 +43,13 @@ def is_off(job: str, section: str, *, enabled: bool) -> bool:
         enabled: Its setting.
     """
     if not enabled:
-        print(f"{job}: {section}.enabled = false, nothing to do", flush=True)
+        say(job, f"{section}.enabled = false, nothing to do")
     return not enabled
+
+
+def say(job: str, message: str) -> None:
+    """Tell how far a job is: a line of its log."""
+    print(f"{job}: {message}", file=sys.stderr, flush=True)
 
 
 def _show(error: Exception) -> None:

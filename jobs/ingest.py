@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
 from jobs.config import Deployment, parse_config
-from jobs.entry import run_job
+from jobs.entry import run_job, say
 from jobs.ingest_rules import (
     Batch,
     Counts,
@@ -104,20 +104,16 @@ def _ingest_log(lake: Lake) -> list[tuple[date, str]]:
     return [(row.landing_ds, row.source_file) for row in rows]
 
 
-def _say(text: str) -> None:
-    print(f"ingest: {text}", flush=True)
-
-
 def _say_plan(batch: Batch, log: Sequence[tuple[date, str]]) -> None:
     holes = [day for day in batch.days if day != batch.ds]
     span = f", {len(holes)} earlier days not ingested before ({holes[0]} to {holes[-1]})" if holes else ""
-    _say(f"ds {batch.ds}: {len(batch.files)} files{span}")
+    say(JOB, f"ds {batch.ds}: {len(batch.files)} files{span}")
     if not any(file.ds == batch.ds for file in batch.of("interactions")):
-        _say(f"WARNING: no files in landing interactions/ds={batch.ds}; the day counts as empty")
+        say(JOB, f"WARNING: no files in landing interactions/ds={batch.ds}; the day counts as empty")
     present = {file.name for file in batch.files}
     for day, name in sorted(log):
         if day in batch.days and name and name not in present:
-            _say(f"WARNING: {name} was ingested before and is gone from the landing folder; its rows go")
+            say(JOB, f"WARNING: {name} was ingested before and is gone from the landing folder; its rows go")
 
 
 def _say_first_faults(staged: Staged) -> None:
@@ -127,7 +123,7 @@ def _say_first_faults(staged: Staged) -> None:
             for row in staged.bad(target).orderBy("source_file", "line").limit(SHOWN_FAULTS).collect():
                 if row["line"]:  # a file that was refused as a whole has been named already
                     detail = f" ({row['detail']})" if row["detail"] else ""
-                    _say(f"WARNING: {row['source_file']} line {row['line']}: {row['reason']}{detail}: {row['raw']}")
+                    say(JOB, f"WARNING: {row['source_file']} line {row['line']}: {row['reason']}{detail}: {row['raw']}")
 
 
 def _held_days(lake: Lake, table: Table, batch: Batch) -> list[tuple[date, date | None]]:
@@ -187,13 +183,13 @@ def _counted(written: DataFrame, files: Mapping[str, LandingFile], counts: Count
             tally = json.loads(row.detail)
             counts[files[row.source_file]].n_read = tally["rows"]
             if tally["ignored"]:
-                _say(f"{row.source_file}: columns ignored: {', '.join(tally['ignored'])}")
+                say(JOB, f"{row.source_file}: columns ignored: {', '.join(tally['ignored'])}")
     for row in faults.agg(F.count("*").alias("n")).collect():
         if row.source_file not in refused:
             counts[files[row.source_file]].faults[row.reason] = row.n
     for name, row in refused.items():
         counts[files[name]].faults[row.reason], counts[files[name]].is_refused = 1, True
-        _say(f"WARNING: {name}: {row.reason}: {row.detail}")
+        say(JOB, f"WARNING: {name}: {row.reason}: {row.detail}")
     rows = written.where(F.col("line") > TALLY_LINE)
     if refused:
         rows = rows.where((F.col("line") == FILE_LINE) | ~F.col("source_file").isin(list(refused)))
@@ -290,7 +286,7 @@ def _write_interactions(
 ) -> None:
     """Rewrite the days whose rows change, and no others."""
     changed = sorted(day for day in {*wanted, *found} if wanted.get(day) != found.get(day))
-    _say(f"{len(changed)} event days change" + (f" ({changed[0]} to {changed[-1]})" if changed else ""))
+    say(JOB, f"{len(changed)} event days change" + (f" ({changed[0]} to {changed[-1]})" if changed else ""))
     if not changed:
         return
     rows = merged.where((F.col("position") == 1) & F.col("event_date").isin(changed)).select(*INTERACTIONS.columns)
@@ -343,7 +339,7 @@ def _metrics(batch: Batch, counts: Counts) -> dict[str | tuple[str, str], float]
 def _say_done(batch: Batch, counts: Counts) -> None:
     for target in TARGETS:
         totals = _totals(counts[file] for file in batch.of(target))
-        _say(f"{target}: " + ", ".join(f"{name.removeprefix('rows_')} {n}" for name, n in totals.items()))
+        say(JOB, f"{target}: " + ", ".join(f"{name.removeprefix('rows_')} {n}" for name, n in totals.items()))
 
 
 def _remove(staging: str) -> None:

@@ -6,10 +6,8 @@ together are refused, so that no vector is read by a model that was trained on a
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from typing import Any
 
@@ -20,15 +18,16 @@ from pyspark.sql import functions as F
 from jobs.basis import read_basis
 from jobs.build_examples import ExamplesOfUser, examples_batch, user_events
 from jobs.bundles import ModelError
-from jobs.config import Deployment, RankerSection, job_parser, load_deployment
-from jobs.entry import run_job
+from jobs.config import Deployment, RankerSection
 from jobs.histories import known_items
+from jobs.lake_reader import lake_reader
 from jobs.live_ranker import live_bundle_folder, require_pair
 from jobs.online_store import SnapshotReader
 from jobs.publish_snapshot import open_store
 from jobs.ranker_data import Shop, example_collate, load_shop
 from jobs.ranker_scores import bundled_ranker
 from jobs.tables import Lake, open_lake
+from jobs.user_view import item_titles
 from lte_models.checkpoint import Manifest, load_bundle
 from lte_models.data import ExampleBatch
 from lte_models.ranker import Context
@@ -39,35 +38,53 @@ JOB = "recommend"
 DAY_SECONDS = 86_400
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the best items of ``--user`` as of the end of ``--ds``."""
-    flags = parse_flags(argv)
-    deployment = load_deployment(flags.config)
-    store = open_store(deployment)
-    try:
-        with open_lake(deployment, JOB) as lake:
-            served = served_ranker(lake, deployment, flags.ds)
-            batch = example_of(lake, deployment, served, flags.user)
-            found = recommend(served, SnapshotReader(store), flags.user, batch, flags.k)
-    finally:
-        store.close()
-    if flags.json:
-        print(json.dumps([{"item_id": item_id, "score": score} for item_id, score in found]))
-    else:
-        print("\n".join(f"{item_id}\t{score:.4f}" for item_id, score in found))
+@dataclass(frozen=True)
+class Recommendation:
+    """An item for a user; a larger ``score`` is better, and scores of two users cannot be compared."""
+
+    item_id: str
+    title: str
+    score: float
 
 
-def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the flags.
+def recommendations(deployment: Deployment, user_id: str, *, ds: date | None = None, k: int = 10) -> dict[str, Any]:
+    """The best items of a user as of the end of a day, by what is live.
+
+    Args:
+        deployment: Whose store, tables and ranker.
+        user_id: The user; a stranger is served, too.
+        ds: Last day whose interactions count; by default that of the live snapshot.
+        k: Items wanted.
+
+    Returns:
+        ``user_id``, ``ds``, ``ranker_ds`` and ``items``, best first, as plain values.
 
     Raises:
-        SystemExit: The flags are wrong (exit code 2).
+        ModelError: No ranker is live, or it reads other LTEs than those that are live.
+        jobs.online_store.OnlineStoreError: The store failed, or nothing was published.
     """
-    parser = job_parser(JOB, __doc__)
-    parser.add_argument("--user", required=True, help="user_id")
-    parser.add_argument("-k", type=int, default=10, help="items wanted")
-    parser.add_argument("--json", action="store_true", help="print one JSON value")
-    return parser.parse_args(argv)
+    store = open_store(deployment)
+    try:
+        reader = SnapshotReader(store)
+        day = ds or reader.manifest().ds
+        with open_lake(deployment, JOB) as lake:
+            served = served_ranker(lake, deployment, day)
+            batch = example_of(lake, deployment, served, user_id)
+            found = recommend(served, reader, user_id, batch, k)
+    finally:
+        store.close()
+    titles = item_titles(lake_reader(deployment), [item_id for item_id, _ in found])
+    items = [Recommendation(item_id, titles.get(item_id) or "", round(score, 4)) for item_id, score in found]
+    live = {"user_id": user_id, "ds": str(day), "ranker_ds": str(served.manifest.ds)}
+    return live | {"items": [asdict(item) for item in items]}
+
+
+def recommendations_text(found: Mapping[str, Any]) -> str:
+    """The same for a person."""
+    lines = [f"user {found['user_id']}, up to ds={found['ds']}, ranker of ds={found['ranker_ds']}"]
+    return "\n".join(
+        [*lines, *(f"  {item['score']:8.4f}  {item['item_id']}  {item['title']}" for item in found["items"])]
+    )
 
 
 @dataclass(frozen=True)
@@ -174,7 +191,3 @@ def recommend(
     context = Context(lte.to(device), has_lte.to(device), daily)
     rows, scores = served.retriever.recommend(batch.to(device), context, min(k, len(served.shop.item_ids)))
     return [(served.shop.item_ids[row - 1], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
-
-
-if __name__ == "__main__":
-    run_job(main)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from pyspark.sql import functions as F
 
 from jobs.basis import configured_basis, read_basis
 from jobs.config import AutoencoderSection, Deployment, LteWindow, code_version, parse_config
-from jobs.entry import is_off, run_job
+from jobs.entry import is_off, run_job, say
 from jobs.histories import in_window, known_items, reach
 from jobs.model_data import (
     FloatMatrix,
@@ -332,7 +333,11 @@ def _run(
         seed=settings.seed,
         judge_start=is_warm,
     )
-    task = Task(model, loss, reader.epoch, lambda: held_out_scores(model, reader)["recall"], name)
+
+    def validate() -> float:
+        return held_out_scores(model, reader)["recall"]
+
+    task = Task(model, loss, reader.epoch, validate, name, partial(say, JOB))
     return Trainer(task, config, folder).run()
 
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 
 from jobs.basis import configured_basis
 from jobs.config import Deployment, RankerSection, code_version, parse_config
-from jobs.entry import is_off, run_job
+from jobs.entry import is_off, run_job, say
 from jobs.model_data import (
     ModelError,
     bundle_folder,
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             metrics = train(lake, config.deployment, config.ds, basis_version)
         except TooFewDaysError as error:
             # A shop's first days: not what an operator could mend.
-            print(f"{JOB}: ds {config.ds}: {error}", flush=True)
+            say(JOB, f"ds {config.ds}: {error}")
             metrics = {"n_epochs": 0.0}
         lake.record_metrics(config.ds, JOB, metrics)
 
@@ -314,7 +315,8 @@ def fit(
         seed=settings.seed,
         judge_start=is_warm,
     )
-    return Trainer(Task(model, loss, examples.epoch, validate, name), config, folder).run()
+    task = Task(model, loss, examples.epoch, validate, name, partial(say, JOB))
+    return Trainer(task, config, folder).run()
 
 
 def store_lte_statistics(model: Ranker, reader: ExampleReader, settings: RankerSection) -> None:

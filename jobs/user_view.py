@@ -120,11 +120,12 @@ def nearest_items(lake: LakeReader, embedding: FloatArray, basis_version: str, n
         top = np.argsort(-cosines, kind="stable")[:n]
         best += [(-float(cosines[row]), batch.column("item_id")[int(row)].as_py()) for row in top]
         best = sorted(best)[:n]
-    titles = _titles(lake, [item_id for _, item_id in best])
+    titles = item_titles(lake, [item_id for _, item_id in best])
     return tuple(NearItem(item_id, titles.get(item_id, ""), round(-distance, 4)) for distance, item_id in best)
 
 
-def _titles(lake: LakeReader, item_ids: list[str]) -> dict[str, str]:
+def item_titles(lake: LakeReader, item_ids: list[str]) -> dict[str, str]:
+    """Newest title of each item that the catalogue knows."""
     columns = ["item_id", "title", "landing_ds"]
     rows = lake.rows(ITEMS, columns=columns, where={"item_id": item_ids}) if item_ids else []
     return {row["item_id"]: row["title"] for row in sorted(rows, key=lambda row: row["landing_ds"])}

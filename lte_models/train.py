@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from lte_models.manifest import replacing
 
 BatchT = TypeVar("BatchT")
 STATE = "training.safetensors"
+SAY_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Task(Generic[BatchT]):
         batches: Epoch to its batches, the same ones each time they are asked for.
         validate: Value on the held-out slice; larger is better. The model is in eval mode, without gradients.
         fingerprint: Names configuration and data; a checkpoint of another is not resumed.
+        say: Told how far training is: after each epoch, and within one from time to time.
     """
 
     model: nn.Module
@@ -74,6 +77,7 @@ class Task(Generic[BatchT]):
     batches: Callable[[int], Iterable[BatchT]]
     validate: Callable[[], float]
     fingerprint: str
+    say: Callable[[str], None] = lambda _: None
 
 
 @dataclass
@@ -246,7 +250,7 @@ class Trainer(Generic[BatchT]):
             if self.path.exists():
                 self._resume()
             elif self.config.judge_start:
-                self.progress.best = self._value()
+                self.progress.best = self._value("before training")
             while not self._is_done():
                 self._epoch()
         _load(self.task.model, self.best)
@@ -263,17 +267,27 @@ class Trainer(Generic[BatchT]):
     def _epoch(self) -> None:
         progress = self.progress
         self.task.model.train()
+        said = time.monotonic()
         for batch in islice(self.task.batches(progress.epoch), progress.step, None):
             progress.loss_sum += self._step(batch)
             progress.step += 1
+            if time.monotonic() - said > SAY_SECONDS:
+                self._say("")
+                said = time.monotonic()
             if progress.step % self.config.checkpoint_every == 0:
                 self._save()
         if progress.step == 0:
             raise ValueError(f"epoch {progress.epoch} holds no batch: there is nothing to train on")
         self._judge()
+        self._say(f", held-out value {progress.curve[-1]['held_out']:.4f}, best {progress.best:.4f}")
         progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
         if not self._is_done():
             self._save()
+
+    def _say(self, end: str) -> None:
+        done = self.progress
+        epoch = f"epoch {done.epoch + 1} of at most {self.config.epochs}"
+        self.task.say(f"{epoch}: {done.step} steps, loss {done.loss_sum / done.step:.4f}{end}")
 
     def _step(self, batch: BatchT) -> float:
         with autocast(self.device):
@@ -288,18 +302,18 @@ class Trainer(Generic[BatchT]):
         return value
 
     def _judge(self) -> None:
-        progress, value = self.progress, self._value()
+        progress, value = self.progress, self._value(f"after epoch {self.progress.epoch}")
         progress.curve.append({"loss": progress.loss_sum / progress.step, "held_out": value})
         if value > progress.best:
             progress.best, progress.best_epoch = value, progress.epoch
             self.best = _copy(_trained(self.task.model))
 
-    def _value(self) -> float:
+    def _value(self, when: str) -> float:
         self.task.model.eval()
         with torch.no_grad():
             value = self.task.validate()
         if not -float("inf") < value < float("inf"):
-            raise FloatingPointError(f"held-out value is {value} after epoch {self.progress.epoch}")
+            raise FloatingPointError(f"held-out value is {value} {when}")
         return value
 
     def _save(self) -> None:

@@ -13,7 +13,7 @@ from jobs.cli import TOOLS, dispatch
 from jobs.config import load_deployment
 from jobs.live_ranker import POINTER, live_folder
 
-COMMANDS = ("run", "status", "user", "check-config", "items", "rollback", "erase", "maintain")
+COMMANDS = ("run", "status", "user", "recommend", "check-config", "items", "rollback", "erase", "maintain")
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

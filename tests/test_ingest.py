@@ -172,7 +172,7 @@ def test_an_empty_day_is_remembered_and_filled_when_its_files_come(
 ) -> None:
     Path(deployment.paths.landing, "interactions", "ds=2017-01-02").mkdir(parents=True)
     ingest(lake, deployment, DS)
-    assert "WARNING: no files in landing interactions/ds=2017-01-02" in capsys.readouterr().out
+    assert "WARNING: no files in landing interactions/ds=2017-01-02" in capsys.readouterr().err
     assert [(row.source_file, row.rows_read) for row in lake.read(INGEST_LOG).collect()] == [("", 0)]
     land(deployment, "2017-01-02", "empty.csv")
     ingest(lake, deployment, DS)

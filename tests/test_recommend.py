@@ -1,5 +1,6 @@
 """Serving: what a server finds for a user is what the evaluation of that user's example would rank first."""
 
+import json
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -18,7 +19,14 @@ from jobs.online_store import NoLiveSnapshotError, SnapshotReader
 from jobs.publish_snapshot import open_store
 from jobs.ranker_data import ExampleReader, stage_examples, user_ids
 from jobs.ranker_scores import ranker_scorer
-from jobs.recommend import example_of, recommend, served_ranker, serving_rows
+from jobs.recommend import (
+    example_of,
+    recommend,
+    recommendations,
+    recommendations_text,
+    served_ranker,
+    serving_rows,
+)
 from jobs.store_publish import SnapshotSource, publish
 from jobs.tables import Lake
 from jobs.train_ranker import train
@@ -88,6 +96,22 @@ def test_a_server_finds_what_the_evaluation_ranks_first(
     assert [item for item, _ in found] == [served.shop.item_ids[column] for column in order]
     assert [score for _, score in found] == pytest.approx([float(scores[column]) for column in order], abs=1e-4)
     assert (_lte(user)[1] > 0) == (user == "u00")
+
+
+def test_the_command_shows_what_a_server_would_find_on_the_live_day(
+    shop: tuple[Lake, Deployment], online: Deployment
+) -> None:
+    lake, _ = shop
+    served = served_ranker(lake, online, ANCHOR)
+    expected = recommend(served, _published(online, ["u00"]), "u00", example_of(lake, online, served, "u00"), 3)
+    found = recommendations(online, "u00", k=3)
+    assert (found["user_id"], found["ds"], found["ranker_ds"]) == ("u00", str(ANCHOR), str(DS))
+    assert [item["item_id"] for item in found["items"]] == [item_id for item_id, _ in expected]
+    assert [item["score"] for item in found["items"]] == [round(score, 4) for _, score in expected]
+    text = recommendations_text(found)
+    assert text.startswith(f"user u00, up to ds={ANCHOR}, ranker of ds={DS}\n")
+    assert all(f"  {item['item_id']}  {item['title']}" in text for item in found["items"])
+    assert json.loads(json.dumps(found)) == found
 
 
 def test_a_stranger_gets_recommendations_too(shop: tuple[Lake, Deployment], online: Deployment) -> None:

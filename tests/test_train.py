@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,24 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(_weights(task), seen[1], strict=True))
 
 
+def test_training_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    values = iter([0.5, 0.25])
+    task = replace(_task(validate=lambda _: next(values)), say=lines.append)
+    curve = Trainer(task, replace(CONFIG, epochs=2), tmp_path / "quick").run().curve
+    assert lines == [
+        f"epoch 1 of at most 2: 5 steps, loss {curve[0]['loss']:.4f}, held-out value 0.5000, best 0.5000",
+        f"epoch 2 of at most 2: 5 steps, loss {curve[1]['loss']:.4f}, held-out value 0.2500, best 0.5000",
+    ]
+    monkeypatch.setattr("lte_models.train.SAY_SECONDS", 0.0)
+    slow: list[str] = []
+    Trainer(replace(_task(), say=slow.append), replace(CONFIG, epochs=1), tmp_path / "slow").run()
+    assert [line.split(",")[0] for line in slow[:2]] == [
+        "epoch 1 of at most 1: 1 steps",
+        "epoch 1 of at most 1: 2 steps",
+    ]
+
+
 def test_a_start_that_no_epoch_improves_is_kept(tmp_path: Path) -> None:
     values = iter([2.0, 1.0, 1.5, 9.0])
     task = _task(validate=lambda model: next(values))
@@ -148,6 +167,9 @@ def test_a_loss_or_value_that_is_not_finite_stops_with_its_place(tmp_path: Path)
         Trainer(broken, CONFIG, tmp_path).run()
     with pytest.raises(FloatingPointError, match="held-out value is nan after epoch 0"):
         Trainer(_task(validate=lambda model: float("nan")), CONFIG, tmp_path / "2").run()
+    judging = replace(CONFIG, judge_start=True)
+    with pytest.raises(FloatingPointError, match="held-out value is nan before training"):
+        Trainer(_task(validate=lambda model: float("nan")), judging, tmp_path / "3").run()
 
 
 def test_no_batch_is_an_error(tmp_path: Path) -> None:

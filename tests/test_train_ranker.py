@@ -198,7 +198,7 @@ def test_the_first_days_of_a_shop_have_nothing_to_train_on_and_fail_no_run(
 ) -> None:
     for main in (train_job.main, evaluate_ranker.main):
         main(["--config", str(deployment_file), "--ds", str(DS)])
-    said = capsys.readouterr().out
+    said = "".join(capsys.readouterr())
     assert f"train_ranker: ds {DS}: table training_examples" in said
     assert "0 days with examples, of which ranker.held_out_days = 7 are held out; nothing to train on" in said
     assert "nothing to judge; what is live stays" in said
