@@ -43,12 +43,21 @@ from jobs.experiment_plan import (
     INTEGRATION,
     LTE_SET,
     SEQUENCE,
+    Contrast,
     Variant,
     contrasts,
     variants,
 )
 from jobs.experiment_report import experiment_text, write_csv, write_plot
-from jobs.experiment_statistics import Holdout, best_power, contrast_rows, plain_row, value_rows
+from jobs.experiment_statistics import (
+    Compared,
+    Holdout,
+    best_baseline,
+    best_power,
+    contrast_rows,
+    plain_row,
+    value_rows,
+)
 from jobs.experiment_training import (
     CUTOFF,
     AutoencoderWork,
@@ -459,12 +468,11 @@ def experiment_rows(name: str, results: Results, deployment: Deployment, inputs:
     each = {variant: None for contrast in found for variant in (contrast.baseline, contrast.variant)}
     for variant in each:
         rows += _variant_rows(variant, results.rankers[variant], holdout)
-    for contrast in found:
-        ranks = {
-            role: [result["ranks"] for result in results.rankers[variant]]
-            for role, variant in (("variant", contrast.variant), ("baseline", contrast.baseline))
-        }
-        rows += contrast_rows(contrast, ranks, holdout, CUTOFF)
+    pairs = [_pair(contrast, results) for contrast in found]
+    if name == INTEGRATION:
+        pairs += _against_counting(results, holdout)
+    for pair in pairs:
+        rows += contrast_rows(pair, holdout, CUTOFF)
     if name == SEQUENCE:
         counts = _counts(holdout)
         seconds = inputs.prepare_seconds
@@ -475,6 +483,23 @@ def experiment_rows(name: str, results: Results, deployment: Deployment, inputs:
     if name == AUTOENCODER:
         rows += _power_rows(results, holdout)
     return rows
+
+
+def _pair(contrast: Contrast, results: Results) -> Compared:
+    variant, baseline = contrast.variant, contrast.baseline
+    history = "on" if variant.history else "off"
+    ranks, theirs = ([each["ranks"] for each in results.rankers[one]] for one in (variant, baseline))
+    return Compared(variant.label, baseline.label, history, ranks, theirs, contrast.paper)
+
+
+def _against_counting(results: Results, holdout: Holdout) -> Iterator[Compared]:
+    """What would go live, with and without an LTE, against the best of the baselines: it must beat them all."""
+    ranks = {name: results.baselines[f"ranks.{name}"] for name in BASELINE_LABELS}
+    best = best_baseline(ranks, holdout, CUTOFF)
+    for lte in ("none", "prefix_token"):
+        variant = Variant(lte, history=True)
+        ours = [each["ranks"] for each in results.rankers[variant]]
+        yield Compared(variant.label, BASELINE_LABELS[best], "on", ours, [ranks[best]])
 
 
 def _counts(holdout: Holdout) -> dict[str, int]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.experiment_plan import Contrast
 from lte_models.metrics import Comparison, compare, history_bucket, query_metrics
 
 FloatArray = npt.NDArray[np.float64]
@@ -134,20 +133,38 @@ def spread(model: FloatArray, baseline: FloatArray, days: IntArray, found: Compa
     return Spread(min(by_seed), max(by_seed), n_same, len(cells), verdict)
 
 
-def contrast_rows(
-    contrast: Contrast, results: Mapping[str, Sequence[IntArray]], holdout: Holdout, k: int
-) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Compared:
+    """Two ways to rank the same holdout.
+
+    Attributes:
+        variant: Label of the first.
+        baseline: Label of the second.
+        history: Whether the first has its history features on: "on" or "off".
+        ranks: Of the first, int [T], one array a seed.
+        baseline_ranks: Of the second; one array where it has no seed.
+        paper: The paper's uplift where it has this comparison.
+    """
+
+    variant: str
+    baseline: str
+    history: str
+    ranks: Sequence[IntArray]
+    baseline_ranks: Sequence[IntArray]
+    paper: float | None = None
+
+
+def contrast_rows(pair: Compared, holdout: Holdout, k: int) -> Iterator[dict[str, Any]]:
     """Rows of table experiments for one comparison, one a metric and group.
 
     Args:
-        contrast: Variant and baseline.
-        results: "variant" and "baseline" to the ranks of each seed, int [T].
+        pair: What is compared.
         holdout: The user-days.
         k: Cutoff.
     """
     for targets, short in groups():
         ours, theirs = (
-            [holdout.values(ranks, targets, k) for ranks in results[name]] for name in ("variant", "baseline")
+            [holdout.values(ranks, targets, k) for ranks in seeds] for seeds in (pair.ranks, pair.baseline_ranks)
         )
         # the first metric carries the verdict; the paper's own counts each next item on its own
         for metric in (
@@ -160,13 +177,13 @@ def contrast_rows(
                 continue
             is_whole = (targets, short) == ("all", "all") and metric in (MAIN_METRIC, NEXT_ITEM_METRIC)
             yield {
-                "variant": contrast.variant.label,
-                "baseline": contrast.baseline.label,
-                "history": "on" if contrast.variant.history else "off",
+                "variant": pair.variant,
+                "baseline": pair.baseline,
+                "history": pair.history,
                 "metric": f"{metric}_at_{k}",
                 "targets": targets,
                 "short_history": short,
-                "paper_uplift": contrast.paper if is_whole else None,
+                "paper_uplift": pair.paper if is_whole else None,
                 **row,
             }
 
@@ -196,6 +213,17 @@ def _compared(model: FloatArray, baseline: FloatArray, users: IntArray, days: In
         "n_seeds": len(model),
         "n_days": len(np.unique(days)),
     }
+
+
+def best_baseline(ranks: Mapping[str, IntArray], holdout: Holdout, k: int) -> str:
+    """Name of the baseline with the best mean NDCG.
+
+    Args:
+        ranks: Baseline to its ranks, int [T].
+        holdout: The user-days.
+        k: Cutoff.
+    """
+    return max(ranks, key=lambda name: float(holdout.values(ranks[name], "all", k)[MAIN_METRIC].mean()))
 
 
 def value_rows(

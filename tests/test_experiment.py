@@ -36,7 +36,7 @@ from jobs.experiment_examples import (
 )
 from jobs.experiment_plan import EXPERIMENT_NAMES, LTE_SET, ExampleSet, Variant, contrasts, sequence_set, variants
 from jobs.experiment_report import experiment_text, percent, signs
-from jobs.experiment_statistics import Holdout, best_power, contrast_rows, spread
+from jobs.experiment_statistics import Compared, Holdout, best_baseline, best_power, contrast_rows, spread
 from jobs.experiment_training import (
     AutoencoderWork,
     Prepared,
@@ -144,12 +144,8 @@ HOLDOUT_BY_HAND = Holdout(
 
 
 def _contrast_rows(model: list[list[int]], baseline: list[list[int]]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    contrast = contrasts("integration", [])[0]
-    results = {
-        "variant": [np.array(ranks) for ranks in model],
-        "baseline": [np.array(ranks) for ranks in baseline],
-    }
-    rows = contrast_rows(contrast, results, HOLDOUT_BY_HAND, 500)
+    ranks, theirs = ([np.array(each) for each in seeds] for seeds in (model, baseline))
+    rows = contrast_rows(Compared("ours", "theirs", "off", ranks, theirs), HOLDOUT_BY_HAND, 500)
     return {(row["metric"], row["targets"], row["short_history"]): row for row in rows}
 
 
@@ -168,6 +164,13 @@ def test_a_comparison_by_hand() -> None:
     # new items are user 0's: means over seeds 1 and .5 against .5, .5; one user is no pair
     assert ("ndcg_at_500", "new", "all") not in rows
     assert ("ndcg_at_500", "all", "0") not in rows
+
+
+def test_seeds_are_compared_with_a_baseline_that_has_none() -> None:
+    rows = _contrast_rows([[1, 1, 3, 3], [1, 3, 3, 3]], [[3, 3, 3, 3]])
+    assert rows == _contrast_rows([[1, 1, 3, 3], [1, 3, 3, 3]], [[3, 3, 3, 3], [3, 3, 3, 3]])
+    ranks = {"worse": np.array([1, 9, 9, 9]), "best": np.array([1, 3, 3, 9]), "worst": np.array([9, 9, 9, 9])}
+    assert best_baseline(ranks, HOLDOUT_BY_HAND, 500) == "best"
 
 
 def test_new_and_repeated_targets_are_told_apart_within_a_user_day() -> None:
@@ -471,7 +474,8 @@ def test_every_experiment_writes_delta_rows_a_csv_and_a_plot(tiny: Any, all_run:
         assert not keys.duplicated().any()
         main = [row for row in found[name] if row["baseline"] and row["metric"] == "ndcg_at_500"]
         whole = [row for row in main if row["targets"] == row["short_history"] == "all"]
-        assert len(whole) == len(contrasts(name, (60, 120)))
+        # what goes live, without and with an LTE, is also compared with the best baseline
+        assert len(whole) == len(contrasts(name, (60, 120))) + 2 * (name == "integration")
         assert all(0 < row["value"] <= 1 and row["n_seeds"] == 2 and row["n_days"] == 2 for row in whole)
         assert all(row["uplift_low"] <= row["uplift"] <= row["uplift_high"] for row in whole)
         path = Path(deployment.paths.reports) / "experiments" / "tiny" / name
@@ -502,6 +506,17 @@ def test_tables_hold_what_the_issue_asks_for(all_run: Any) -> None:
     text = experiment_text(found["integration"], 500)
     assert "the paper's +1.31 %" in text
     assert "EASE" in text
+    levels = [row for row in found["integration"] if _is_main(row, row["variant"], "")]
+    counted = {row["variant"]: row["value"] for row in levels if row["variant"] in job.BASELINE_LABELS.values()}
+    best = max(counted, key=lambda name: counted[name])
+    for label in ("no LTE", "prefix token, uniform, [365,60]"):
+        [row] = [row for row in found["integration"] if _is_main(row, label, best)]
+        assert (row["history"], row["baseline_value"]) == ("on", pytest.approx(counted[best]))
+
+
+def _is_main(row: dict[str, Any], variant: str, baseline: str) -> bool:
+    wanted = (variant, baseline, "ndcg_at_500", "all", "all")
+    return (row["variant"], row["baseline"], row["metric"], row["targets"], row["short_history"]) == wanted
 
 
 @pytest.mark.slow
