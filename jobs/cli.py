@@ -166,6 +166,15 @@ TOOLS = {
     "train-clip": ("jobs.train_clip", "train a CLIP on a catalogue's own pictures and texts"),
     "experiment": ("jobs.experiment", "which LTE helps, how, and what leaks: on this deployment's own data"),
 }
+
+
+def _count(text: str) -> int:
+    """How many, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number of at least 1 is wanted")
+    return int(text)
+
+
 Command = Callable[[argparse.Namespace, Deployment], None]
 
 
@@ -192,8 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     user = ("user_id", {"metavar": "USER", "help": "user_id"})
     day = ("ds", {"metavar": "DS", "type": parse_ds, "help": "data day, YYYY-MM-DD (UTC)"})
-    last = ("--last", {"type": int, "default": 10, "help": "how many runs to show (10)"})
-    nearest = ("--nearest", {"type": int, "default": 10, "help": "how many items to show (10)"})
+    last = ("--last", {"type": _count, "default": 10, "help": "how many runs to show (10)"})
+    nearest = ("--nearest", {"type": _count, "default": 10, "help": "how many items to show (10)"})
     _command(commands, "run", _run, "run one data day without Airflow", day)
     _command(commands, "status", _status, "what is live, the last runs, their gates, and which are stale", last)
     _command(commands, "user", _user, "a user's live LTE: n_items, nearest items, drift since yesterday", user, nearest)
@@ -214,7 +223,7 @@ def _recommend_flags() -> list[tuple[str, dict[str, Any]]]:
     day_help = "last day whose interactions count, YYYY-MM-DD (that of the live LTEs)"
     return [
         ("--ds", {"type": parse_ds, "help": day_help}),
-        ("-k", {"type": int, "default": 10, "help": "items wanted (10)"}),
+        ("-k", {"type": _count, "default": 10, "help": "items wanted (10)"}),
     ]
 
 
@@ -223,7 +232,7 @@ def _item_flags() -> list[tuple[str, dict[str, Any]]]:
         ("--like", {"metavar": "WORDS", "help": "words to search for"}),
         ("--like-image", {"metavar": "FILE", "type": Path, "help": "picture to search for"}),
         ("--out", {"metavar": "PNG", "type": Path, "default": Path("items.png"), "help": "contact sheet (items.png)"}),
-        ("--nearest", {"type": int, "default": 24, "help": "how many items to show (24)"}),
+        ("--nearest", {"type": _count, "default": 24, "help": "how many items to show (24)"}),
     ]
 
 

@@ -25,11 +25,11 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     Returns:
         Like ``x``.
     """
-    if rate == 0:
-        return x
     if x.device.type != "cpu":
         return F.dropout(x, rate)
     n_kept = max(1, round((1 - rate) * _STEPS))
+    if n_kept == _STEPS:
+        return x
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     is_kept = bits.view(torch.int16)[: x.numel()].view(x.shape) < n_kept - _STEPS // 2
     return x * is_kept.to(x.dtype).mul_(_STEPS / n_kept)

@@ -75,6 +75,7 @@ def test_configuration_is_shown_without_its_secrets(
         (["run", "yesterday"], 2, "yesterday"),
         (["run", "2017-02-30"], 2, "2017-02-30"),
         (["status", "--last", "few"], 2, "few"),
+        (["recommend", "u1", "-k", "0"], 2, "'0': a whole number of at least 1"),
         (["fly"], 2, "fly"),
         (["check-config", "--config", "no/such.toml"], 2, "no/such.toml"),
     ],

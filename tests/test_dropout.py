@@ -39,6 +39,7 @@ def test_the_seed_decides_and_evaluation_drops_nothing() -> None:
     assert not torch.equal(draws[0], layer(x))
     assert torch.equal(layer.eval()(x), x)
     assert torch.equal(dropout(x, 0.0), x)
+    assert torch.equal(dropout(x, 1e-6), x)  # less than the mask can tell
 
 
 def heads() -> tuple[torch.Tensor, ...]:
