@@ -78,6 +78,12 @@ def run_of(airflow: Airflow, tmp_path: Path, **variables: str) -> tuple[int, lis
     return done.returncode, record.read_text().splitlines(), done.stdout + done.stderr
 
 
+def states_told(started: list[str]) -> dict[str, str]:
+    """What the report is told of the other tasks."""
+    [told] = [line.partition(" --states ")[2] for line in started if line.startswith(f"{REPORT_TASK} ")]
+    return {task: state for task, state in json.loads(told).items() if task in TASKS}
+
+
 def test_jobs_run_in_order_with_the_data_day_and_publishing_is_told_the_run_type(
     airflow: Airflow, tmp_path: Path
 ) -> None:
@@ -85,7 +91,8 @@ def test_jobs_run_in_order_with_the_data_day_and_publishing_is_told_the_run_type
     assert code == 0
     flags = " --config /some/where.toml --ds 2017-11-03"
     told = {name: f"{name}{flags}{' --run-type manual' if name in EXTRA_FLAGS else ''}" for name in JOBS}
-    assert sorted(started) == sorted(told.values())
+    assert sorted(line.partition(" --states ")[0] for line in started) == sorted(told.values())
+    assert states_told(started) == dict.fromkeys(TASKS, "success")
     order = [line.split()[0] for line in started]
     assert all(order.index(before) < order.index(name) for name, needed in NEEDS.items() for before in needed)
     assert order[-1] == REPORT_TASK
@@ -96,6 +103,8 @@ def test_failed_gate_blocks_publishing_and_fails_the_run_but_not_the_report(airf
     code, started, _ = run_of(airflow, tmp_path, FAILS="validate")
     names = {line.split()[0] for line in started}
     assert names == {*JOBS} - {"publish_snapshot", "evaluate_ranker"}
+    told = states_told(started)
+    assert (told["compute_lte"], told["validate"], told["publish_snapshot"]) == ("success", "failed", "upstream_failed")
     assert started[-1].startswith("build_report "), "the report shows what the other jobs did, so it comes last"
     assert code != 0
 

@@ -108,6 +108,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     tasks = [task["task"] for task in json.loads(done.stdout)["tasks"]]
     assert tasks == [*TASKS, REPORT_TASK]
+    page = (folder / "reports" / f"ds={FIRST}" / "index.html").read_text()
+    assert all(f'<tr><td>{task}</td><td><b class="good">success</b>' in page for task in TASKS)
     return folder
 
 
