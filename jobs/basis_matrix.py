@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -167,7 +168,16 @@ def _new_matrix(path: Path, shape: tuple[int, int]) -> FloatArray:
 def _basis_batches(key: BasisKey, columns: list[str]) -> Iterator[pa.RecordBatch]:
     where = {"basis_version": key.basis_version}
     batches = arrow_batches(key.path, version=key.version, columns=columns, where=where)
-    return (batch for batch in batches if batch.num_rows)
+    return _ahead(batch for batch in batches if batch.num_rows)
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Decode the next batch while the last one is being used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, batches, None)
+        while (batch := waiting.result()) is not None:
+            waiting = pool.submit(next, batches, None)
+            yield batch
 
 
 def _n_items(key: BasisKey) -> int:

@@ -19,7 +19,8 @@ esac
 
 # Everything that Airflow keeps for this clone is under .airflow, whatever the variables of another Airflow say.
 export AIRFLOW_HOME="$LTE_HOME/.airflow"
-export AIRFLOW__DATABASE__SQL_ALCHEMY_CONN="sqlite:///$AIRFLOW_HOME/airflow.db"
+# One writer at a time: while the scheduler writes, a command waits for its turn; after the default of 5 s it would fail.
+export AIRFLOW__DATABASE__SQL_ALCHEMY_CONN="sqlite:///$AIRFLOW_HOME/airflow.db?timeout=60"
 export AIRFLOW__CORE__DAGS_FOLDER="$LTE_HOME/dags"
 export AIRFLOW__CORE__EXECUTOR=LocalExecutor
 export AIRFLOW__CORE__PARALLELISM=4
