@@ -75,7 +75,7 @@ def test_environment_is_this_clones_whatever_another_airflow_has_set() -> None:
     }
     found = env_after_sourcing(**foreign)
     assert found["AIRFLOW_HOME"] == f"{ROOT}/.airflow"
-    assert found["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == f"sqlite:///{ROOT}/.airflow/airflow.db"
+    assert found["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == f"sqlite:///{ROOT}/.airflow/airflow.db?timeout=60"
     assert found["AIRFLOW__CORE__DAGS_FOLDER"] == f"{ROOT}/dags"
     assert found["AIRFLOW__API__HOST"] == "127.0.0.1"
     assert found["PATH"].startswith(f"{ROOT}/.venv/bin:")
