@@ -78,6 +78,11 @@ def _recommend(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
+    if deployment.publish.store == "redis":
+        from jobs.publish_snapshot import open_store
+
+        # Connects to nothing, but looks at the address and the files.
+        open_store(deployment).close()
     settings = asdict_plain(deployment)
     lines = [f"{args.config}: good"]
     for section, values in settings.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import hashlib
 import os
 import re
 import tomllib
@@ -22,6 +24,10 @@ RESERVED_ENV = frozenset({"LTE_CONFIG", "LTE_PYTHON", "LTE_HOME", "LTE_CODE_VERS
 WINDOW = re.compile(r"^(\d+)-(\d+)$")
 LOCAL_MASTER = re.compile(r"^(sail|local(\[(\*|\d+)(,\d+)?\])?|yarn|(spark|k8s|sc)://\S+)$")
 CONFIG_EXIT_CODE = 2
+# Packages whose code the code version stands for.
+PACKAGES = ("jobs", "lte_models", "schemas")
+# Windows reach as far back; both together fit into the bits of an age.
+LONGEST_OFFSET_DAYS = 3650
 # A copy of lte_models.ranker.LTE_MODES: reading a configuration must not load torch. A test holds them equal.
 LTE_MODES = ("none", "late_fusion", "feature_injection", "prefix_token")
 
@@ -36,8 +42,19 @@ def default_config() -> Path:
 
 
 def code_version() -> str:
-    """Version of this package, or what ``LTE_CODE_VERSION`` says (a deployment's commit, say)."""
-    return os.environ.get("LTE_CODE_VERSION") or version("long-term-embeddings")
+    """What ``LTE_CODE_VERSION`` says (a deployment's commit, say), or version and digest of this package's code.
+
+    The digest tells an edited clone from the release, so that no result of older code passes for one of newer code.
+    """
+    return os.environ.get("LTE_CODE_VERSION") or f"{version('long-term-embeddings')}+{_code_digest()}"
+
+
+@functools.cache
+def _code_digest() -> str:
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:8]
 
 
 def _require(is_good: bool, key: str, value: object, why: str) -> None:
@@ -53,18 +70,22 @@ class LteWindow:
     end_days: int
 
     @classmethod
-    def parse(cls, text: str) -> LteWindow:
+    def parse(cls, text: str, key: str = "window") -> LteWindow:
         """Read ``365-60``.
+
+        Args:
+            text: The window.
+            key: Setting that it comes from, for messages.
 
         Raises:
             ConfigError: ``text`` is no window, or it is empty or longer than ten years.
         """
         match = WINDOW.match(text)
-        _require(match is not None, "window", text, "write the days before the end of ds as oldest-newest: 365-60")
+        _require(match is not None, key, text, "write the days before the end of ds as oldest-newest: 365-60")
         assert match is not None  # for the type checker: _require has raised
         window = cls(int(match[1]), int(match[2]))
-        _require(window.start_days > window.end_days, "window", text, "the older end comes first and is the larger")
-        _require(window.start_days <= 3650, "window", text, "longer than ten years")
+        _require(window.start_days > window.end_days, key, text, "the older end comes first and is the larger")
+        _require(window.start_days <= 3650, key, text, "longer than ten years")
         return window
 
     def __str__(self) -> str:
@@ -163,7 +184,7 @@ class LteSection:
         """Refuse impossible windows, methods, half-lives and ways to count."""
         _require(bool(self.windows), "lte.windows", self.windows, "at least one window")
         for text in self.windows:
-            LteWindow.parse(text)
+            LteWindow.parse(text, "lte.windows")
         _require(len(set(self.windows)) == len(self.windows), "lte.windows", self.windows, "each once")
         _require(
             bool(self.methods)
@@ -184,12 +205,14 @@ class DriftSection:
     offsets_days: tuple[int, ...] = (1, 5, 10)
 
     def __post_init__(self) -> None:
-        """Refuse offsets below one day."""
+        """Refuse offsets that are no days, and none of one day: gates and `lte user` compare with yesterday."""
         _require(
-            all(offset >= 1 for offset in self.offsets_days) and len(set(self.offsets_days)) == len(self.offsets_days),
+            min(self.offsets_days, default=0) == 1
+            and max(self.offsets_days) <= LONGEST_OFFSET_DAYS
+            and len(set(self.offsets_days)) == len(self.offsets_days),
             "drift.offsets_days",
             self.offsets_days,
-            "whole days from 1, each once",
+            f"whole days up to {LONGEST_OFFSET_DAYS}, each once, 1 among them",
         )
 
 
@@ -250,7 +273,20 @@ class GatesSection:
 
 @dataclass(frozen=True)
 class PublishSection:
-    """The online store and the slice of user_lte that it serves (DESIGN section 9)."""
+    """The online store and the slice of user_lte that it serves (DESIGN section 9).
+
+    Attributes:
+        store: ``lmdb`` (a folder, see ``paths.online_store``) or ``redis``.
+        method: Method of the slice.
+        window: Window of the slice.
+        redis_url: ``redis://host:port/db``, or ``rediss://`` for TLS; no credentials.
+        redis_username: ACL user; empty for the default user.
+        redis_password: Its password; ``LTE_PUBLISH__REDIS_PASSWORD`` keeps it out of files.
+        redis_ca_file: PEM file of the authority that signed the server's certificate; empty for the system's.
+        redis_cert_file: PEM file of this client's certificate, where the server asks for one.
+        redis_key_file: PEM file of its key.
+        redis_prefix: All keys start with it.
+    """
 
     store: str = "lmdb"
     method: str = "uniform"
@@ -259,12 +295,14 @@ class PublishSection:
     redis_username: str = ""
     redis_password: str = field(default="", repr=False)
     redis_ca_file: str = ""
+    redis_cert_file: str = ""
+    redis_key_file: str = ""
     redis_prefix: str = "lte"
 
     def __post_init__(self) -> None:
         """Refuse an unknown store and an impossible window."""
         _require(self.store in ("lmdb", "redis"), "publish.store", self.store, "use lmdb or redis")
-        LteWindow.parse(self.window)
+        LteWindow.parse(self.window, "publish.window")
 
 
 @dataclass(frozen=True)
@@ -316,7 +354,7 @@ class AutoencoderSection:
 
     def __post_init__(self) -> None:
         """Refuse an impossible window or share."""
-        LteWindow.parse(self.window)
+        LteWindow.parse(self.window, "autoencoder.window")
         _require(0 < self.negatives_share <= 1, "autoencoder.negatives_share", self.negatives_share, "in (0, 1]")
         for name in ("max_items", "epochs", "batch_size", "patience"):
             _require(getattr(self, name) >= 1, f"autoencoder.{name}", getattr(self, name), "at least 1")
@@ -453,6 +491,7 @@ class ExperimentSection:
             values = getattr(self, name)
             is_good = bool(values) and len(set(values)) == len(values)
             _require(is_good, f"experiment.{name}", values, "at least one, each once")
+        _require(self.dim % 4 == 0, "experiment.dim", self.dim, "a multiple of the 4 heads")
         _require(min(self.sequence_days) >= 1, "experiment.sequence_days", self.sequence_days, "at least 1")
         _require(min(self.powers) > 0, "experiment.powers", self.powers, "above 0")
         _require(0 < self.negatives_share <= 1, "experiment.negatives_share", self.negatives_share, "in (0, 1]")
@@ -585,10 +624,8 @@ def _overrides(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _section(cls: Any, name: str, values: object, base: Path) -> Any:
+def _section(cls: Any, name: str, values: dict[str, Any], base: Path) -> Any:
     """Build one section; names the unknown key, the missing key or the wrong value."""
-    _require(isinstance(values, dict), name, values, "a table is wanted")
-    assert isinstance(values, dict)
     hints = typing.get_type_hints(cls)
     for key in values:
         _require(key in hints, f"{name}.{key}", values[key], f"unknown key; known are {', '.join(hints)}")
@@ -635,6 +672,7 @@ def _build(raw: dict[str, Any], overrides: dict[str, dict[str, Any]], base: Path
     sections = _sections()
     for name in raw:
         _require(name in sections, name, raw[name], f"unknown section; known are {', '.join(sections)}")
+        _require(isinstance(raw[name], dict), name, raw[name], f"a table is wanted: [{name}]")
     for name in ("deployment", "paths"):
         _require(name in raw, name, None, "this section is required")
     merged = {name: {**raw.get(name, {}), **overrides.get(name, {})} for name in {*raw, *overrides}}

@@ -19,7 +19,14 @@ from jobs.entry import run_job
 from jobs.live_ranker import live_manifest, require_pair
 from jobs.online_store import OnlineStore, Switch
 from jobs.store_lmdb import LmdbStore
-from jobs.store_publish import Publication, PublishRefusedError, SnapshotSource, pending_switches, publish
+from jobs.store_publish import (
+    NewerIsLiveError,
+    Publication,
+    PublishRefusedError,
+    SnapshotSource,
+    pending_switches,
+    publish,
+)
 from jobs.store_redis import RedisStore
 from jobs.tables import Lake, Predicate, open_lake
 from schemas import GATE_RESULTS, LIVE_SNAPSHOT, USER_LTE
@@ -94,6 +101,8 @@ def open_store(deployment: Deployment) -> OnlineStore:
             username=settings.redis_username,
             password=settings.redis_password,
             ca_file=settings.redis_ca_file,
+            cert_file=settings.redis_cert_file,
+            key_file=settings.redis_key_file,
             prefix=settings.redis_prefix,
         )
     except ValueError as error:
@@ -103,12 +112,15 @@ def open_store(deployment: Deployment) -> OnlineStore:
 def publish_day(config: PublishConfig) -> str:
     """Publish the slice of one ds that the deployment serves.
 
+    A day that is run again while a newer one is live has nothing to publish: that is no failure, or no old day could
+    be run again to its end.
+
     Returns:
         What was done, for a person.
 
     Raises:
-        PublishRefusedError: A gate of ds failed or did not run, the slice is empty or mixes bases, a newer ds or
-            another basis is live, or the live ranker reads other LTEs.
+        PublishRefusedError: A gate of ds failed or did not run, the slice is empty or mixes bases, another basis is
+            live, or the live ranker reads other LTEs.
         jobs.online_store.OnlineStoreError: The store failed; what was live still is.
     """
     if config.is_backfill:
@@ -120,6 +132,8 @@ def publish_day(config: PublishConfig) -> str:
             source = snapshot_source(lake, config.deployment, config.ds)
             require_ranker(config, source)
             return _outcome(publish_and_log(lake, store, source, config), store)
+    except NewerIsLiveError as error:
+        return f"not published, what is live stays: {error}"
     finally:
         store.close()
 

@@ -28,6 +28,10 @@ class PublishRefusedError(OnlineStoreError):
     """This snapshot must not go live; the message says why."""
 
 
+class NewerIsLiveError(PublishRefusedError):
+    """A newer ds is live, and live only moves forward."""
+
+
 class VerificationError(OnlineStoreError):
     """What was read back from the store is not what was loaded."""
 
@@ -104,7 +108,8 @@ def publish(
         What is live now; ``unchanged`` when exactly these rows were live already and passed an audit.
 
     Raises:
-        PublishRefusedError: A newer ds or another basis is live, or the slice is empty.
+        NewerIsLiveError: A newer ds is live.
+        PublishRefusedError: Another basis is live, or the slice is empty.
         VerificationError: The store did not give back what was loaded.
         BadRowError: The slice holds a row that cannot be served.
         OnlineStoreError: The store failed, or another process is publishing.
@@ -189,7 +194,7 @@ def _refuse(source: SnapshotSource, live: Manifest | None, *, force: bool, allow
     if live is None:
         return
     if source.ds < live.ds and not force:
-        raise PublishRefusedError(
+        raise NewerIsLiveError(
             f"{source}: ds={live.ds} is live, and live only moves forward; --force publishes the older day"
         )
     if source.basis_version != live.basis_version and not allow_basis_change:

@@ -52,6 +52,7 @@ BUCKETS_A_REQUEST = 16
 KEYS_A_REQUEST = 500
 JOURNAL_LENGTH = 1000
 LOCK_POLL_S = 0.1
+TLS_OPTIONS = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
 FENCED_ATTEMPTS = 5
 
 
@@ -67,6 +68,8 @@ class RedisStore:
         username: str = "",
         password: str = "",
         ca_file: str = "",
+        cert_file: str = "",
+        key_file: str = "",
         prefix: str = "lte",
         timeout_s: float = 10.0,
         retries: int = 5,
@@ -79,19 +82,24 @@ class RedisStore:
             username: ACL user; empty for the default user.
             password: Its password; never shown.
             ca_file: PEM file of the authority that signed the server's certificate; empty for the system's.
+            cert_file: PEM file of this client's certificate; Redis asks for one unless told not to.
+            key_file: PEM file of its key.
             prefix: All keys start with it.
             timeout_s: Limit for connecting and for each answer.
             retries: How often a lost connection is tried again, with growing pauses.
             lock_ttl_s: After how long the lock of a dead publisher runs out; each write renews it.
 
         Raises:
-            ValueError: The URL carries credentials or is none, or a CA file is given without TLS.
+            ValueError: The URL carries credentials or is none, a file is missing or given without TLS, or a
+                certificate is given without its key.
         """
-        self._place = _place(url, ca_file)
+        files = {"ca": ca_file, "cert": cert_file, "key": key_file}
+        self._place = _place(url)
+        _require_files(url, files)
         self._prefix = prefix
         self._username = username
         self._lock_ttl_ms = round(lock_ttl_s * 1000)
-        tls = {"ssl_ca_certs": ca_file} if ca_file else {}
+        tls = {TLS_OPTIONS[name]: file for name, file in files.items() if file}
         self._client = redis.Redis.from_url(
             url,
             username=username or None,
@@ -386,7 +394,7 @@ class RedisWriter:
             raise StoreLockedError(f"online store {self._store!r}: another process took the lock over")
 
 
-def _place(url: str, ca_file: str) -> str:
+def _place(url: str) -> str:
     """Where the server is, fit for messages.
 
     Raises:
@@ -399,11 +407,23 @@ def _place(url: str, ca_file: str) -> str:
         )
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise ValueError(f"publish.redis_url {url!r}: redis://host:port/db or rediss://host:port/db is wanted")
-    if ca_file and parts.scheme != "rediss":
-        raise ValueError(f"publish.redis_ca_file {ca_file!r}: needs a rediss:// URL, not {url!r}")
-    if ca_file and not Path(ca_file).is_file():
-        raise ValueError(f"publish.redis_ca_file {ca_file!r}: no such file")
     return f"{parts.hostname}:{parts.port or 6379}{parts.path}"
+
+
+def _require_files(url: str, files: dict[str, str]) -> None:
+    """Check the files of TLS before anything connects.
+
+    Raises:
+        ValueError: See :class:`RedisStore`.
+    """
+    for name, file in files.items():
+        if file and not url.startswith("rediss://"):
+            raise ValueError(f"publish.redis_{name}_file {file!r}: needs a rediss:// URL, not {url!r}")
+        if file and not Path(file).is_file():
+            raise ValueError(f"publish.redis_{name}_file {file!r}: no such file")
+    if bool(files["cert"]) != bool(files["key"]):
+        missing = "key" if files["cert"] else "cert"
+        raise ValueError(f"publish.redis_{missing}_file '': a client's certificate and its key go together")
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -116,3 +116,22 @@ def kept_on_disk(store: OnlineStore) -> frozenset[str]:
     """Versions of which the store still has anything."""
     with store.writer() as writer:
         return writer.versions()
+
+
+def certificates(folder: Path) -> tuple[str, str, str]:
+    """A certificate authority and a certificate of 127.0.0.1 signed by it."""
+    folder.mkdir()
+    ca, ca_key, key, request, certificate = (
+        str(folder / name) for name in ("ca.pem", "ca.key", "server.key", "server.csr", "server.pem")
+    )
+    extensions = folder / "extensions"
+    extensions.write_text("subjectAltName=IP:127.0.0.1\n")
+    new_key = ["-newkey", "rsa:2048", "-nodes"]
+    sign = ["-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-days", "2", "-extfile", str(extensions)]
+    for command in (
+        ["req", "-x509", *new_key, "-keyout", ca_key, "-out", ca, "-days", "2", "-subj", "/CN=test authority"],
+        ["req", *new_key, "-keyout", key, "-out", request, "-subj", "/CN=127.0.0.1"],
+        ["x509", "-req", "-in", request, "-out", certificate, *sign],
+    ):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+    return ca, certificate, key

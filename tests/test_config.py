@@ -1,9 +1,17 @@
+import os
+import re
+import shutil
+import subprocess
+import sys
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from jobs.config import ConfigError, LteWindow, load_deployment, parse_config
+from jobs.config import ConfigError, LteWindow, code_version, load_deployment, parse_config
+
+ROOT = Path(__file__).parents[1]
 
 MINIMAL = """
 [deployment]
@@ -57,9 +65,9 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ('[engine]\npartitions = "4"', r"engine\.partitions = '4': int is wanted"),
         ("[engine]\npartitions = true", r"engine\.partitions = True: int is wanted"),
         ("[engine]\npartitions = 0", r"engine\.partitions = 0: at least 1"),
-        ('[lte]\nwindows = ["60-365"]', r"window = '60-365': the older end comes first"),
-        ('[lte]\nwindows = ["60-60"]', r"window = '60-60': the older end comes first"),
-        ('[lte]\nwindows = ["-365-60"]', r"window = '-365-60': write the days"),
+        ('[lte]\nwindows = ["60-365"]', r"lte\.windows = '60-365': the older end comes first"),
+        ('[lte]\nwindows = ["60-60"]', r"lte\.windows = '60-60': the older end comes first"),
+        ('[lte]\nwindows = ["-365-60"]', r"lte\.windows = '-365-60': write the days"),
         ("[lte]\nwindows = []", r"lte\.windows = \(\): at least one window"),
         ('[lte]\nmethods = ["median"]', r"lte\.methods = \('median',\)"),
         ("[lte]\nhalf_life_days = 0", r"lte\.half_life_days = 0\.0: above 0"),
@@ -69,7 +77,12 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ('[publish]\nwindow = "180-30"', r"publish\.window = '180-30': not among lte\.windows \['365-60'\]"),
         ('[publish]\nstore = "memcached"', r"publish\.store = 'memcached': use lmdb or redis"),
         ('[basis]\nencoder = "bert"', r"basis\.encoder = 'bert': use minilm or open_clip"),
-        ("[drift]\noffsets_days = [0]", r"drift\.offsets_days = \(0,\): whole days from 1"),
+        ("[drift]\noffsets_days = [0]", r"drift\.offsets_days = \(0,\): whole days up to 3650"),
+        ("[drift]\noffsets_days = [5, 7]", r"drift\.offsets_days = \(5, 7\): whole days .*, 1 among them"),
+        ("[drift]\noffsets_days = []", r"drift\.offsets_days = \(\): whole days"),
+        ("[drift]\noffsets_days = [1, 100000]", r"drift\.offsets_days = \(1, 100000\): whole days up to 3650"),
+        ("[experiment]\ndim = 30", r"experiment\.dim = 30: a multiple of the 4 heads"),
+        ("[[lte]]\n", r"lte = \[\{\}\]: a table is wanted: \[lte\]"),
         ("[retention]\nrollback_days = -1", r"retention\.rollback_days = -1: 0 or more"),
         (
             '[autoencoder]\nwindow = "365-0"',
@@ -88,6 +101,34 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_an_error_that_names_it(tmp_path: Path, more: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, more)
+
+
+def test_a_value_where_a_section_is_wanted_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "shop.toml"
+    path.write_text('engine = "sail"\n')
+    with pytest.raises(ConfigError, match=r"engine = 'sail': a table is wanted: \[engine\]"):
+        load_deployment(path, environ={"LTE_ENGINE__PARTITIONS": "2"})
+
+
+def test_the_code_version_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LTE_CODE_VERSION", raising=False)
+    command = [sys.executable, "-c", "from jobs.config import code_version; print(code_version())"]
+    again = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    assert re.fullmatch(rf"{re.escape(version('long-term-embeddings'))}\+[0-9a-f]{{8}}", code_version())
+    assert again == code_version()
+    monkeypatch.setenv("LTE_CODE_VERSION", "a1b2c3")
+    assert code_version() == "a1b2c3"
+
+
+def test_the_code_version_of_edited_code_is_another(tmp_path: Path) -> None:
+    for package in ("jobs", "lte_models", "schemas"):
+        shutil.copytree(ROOT / package, tmp_path / package)
+    with (tmp_path / "lte_models/losses.py").open("a") as file:
+        file.write("# edited\n")
+    command = [sys.executable, "-c", "from jobs.config import code_version; print(code_version())"]
+    environ = os.environ | {"PYTHONPATH": str(tmp_path)}
+    edited = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environ).stdout
+    assert edited.strip() != code_version()
 
 
 def test_a_wrong_variable_is_an_error_that_names_it(tmp_path: Path) -> None:

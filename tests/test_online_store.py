@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from store_kit import (
     DIM,
     Place,
     batch,
+    certificates,
     free_port,
     kept_on_disk,
     marked_batches,
@@ -48,6 +48,7 @@ from jobs.online_store import (
 )
 from jobs.store_lmdb import LmdbStore, LmdbWriter
 from jobs.store_publish import (
+    NewerIsLiveError,
     PublishRefusedError,
     VerificationError,
     audit,
@@ -244,7 +245,7 @@ def test_a_store_that_was_emptied_goes_on_counting(store: Any) -> None:
 
 def test_live_only_moves_forward(store: Any) -> None:
     publish(store, marked_source(2, ds=DAY_TWO))
-    with pytest.raises(PublishRefusedError, match=r"ds=2017-11-01.*ds=2017-11-02 is live.*--force"):
+    with pytest.raises(NewerIsLiveError, match=r"ds=2017-11-01.*ds=2017-11-02 is live.*--force"):
         publish(store, marked_source(1, ds=DAY_ONE))
     assert SnapshotReader(store).manifest().ds == DAY_TWO
     # A rerun of the live day with other rows is allowed.
@@ -699,40 +700,25 @@ def test_a_narrow_acl_suffices_and_the_password_is_never_shown(tmp_path: Path) -
 
 
 def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
-    ca, certificate, key = _certificates(tmp_path / "good")
+    ca, certificate, key = certificates(tmp_path / "good")
     port, plain = free_port(), free_port()
     tls = ["--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", ca]
-    with redis_server(tmp_path / "data", plain, *tls, "--tls-auth-clients", "no", "--requirepass", "hush",
+    with redis_server(tmp_path / "data", plain, *tls, "--requirepass", "hush",
                       wait_for=redis.Redis(port=plain, password="hush", retry=None)):  # fmt: skip
         url = f"rediss://127.0.0.1:{port}/0"
-        store = RedisStore(url, password="hush", ca_file=ca)
+        own = {"password": "hush", "cert_file": certificate, "key_file": key, "retries": 0}
+        store = RedisStore(url, ca_file=ca, **own)
         publish(store, marked_source(4))
         assert markers_of(SnapshotReader(store).get_many(["u1"]).embeddings) == {4.0}
-        other_ca, _, _ = _certificates(tmp_path / "other")
+        other_ca, _, _ = certificates(tmp_path / "other")
         for wrong in (other_ca, ""):
             with pytest.raises(StoreUnreachableError, match="certificate verify failed"):
-                SnapshotReader(RedisStore(url, password="hush", ca_file=wrong, retries=0)).manifest()
+                SnapshotReader(RedisStore(url, ca_file=wrong, **own)).manifest()
+        # Redis asks for a client's certificate unless it is told not to.
+        with pytest.raises(StoreUnreachableError):
+            SnapshotReader(RedisStore(url, password="hush", ca_file=ca, retries=0)).manifest()
         with pytest.raises(StoreUnreachableError):
             SnapshotReader(RedisStore(f"redis://127.0.0.1:{port}/0", password="hush", retries=0)).manifest()
-
-
-def _certificates(folder: Path) -> tuple[str, str, str]:
-    """A certificate authority and a certificate of 127.0.0.1 signed by it."""
-    folder.mkdir()
-    ca, ca_key, key, request, certificate = (
-        str(folder / name) for name in ("ca.pem", "ca.key", "server.key", "server.csr", "server.pem")
-    )
-    extensions = folder / "extensions"
-    extensions.write_text("subjectAltName=IP:127.0.0.1\n")
-    new_key = ["-newkey", "rsa:2048", "-nodes"]
-    sign = ["-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-days", "2", "-extfile", str(extensions)]
-    for command in (
-        ["req", "-x509", *new_key, "-keyout", ca_key, "-out", ca, "-days", "2", "-subj", "/CN=test authority"],
-        ["req", *new_key, "-keyout", key, "-out", request, "-subj", "/CN=127.0.0.1"],
-        ["x509", "-req", "-in", request, "-out", certificate, *sign],
-    ):
-        subprocess.run(["openssl", *command], check=True, capture_output=True)
-    return ca, certificate, key
 
 
 def test_a_full_server_keeps_the_old_version(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,12 +17,12 @@ import pyarrow as pa
 import pytest
 import torch
 from pyspark.sql import SparkSession
-from store_kit import free_port, redis_server
+from store_kit import certificates, free_port, redis_server
 
 from jobs.bundles import bundle_folder
 from jobs.config import ConfigError, Deployment, load_deployment
 from jobs.live_ranker import make_live
-from jobs.online_store import SnapshotReader
+from jobs.online_store import SnapshotReader, StoreAuthError
 from jobs.publish_snapshot import (
     PublishConfig,
     log_switches,
@@ -180,18 +182,21 @@ def test_a_failed_gate_leaves_live_what_is_live(job_lake: Lake, deployment: Depl
     require_gates(job_lake, DAY)
 
 
-def test_refusals_name_the_day_and_exit_with_one(job_lake: Lake, deployment: Deployment, deployment_file: Path) -> None:
+def test_an_older_day_again_is_no_failure_and_leaves_live_alone(
+    job_lake: Lake, deployment: Deployment, deployment_file: Path
+) -> None:
     for ds in (BEFORE, DAY):
         write_ltes(job_lake, ds, {"ann": [1.0, 0.0]})
         write_gates(job_lake, ds)
     publish_day(PublishConfig(deployment, DAY))
     command = [sys.executable, "-m", "jobs.publish_snapshot", "--config", str(deployment_file), "--ds", str(BEFORE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        "PublishRefusedError: user_lte ds=2017-11-04 method=uniform lte_window=365-60: ds=2017-11-05 is live, and live "
-        "only moves forward; --force publishes the older day"
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (
+        0,
+        "not published, what is live stays: user_lte ds=2017-11-04 method=uniform lte_window=365-60: ds=2017-11-05 is "
+        "live, and live only moves forward; --force publishes the older day",
     )
+    assert SnapshotReader(open_store(deployment)).manifest().ds == DAY
     forced = subprocess.run([*command, "--force"], capture_output=True, text=True, check=False)
     assert (forced.returncode, "live: ds=2017-11-04" in forced.stdout) == (0, True)
 
@@ -293,6 +298,66 @@ def test_settings_of_redis_that_cannot_be_right_name_the_key(deployment_file: Pa
     store = open_store(load_deployment(deployment_file, environ=good))
     assert isinstance(store, RedisStore)
     assert "pass-word" not in repr(store)
+
+
+def test_user_password_and_certificates_come_from_the_environment(
+    job_lake: Lake, deployment_file: Path, tmp_path: Path
+) -> None:
+    ca, certificate, key = certificates(tmp_path / "tls")
+    port, plain = free_port(), free_port()
+    tls = ["--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", ca]
+    acl = [
+        "--user",
+        "shop",
+        "on",
+        ">s3cret-word",
+        "~shop:*",
+        "+@read",
+        "+@write",
+        "+@transaction",
+        "+@connection",
+        "+info",
+    ]
+    environ = {
+        "LTE_PUBLISH__STORE": "redis",
+        "LTE_PUBLISH__REDIS_URL": f"rediss://127.0.0.1:{port}/0",
+        "LTE_PUBLISH__REDIS_PREFIX": "shop",
+        "LTE_PUBLISH__REDIS_USERNAME": "shop",
+        "LTE_PUBLISH__REDIS_PASSWORD": "s3cret-word",
+        "LTE_PUBLISH__REDIS_CA_FILE": ca,
+        "LTE_PUBLISH__REDIS_CERT_FILE": certificate,
+        "LTE_PUBLISH__REDIS_KEY_FILE": key,
+    }
+    write_ltes(job_lake, DAY, {"ann": [1.0, -1.0]})
+    write_gates(job_lake, DAY)
+    with redis_server(tmp_path / "redis", plain, *tls, *acl):
+        deployment = load_deployment(deployment_file, environ=environ)
+        assert "(redis, switch 1)" in publish_day(PublishConfig(deployment, DAY))
+        wrong = load_deployment(deployment_file, environ=environ | {"LTE_PUBLISH__REDIS_PASSWORD": "guess"})
+        with pytest.raises(StoreAuthError, match="refused"):
+            SnapshotReader(open_store(wrong)).manifest()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"REDIS_CA_FILE": __file__}, r"publish\.redis_ca_file '.*': needs a rediss:// URL"),
+        ({"REDIS_URL": "foo"}, r"publish\.redis_url 'foo': redis://host:port/db or rediss://"),
+        (
+            {"REDIS_URL": "rediss://h", "REDIS_KEY_FILE": "gone.pem"},
+            r"publish\.redis_key_file 'gone.pem': no such file",
+        ),
+        ({"REDIS_URL": "rediss://h", "REDIS_CERT_FILE": __file__}, r"publish\.redis_key_file '': .* go together"),
+    ],
+)
+def test_check_config_refuses_settings_of_redis_that_cannot_be_right(
+    deployment_file: Path, changed: dict[str, str], message: str
+) -> None:
+    environ = {"LTE_PUBLISH__STORE": "redis"} | {f"LTE_PUBLISH__{name}": text for name, text in changed.items()}
+    command = [sys.executable, "-m", "jobs.cli", "check-config", "--config", str(deployment_file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environ)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(message, done.stderr)
 
 
 def make_ranker_live(deployment: Deployment, *, basis: str = "basis-a", window: str = "365-60") -> None:
