@@ -292,8 +292,7 @@ def cosine_by_activity(lte_drift: DataFrame) -> DataFrame:
 
 
 def coverage(facts: Facts, window: LteWindow) -> tuple[int, int, int]:
-    """Days of a window, those of them from the first interaction on, and interactions in it."""
+    """Days of a window, those of them with interactions, and interactions in it."""
     first, after = window_days(facts.ds, window)
-    begin = min(facts.event_days, default=after)
-    covered = max(0, (after - max(first, begin)).days)
-    return (after - first).days, covered, sum(n for day, n in facts.event_days.items() if first <= day < after)
+    held = [n for day, n in facts.event_days.items() if first <= day < after and n > 0]
+    return (after - first).days, len(held), sum(held)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
+import shutil
+import subprocess
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from conftest import CONFIG
 from lte_builders import BASIS, DS, put, schema_of
+from PIL import Image
 from pyspark.sql import SparkSession
 from test_validate import fill, without_models
 
@@ -77,8 +81,8 @@ def test_the_page_says_what_came_in_and_what_was_counted(read: Text) -> None:
     assert "interactions 1 7 4 1 2 yes" in read.text  # one file: read, accepted, duplicate, quarantined
     assert "items 0 0 0 0 0 yes" in read.text
     assert "unknown type interactions 2" in read.text
-    # First interaction 200 days before ds; the window ends 60 days before the end of ds: 141 of 305 days.
-    assert "365-60 141 305 46.23% 33" in read.text
+    # Interactions 200, 100 and 60 days ago: 3 of the 305 days.
+    assert "365-60 3 305 0.98% 33" in read.text
     assert "uniform/365-60 3 1 32 1" in read.text  # users, without items, known, unknown, as compute_lte counted
     assert "uniform/365-60/1 3 0 0" in read.text
 
@@ -176,9 +180,36 @@ def test_coverage_of_windows_that_began_before_the_data() -> None:
     object.__setattr__(facts, "ds", DS)
     object.__setattr__(facts, "event_days", {DS - timedelta(days=10): 3, DS: 2})
     assert coverage(facts, LteWindow(365, 60)) == (305, 0, 0)
-    assert coverage(facts, LteWindow(365, 0)) == (365, 11, 5)
+    assert coverage(facts, LteWindow(365, 0)) == (365, 2, 5)
     object.__setattr__(facts, "event_days", {})
     assert coverage(facts, LteWindow(365, 0)) == (365, 0, 0)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: apt-get install chromium")
+def test_a_browser_shows_text_and_pictures(shop, tmp_path: Path) -> None:
+    _, source, _ = shop
+    (tmp_path / "page.html").write_text(source, encoding="utf-8")
+    (tmp_path / "bare.html").write_text(re.sub(r"data:image/svg[^\"]*", "", source), encoding="utf-8")
+    whole, bare = (np.asarray(_screenshot(tmp_path / f"{name}.html").convert("L"), int) for name in ("page", "bare"))
+    assert np.ptp(whole) > 200  # dark text on a light page
+    shown = np.flatnonzero((np.abs(whole - bare) > 30).any(axis=1))
+    assert len(shown) > 6 * 50, "six pictures, each at least 50 pixels high"
+
+
+def _screenshot(path: Path) -> Image.Image:
+    """What headless Chromium shows of a file, 1200 x 9000 pixels."""
+    png = path.with_suffix(".png")
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--window-size=1200,9000",
+    ]
+    command += [f"--user-data-dir={path.with_suffix('')}", f"--screenshot={png}", path.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return Image.open(png)
 
 
 def test_two_deployments_never_share_pages(deployment, tmp_path: Path) -> None:
