@@ -1,11 +1,24 @@
 import dataclasses
 import os
 import random
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pytest
-from lte_builders import BASIS, DS, LONG_AGO, Event, key_of, naive_lte, naive_weights, put_basis, put_events
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lte_builders import (
+    BASIS,
+    DS,
+    LONG_AGO,
+    Event,
+    key_of,
+    naive_lte,
+    naive_weights,
+    put_basis,
+    put_events,
+    put_timed,
+)
 
 from jobs.basis import BasisError, read_basis
 from jobs.basis_matrix import load_matrix, pinned_basis
@@ -81,19 +94,55 @@ def naive_rows(vectors, events, lte):
     return expected
 
 
-@pytest.mark.parametrize("count", ["each", "distinct"])
-def test_equals_plain_loops_over_random_histories(engine_lake, deployment, count):
-    vectors, events = random_world(11)
-    write_world(engine_lake, vectors, events)
-    configured = with_lte(deployment, count=count, half_life_days=30.0)
-    write_lte(engine_lake, configured, DS, BASIS)
-    found, expected = rows_of(engine_lake), naive_rows(vectors, events, configured.lte)
+def require_equal(found, expected):
     assert found.keys() == expected.keys()
     for key, (vector, n_items, n_unknown) in expected.items():
         assert (found[key]["n_items"], found[key]["n_unknown"]) == (n_items, n_unknown), key
         np.testing.assert_allclose(found[key]["embedding"], vector, atol=2e-6, err_msg=str(key))
         assert found[key]["basis_version"] == BASIS
         assert any(found[key]["embedding"]) == (n_items > 0)
+
+
+@pytest.mark.parametrize("count", ["each", "distinct"])
+def test_equals_plain_loops_over_random_histories(engine_lake, deployment, count):
+    vectors, events = random_world(11)
+    write_world(engine_lake, vectors, events)
+    configured = with_lte(deployment, count=count, half_life_days=30.0)
+    write_lte(engine_lake, configured, DS, BASIS)
+    require_equal(rows_of(engine_lake), naive_rows(vectors, events, configured.lte))
+
+
+MIDNIGHT_AFTER_DS = datetime(DS.year, DS.month, DS.day, tzinfo=UTC) + timedelta(days=1)
+STRANGE_EVENT = st.tuples(
+    st.sampled_from(["anna", "bo", "zoë", "late 'x'"]),
+    st.sampled_from(["a", "b", "c", "new", "unknown"]),
+    st.sampled_from([0, 1, 59, 60, 61, 364, 365, 366, 400]),
+    st.sampled_from(
+        [1, 2, 43_200, 86_399, 86_400]
+    ),  # seconds before the end of that UTC day, its first moment included
+    st.sampled_from([-12, -5, 0, 5.75, 14]),  # the clock of whoever wrote the event: hours from UTC
+)
+
+
+def test_equals_plain_loops_for_any_days_clocks_and_repeats(spark_engine, deployment, tmp_path_factory):
+    vectors = {"a": [1.0, 0.0, 0.0, 0.0], "b": [0.0, 0.6, 0.8, 0.0], "c": [0.5] * 4, "new": [0.0, 0.0, 0.0, 1.0]}
+
+    @settings(max_examples=6)
+    @given(written=st.lists(STRANGE_EVENT, min_size=1, max_size=25), count=st.sampled_from(["each", "distinct"]))
+    def check(written, count):
+        lake = Lake(spark_engine, str(tmp_path_factory.mktemp("lake")))
+        put_basis(lake, vectors, first_ds={"new": DS + timedelta(days=1)})
+        moments = []
+        for user, item, age, before, hours in written:
+            when = MIDNIGHT_AFTER_DS - timedelta(days=age, seconds=before)
+            moments.append((user, item, when.astimezone(timezone(timedelta(hours=hours)))))
+        put_timed(lake, [*moments, *moments[:3]])  # a moment later again: both count
+        configured = with_lte(deployment, count=count, half_life_days=30.0)
+        write_lte(lake, configured, DS, BASIS)
+        events = [Event(user, item, age) for user, item, age, _, _ in [*written, *written[:3]]]
+        require_equal(rows_of(lake), naive_rows(vectors, events, configured.lte))
+
+    check()
 
 
 def test_population_is_everyone_since_the_windows_start(lake, deployment):
