@@ -1,8 +1,8 @@
 """Ingest landing day ds, and every earlier landing day with files that no run has taken yet.
 
 Landing files become `interactions`, `items` and `quarantine`; `ingest_log` and `event_days` say what came (see
-docs/landing.md). A rerun gives the same tables. The order of the writes makes a crash at any point harmless: the tables
-that say that something is done (`ingest_log`) or what to look at again (`interactions`) come last.
+docs/landing.md). A rerun gives the same tables. The order of the writes makes a crash at any point harmless: what says
+what to look at again (`interactions`, the metric `n_days_back`) comes before what says that it is done (`ingest_log`).
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ from jobs.landing_rows import FILE_LINE, TALLY_LINE, landing_rows, quarantine_ro
 from jobs.landing_rules import RowRules
 from jobs.sources import LandingError, LandingFile, filesystem, landing_files
 from jobs.tables import Lake, open_lake
-from schemas import EVENT_DAYS, INGEST_LOG, INTERACTIONS, ITEMS, QUARANTINE, Table
+from schemas import EVENT_DAYS, INGEST_LOG, INTERACTIONS, ITEMS, METRICS, QUARANTINE, Table
 from schemas.ingest import TARGETS
 
 JOB = "ingest"
 STAGING = "_staging/ingest"
 SHOWN_FAULTS = 3
+# Metric: how many days before ds the first landing day lies that its runs wrote; the gate reads from there.
+DAYS_BACK = "n_days_back"
 
 
 @dataclass(frozen=True)
@@ -214,8 +216,9 @@ def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date])
         lake.replace(items.where("position = 1").select(*ITEMS.columns), ITEMS, {"landing_ds": batch.days})
     _write_event_days(lake, affected, wanted)
     _write_interactions(lake, merged, wanted, _states(existing))
+    # Before the log: once the files are in it, no later run knows that they filled a hole.
+    lake.record_metrics(batch.ds, JOB, {**_metrics(batch, staged.counts), DAYS_BACK: _n_days_back(lake, batch)})
     lake.replace(lake.spark.createDataFrame(*_log_rows(batch, staged.counts)), INGEST_LOG, {"landing_ds": batch.days})
-    lake.record_metrics(batch.ds, JOB, _metrics(batch, staged.counts))
     _say_done(batch, staged.counts)
 
 
@@ -334,6 +337,12 @@ def _metrics(batch: Batch, counts: Counts) -> dict[str | tuple[str, str], float]
                     metrics.get(("rows_quarantined_by_reason", label), 0) + n
                 )
     return metrics
+
+
+def _n_days_back(lake: Lake, batch: Batch) -> float:
+    """Days from ds back to the first landing day that any run of ds wrote: a rerun has no holes left to fill."""
+    before = lake.read(METRICS, where={"ds": batch.ds, "job": JOB, "metric": DAYS_BACK}).select("value").collect()
+    return max([float((batch.ds - batch.days[0]).days), *(row["value"] for row in before)])
 
 
 def _say_done(batch: Batch, counts: Counts) -> None:

@@ -28,11 +28,23 @@ from jobs.gate_measures import (
 )
 from jobs.gate_pages import docs_index, docs_page
 from jobs.gate_runs import GateRun
+from jobs.ingest import ingest
 from jobs.publish_snapshot import require_gates
 from jobs.store_publish import PublishRefusedError
 from jobs.tables import Lake
-from jobs.validate import GateError, landed_since, last_passed, require_success, summary, validate_day
-from schemas import GATE_RESULTS, ITEM_EMBEDDINGS, ITEMS, LTE_DRIFT, METRICS, USER_LTE
+from jobs.validate import GateError, landed_since, last_passed, require_success, summary, table_checks, validate_day
+from lte_models.drift import basis_extent
+from schemas import (
+    GATE_RESULTS,
+    INGEST_LOG,
+    INTERACTIONS,
+    ITEM_EMBEDDINGS,
+    ITEMS,
+    LTE_DRIFT,
+    METRICS,
+    QUARANTINE,
+    USER_LTE,
+)
 
 YESTERDAY = DS - timedelta(days=1)
 VECTORS = {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [-1.0, 0.0]}
@@ -290,6 +302,42 @@ def test_what_landed_since_the_last_passed_day(lake) -> None:
     days = lake.spark.createDataFrame([(date(2025, 6, day),) for day in range(1, 8)], "landing_ds date")
     condition = landed_since(date(2025, 6, 2), date(2025, 6, 5))("landing_ds")
     assert sorted(row[0].day for row in days.where(condition).collect()) == [3, 4, 5]
+
+
+def test_rows_of_a_file_that_came_late_into_an_older_day_are_validated(lake, deployment) -> None:
+    def land(day: date, name: str, user: str) -> None:
+        folder = Path(deployment.paths.landing) / f"interactions/ds={day}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = ["user_id,item_id,event_ts,interaction_type", f"{user},i1,{day}T10:00:00Z,click", f"{user},i1,no,click"]
+        (folder / name).write_text("\n".join(lines))
+
+    def files_read(day: date) -> tuple[set[str], set[str], set[str]]:
+        matrix = load_matrix(key_of(lake))
+        extent = basis_extent(matrix.vectors, matrix.known_ages(day) >= 0)
+        slices = {table: rows for table, rows, _ in table_checks(lake, deployment, day, BASIS, matrix, extent)}
+        of = ((INTERACTIONS, "user_id"), (INGEST_LOG, "source_file"), (QUARANTINE, "source_file"))
+        return tuple({row[0] for row in slices[table].select(column).collect()} for table, column in of)
+
+    put_basis(lake, VECTORS)
+    before, late, passed, new, newest = (DS + timedelta(days=n) for n in range(-2, 3))
+    for day in (before, late, passed):
+        land(day, "a.csv", f"u{day}")
+        ingest(lake, deployment, day)
+        put(lake, GATE_RESULTS, [("t", "e", True, "", "", None, None, None, day)])
+    land(late, "late.csv", "late")
+    land(new, "a.csv", "new")
+    ingest(lake, deployment, new)
+    ingest(lake, deployment, new)  # a rerun, which has no hole left to fill, may not forget
+    users = {f"u{late}", f"u{passed}", "late", "new"}
+    names = [f"ds={late}/a.csv", f"ds={late}/late.csv", f"ds={passed}/a.csv", f"ds={new}/a.csv"]
+    files = {f"interactions/{name}" for name in names}
+    assert files_read(new) == (users, files, files)
+    put(lake, GATE_RESULTS, [("t", "e", False, "", "", None, None, None, new)])
+    ingest(lake, deployment, newest)  # brings nothing; what the gates of the day before refused is read again
+    assert files_read(newest) == (users, files | {""}, files)
+    lake.replace(lake.spark.createDataFrame([], schema_of(GATE_RESULTS)), GATE_RESULTS, {"ds": new})
+    put(lake, GATE_RESULTS, [("t", "e", True, "", "", None, None, None, new)])
+    assert files_read(newest) == (set(), {""}, set())
 
 
 def test_the_basis_of_the_tests_is_what_the_matrix_holds(shop) -> None:
