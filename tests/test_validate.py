@@ -12,6 +12,7 @@ import pytest
 from lte_builders import BASIS, DS, Event, key_of, put, put_basis, put_events, schema_of
 from pyspark.sql import SparkSession
 
+from jobs.basis import BasisError
 from jobs.basis_matrix import load_matrix
 from jobs.compute_drift import JOB as DRIFT_JOB
 from jobs.compute_drift import write_drift
@@ -179,6 +180,25 @@ def test_a_failed_gate_names_all_and_blocks_publishing(lake, deployment, deploym
 def test_user_lte_without_rows_is_named(lake, deployment) -> None:
     with pytest.raises(GateError, match=f"table user_lte, ds={DS}, method=uniform, lte_window=365-60: no rows"):
         validate_day(lake, deployment, DS)
+
+
+def test_an_earlier_pass_does_not_outlive_a_validation_that_stops(engine_lake, deployment) -> None:
+    lake = engine_lake
+    passes = [("t", "e", True, "", "", None, None, None, day) for day in (YESTERDAY, DS)]
+    put(lake, GATE_RESULTS, passes)
+    require_gates(lake, DS)
+    with pytest.raises(GateError, match="no rows to validate"):
+        validate_day(lake, deployment, DS)
+    with pytest.raises(PublishRefusedError, match=f"gate_results has no row of ds={DS}"):
+        require_gates(lake, DS)
+    require_gates(lake, YESTERDAY)  # another day's stays
+    put(lake, GATE_RESULTS, passes[1:])
+    put(lake, USER_LTE, [("u", [1.0, 0.0], 1, 0, BASIS, DS, "uniform", "365-60")])
+    put_basis(lake, {"a": [1.0, 0.0]})
+    put_basis(lake, {"b": [0.0, 1.0]}, start=4)  # positions 1 to 3 are gone
+    with pytest.raises(BasisError):
+        validate_day(lake, deployment, DS)
+    assert lake.read(GATE_RESULTS, where={"ds": DS}).count() == 0
 
 
 def failing(measured: Measured) -> set[str]:
