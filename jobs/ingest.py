@@ -39,7 +39,7 @@ from jobs.ingest_rules import (
 )
 from jobs.landing_rows import FILE_LINE, TALLY_LINE, landing_rows, quarantine_rows, staged_schema, value_columns
 from jobs.landing_rules import RowRules
-from jobs.sources import LandingError, LandingFile, filesystem, landing_files
+from jobs.sources import LandingError, LandingFile, filesystem, landing_files, misplaced_files
 from jobs.tables import Lake, open_lake
 from schemas import EVENT_DAYS, INGEST_LOG, INTERACTIONS, ITEMS, METRICS, QUARANTINE, Table
 from schemas.ingest import TARGETS
@@ -87,6 +87,7 @@ def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
     files = list(chain.from_iterable(landing_files(deployment.paths.landing, target) for target in TARGETS))
     batch = plan_batch(files, frozenset(name for _, name in log if name), ds)
     _say_plan(batch, log)
+    _say_misplaced(deployment.paths.landing)
     held = {
         target: _held_days(lake, table, batch) for target, table in (("interactions", INTERACTIONS), ("items", ITEMS))
     }
@@ -116,6 +117,15 @@ def _say_plan(batch: Batch, log: Sequence[tuple[date, str]]) -> None:
     for day, name in sorted(log):
         if day in batch.days and name and name not in present:
             say(JOB, f"WARNING: {name} was ingested before and is gone from the landing folder; its rows go")
+
+
+def _say_misplaced(landing: str) -> None:
+    """Name what nobody will ever read: a writer that makes other folders would otherwise never hear of it."""
+    for target in TARGETS:
+        names = misplaced_files(landing, target)
+        if names:
+            place = f"{target}/ds=YYYY-MM-DD/FILE"
+            say(JOB, f"WARNING: landing {target}: {len(names)} files ignored, not at {place}; first {names[0]}")
 
 
 def _say_first_faults(staged: Staged) -> None:

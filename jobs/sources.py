@@ -19,6 +19,7 @@ from pyarrow import fs
 
 FORMATS = ("parquet", "csv", "csv.gz", "jsonl", "jsonl.gz")
 DAY_FOLDER = re.compile(r"^ds=(\d{4}-\d{2}-\d{2})$")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_LINE_BYTES = 1 << 20
 MAX_RECORD_LINES = 200
 MAX_RAW_VALUE = 200
@@ -117,15 +118,38 @@ def landing_files(landing: str, target: str) -> list[LandingFile]:
     Raises:
         LandingError: A folder ``ds=…`` names no day.
     """
+    return sorted(
+        LandingFile(_day(parts[0], target), target, "/".join((target, *parts)), size)
+        for parts, size in _found(landing, target)
+        if _is_in_place(parts)
+    )
+
+
+def misplaced_files(landing: str, target: str) -> list[str]:
+    """Names of the files under ``{landing}/{target}`` that :func:`landing_files` leaves out, in order.
+
+    Pictures are none: ``image_path`` may name them there.
+    """
+    return sorted(
+        "/".join((target, *parts))
+        for parts, _ in _found(landing, target)
+        if not _is_in_place(parts) and not parts[-1].lower().endswith(PICTURES)
+    )
+
+
+def _found(landing: str, target: str) -> list[tuple[tuple[str, ...], int]]:
+    """Path below the target's folder, and size in bytes, of every file that is not a writer's own."""
     system, root = filesystem(landing)
     base = f"{root}/{target}"
-    found = system.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
-    paths = [(info.path[len(base) :].lstrip("/").split("/"), info) for info in found if info.type == fs.FileType.File]
-    return sorted(
-        LandingFile(_day(parts[0], target), target, f"{target}/{'/'.join(parts)}", info.size or 0)
-        for parts, info in paths
-        if len(parts) == 2 and parts[0].startswith("ds=") and parts[1][0] not in "_."
-    )
+    infos = system.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
+    files = [
+        (tuple(i.path[len(base) :].lstrip("/").split("/")), i.size or 0) for i in infos if i.type == fs.FileType.File
+    ]
+    return [(parts, size) for parts, size in files if not any(part.startswith(("_", ".")) for part in parts)]
+
+
+def _is_in_place(parts: tuple[str, ...]) -> bool:
+    return len(parts) == 2 and parts[0].startswith("ds=")
 
 
 def _day(folder: str, target: str) -> date:

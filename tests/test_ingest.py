@@ -182,6 +182,21 @@ def test_an_empty_day_is_remembered_and_filled_when_its_files_come(
     assert lake.read(INTERACTIONS).count() == 1
 
 
+def test_files_in_the_wrong_place_are_said_once(
+    lake: Lake, deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    land(deployment, "2017-01-02", "a.csv", "u1,i1,2017-01-02T10:00:00Z,click")
+    land(deployment, "2017-01-02/hour=3", "b.csv", "u2,i1,2017-01-02T10:00:00Z,click")
+    land(deployment, "2017-01-02/hour=4", "c.csv", "u3,i1,2017-01-02T10:00:00Z,click")
+    ingest(lake, deployment, DS)
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert warning == (
+        "ingest: WARNING: landing interactions: 2 files ignored, not at interactions/ds=YYYY-MM-DD/FILE; "
+        "first interactions/ds=2017-01-02/hour=3/b.csv"
+    )
+    assert [row.user_id for row in lake.read(INTERACTIONS).collect()] == ["u1"]
+
+
 def test_a_torn_file_is_one_bad_row_and_none_of_its_rows_is_taken(lake: Lake, deployment: Deployment) -> None:
     land(deployment, "2017-01-02", "good.csv", *[f"u{n},i1,2017-01-02T10:00:00Z,click" for n in range(9)])
     path = land(deployment, "2017-01-02", "torn.csv.gz")

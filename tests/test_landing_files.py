@@ -21,7 +21,7 @@ from jobs.config import load_deployment
 from jobs.ingest_rules import DUPLICATE, DUPLICATE_ITEM
 from jobs.landing_rows import FILE_LINE, TALLY_LINE, balanced, file_batches
 from jobs.landing_rules import RowRules
-from jobs.sources import LandingError, LandingFile, landing_files
+from jobs.sources import LandingError, LandingFile, landing_files, misplaced_files
 
 DS = date(2017, 1, 2)
 RULES = RowRules(("click", "purchase"), date(2000, 1, 1))
@@ -295,6 +295,24 @@ def test_only_day_folders_files_are_listed_and_a_wrong_day_is_named(tmp_path: Pa
     wrong.write_text("x")
     with pytest.raises(LandingError, match="ds=2017-02-30: a day like"):
         landing_files(str(tmp_path), "interactions")
+
+
+def test_files_in_the_wrong_place_are_found_and_writers_own_and_pictures_are_none(tmp_path: Path) -> None:
+    wrong = ("2017-01-03/x.csv", "DS=2017-01-03/x.csv", "ds=2017-01-03/hour=3/x.parquet", "notes.txt")
+    fine = (
+        "ds=2017-01-03/a.csv",
+        "ds=2017-01-03/_x.csv",
+        "_temporary/0/x.csv",
+        "ds=2017-01-03/.tmp/x.csv",
+        "img/i.JPG",
+    )
+    for name in (*wrong, *fine):
+        path = tmp_path / "items" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert misplaced_files(str(tmp_path), "items") == [f"items/{name}" for name in wrong]
+    assert [file.name for file in landing_files(str(tmp_path), "items")] == ["items/ds=2017-01-03/a.csv"]
+    assert misplaced_files(str(tmp_path), "interactions") == []
 
 
 FIELDS: Sequence[tuple[str, str | None]] = [(GOOD, None), *BAD_LINES.items()][:-1]
