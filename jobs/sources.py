@@ -222,10 +222,22 @@ def _column_raw(columns: dict[str, pa.Array]) -> Callable[[int], str]:
 def _scalar(value: pa.Scalar) -> Any:
     try:
         return value.as_py()
-    except UnicodeDecodeError:  # a string column whose bytes are no UTF-8
+    except (ValueError, OverflowError, LookupError):
+        return _not_for_python(value)
+
+
+def _not_for_python(value: pa.Scalar) -> Any:
+    """What can be shown of a scalar that Python cannot hold: no UTF-8, a year past 9999, a zone unknown here."""
+    kind = value.type
+    if isinstance(value, pa.DictionaryScalar | pa.ExtensionScalar):
+        return _scalar(value.value)
+    if pa.types.is_nested(kind):
+        return f"<{kind}>"
+    if pa.types.is_timestamp(kind) and kind.tz not in (None, "UTC"):  # Arrow's moments are in UTC whatever their zone
+        return _scalar(value.cast(pa.timestamp(kind.unit, "UTC")))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return value.cast(pa.binary()).as_py()
-    except (ValueError, OverflowError):  # a timestamp that Python cannot hold
-        return str(value.value)
+    return str(value.value)
 
 
 def raw_json(row: dict[str, Any]) -> str:

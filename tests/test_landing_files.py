@@ -198,6 +198,46 @@ def test_parquet_columns_of_other_types_are_bad_rows_not_crashes(name: str, tmp_
     json.loads(row["raw"])
 
 
+NO_UTF8 = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+NOWHERE = pa.array([1483358400], pa.timestamp("s", "Mars/Olympus"))  # 12:00 of DS
+TOO_LATE = pa.array([2**62]).cast(pa.timestamp("us", "Mars/Olympus"))
+UNHELD: dict[str, tuple[pa.Table, str, str]] = {  # what Python cannot hold: reason, and what is shown
+    "zone": (parquet(user_id=NOWHERE), "wrong_type", 'user_id = "2017-01-02 12:00:00+00:00"'),
+    "zone of a moment": (parquet(event_ts=TOO_LATE), "bad_timestamp", f'event_ts = "{2**62}"'),
+    "zone in a list": (
+        parquet(user_id=pa.ListArray.from_arrays([0, 1], NOWHERE)),
+        "wrong_type",
+        'user_id = "<list<element: timestamp[ms, tz=Mars/Olympus]>>"',
+    ),
+    "year in a struct": (
+        parquet(user_id=pa.StructArray.from_arrays([TOO_LATE], ["at"])),
+        "wrong_type",
+        'user_id = "<struct<at: timestamp[us, tz=Mars/Olympus]>>"',
+    ),
+    "bytes in a list": (
+        parquet(user_id=pa.ListArray.from_arrays([0, 1], NO_UTF8)),
+        "wrong_type",
+        'user_id = "<list<element: string>>"',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNHELD)
+def test_values_that_python_cannot_hold_are_bad_rows_not_crashes(name: str, tmp_path: Path) -> None:
+    table, reason, detail = UNHELD[name]
+    [row] = landed(tmp_path, "a.parquet", table)
+    assert (row["reason"], row["detail"]) == (reason, detail)
+
+
+def test_a_moment_is_the_same_in_a_zone_that_nobody_knows(tmp_path: Path) -> None:
+    """Arrow's moments are in UTC, so that the zone is a label; whether a machine knows it may not decide on a row."""
+    good, bad = parquet(event_ts=NOWHERE), parquet(event_ts=NOWHERE, interaction_type=pa.array(["stare"]))
+    first, second = landed(tmp_path, "a.parquet", pa.concat_tables([good, bad]))
+    assert (first["reason"], first["event_ts"]) == (None, NOON)
+    assert second["reason"] == "unknown_interaction_type"
+    assert json.loads(second["raw"])["event_ts"] == "2017-01-02 12:00:00+00:00"
+
+
 def test_files_that_cannot_be_read_to_their_end_are_one_bad_row(tmp_path: Path) -> None:
     whole = tmp_path / "whole.parquet"
     pq.write_table(pa.table({name: [value] * 5000 for name, value in event().items()}), whole)
