@@ -28,6 +28,9 @@ UNREADABLE = (pa.ArrowException, OSError, EOFError, zlib.error)
 # A file that is not there or not ours to read is a fault of the deployment, not of the data.
 NOT_THE_DATA = (FileNotFoundError, PermissionError)
 
+# The csv module's own limit, 131,072 characters for the whole process, is below that of a line.
+csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
+
 
 class LandingError(ValueError):
     """The landing folder cannot be ingested as it is; the message names ds, file and counts."""
@@ -271,13 +274,18 @@ class _Line:
     problem: str = ""
     detail: str = ""
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it holds nothing: no row, but part of a quoted field that goes over it."""
+        return not self.problem and not self.text.strip("\r\n")
+
     def reject(self, problem: str = "", detail: str = "") -> Reject:
         text = printable(self.text[: 5 * MAX_RAW_VALUE])
         return Reject(self.number, problem or self.problem, detail or self.detail, json.dumps({"line": text}))
 
 
 def _text_lines(stream: Any) -> Iterator[_Line]:
-    """Lines that hold anything, numbered from 1; one that is no UTF-8 or too long says so."""
+    """Lines, numbered from 1; one that is no UTF-8 or too long says so."""
     buffered = stream if isinstance(stream, gzip.GzipFile) else io.BufferedReader(stream, 1 << 20)
     number = 0
     while data := buffered.readline(MAX_LINE_BYTES):
@@ -292,7 +300,7 @@ def _text_lines(stream: Any) -> Iterator[_Line]:
             continue
         if is_cut:
             yield _Line(number, text, "malformed_row", f"the line is longer than {MAX_LINE_BYTES} bytes")
-        elif text.strip("\r\n"):
+        else:
             yield _Line(number, text)
 
 
@@ -309,6 +317,8 @@ def _jsonl_pieces(stream: Any, wanted: tuple[str, ...], _required: tuple[str, ..
     rows: list[dict[str, Any]] = []
     ignored: set[str] = set()
     for line in _text_lines(stream):
+        if line.is_blank:
+            continue
         row = _json_row(line)
         if isinstance(row, Reject):
             yield row
@@ -346,6 +356,8 @@ def _csv_pieces(stream: Any, wanted: tuple[str, ...], required: tuple[str, ...],
     if isinstance(header, Reject):
         raise FileRefusedError(header.reason, f"header: {header.detail}")
     names = [name.strip() for name in header]
+    if not set(required) <= set(names) and "\r" in "".join(names):
+        raise FileRefusedError("missing_column", "header: lines end in CR alone; end them in LF or CRLF")
     yield _require_columns(names, wanted, required)
     lines: list[int] = []
     rows: list[list[str]] = []
@@ -384,6 +396,8 @@ def _csv_records(lines: Iterable[_Line]) -> Iterator[tuple[list[str] | Reject, _
     source = iter(lines)
     waiting: list[_Line] = []  # lines that were looked at for a closing quote, next one last
     while line := (waiting.pop() if waiting else next(source, None)):
+        if line.is_blank:
+            continue
         if line.problem:
             yield line.reject(), line
         elif '"' not in line.text:
