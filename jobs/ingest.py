@@ -352,7 +352,7 @@ def _metrics(batch: Batch, counts: Counts) -> dict[str | tuple[str, str], float]
 def _n_days_back(lake: Lake, batch: Batch) -> float:
     """Days from ds back to the first landing day that any run of ds wrote: a rerun has no holes left to fill."""
     before = lake.read(METRICS, where={"ds": batch.ds, "job": JOB, "metric": DAYS_BACK}).select("value").collect()
-    return max([float((batch.ds - batch.days[0]).days), *(row["value"] for row in before)])
+    return max([float((batch.ds - batch.days[0]).days), *(float(row["value"]) for row in before)])
 
 
 def _say_done(batch: Batch, counts: Counts) -> None:

@@ -179,7 +179,8 @@ def last_read(lake: Lake, ds: date) -> date | None:
         return None
     of_ingest = lake.read(METRICS, where={"job": INGEST_JOB, "metric": DAYS_BACK})
     since = of_ingest.where((F.col("ds") > F.lit(last)) & (F.col("ds") <= F.lit(ds))).select("ds", "value").collect()
-    return min([last, *(row["ds"] - timedelta(days=int(row["value"]) + 1) for row in since)])
+    unchanged: list[date] = [row["ds"] - timedelta(days=int(row["value"]) + 1) for row in since]
+    return min([last, *unchanged])
 
 
 def landed_since(last: date | None, ds: date) -> Callable[[str], Column]:
