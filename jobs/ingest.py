@@ -1,8 +1,8 @@
 """Ingest landing day ds, and every earlier landing day with files that no run has taken yet.
 
 Landing files become `interactions`, `items` and `quarantine`; `ingest_log` and `event_days` say what came (see
-docs/landing.md). A rerun gives the same tables. The order of the writes makes a crash at any point harmless: the tables
-that say that something is done (`ingest_log`) or what to look at again (`interactions`) come last.
+docs/landing.md). A rerun gives the same tables. The order of the writes makes a crash at any point harmless: what says
+what to look at again (`interactions`, the metric `n_days_back`) comes before what says that it is done (`ingest_log`).
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ from jobs.ingest_rules import (
 )
 from jobs.landing_rows import FILE_LINE, TALLY_LINE, landing_rows, quarantine_rows, staged_schema, value_columns
 from jobs.landing_rules import RowRules
-from jobs.sources import LandingError, LandingFile, filesystem, landing_files
+from jobs.sources import LandingError, LandingFile, filesystem, landing_files, misplaced_files
 from jobs.tables import Lake, open_lake
-from schemas import EVENT_DAYS, INGEST_LOG, INTERACTIONS, ITEMS, QUARANTINE, Table
+from schemas import EVENT_DAYS, INGEST_LOG, INTERACTIONS, ITEMS, METRICS, QUARANTINE, Table
 from schemas.ingest import TARGETS
 
 JOB = "ingest"
 STAGING = "_staging/ingest"
 SHOWN_FAULTS = 3
+# Metric: how many days before ds the first landing day lies that its runs wrote; the gate reads from there.
+DAYS_BACK = "n_days_back"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
     files = list(chain.from_iterable(landing_files(deployment.paths.landing, target) for target in TARGETS))
     batch = plan_batch(files, frozenset(name for _, name in log if name), ds)
     _say_plan(batch, log)
+    _say_misplaced(deployment.paths.landing)
     held = {
         target: _held_days(lake, table, batch) for target, table in (("interactions", INTERACTIONS), ("items", ITEMS))
     }
@@ -114,6 +117,15 @@ def _say_plan(batch: Batch, log: Sequence[tuple[date, str]]) -> None:
     for day, name in sorted(log):
         if day in batch.days and name and name not in present:
             say(JOB, f"WARNING: {name} was ingested before and is gone from the landing folder; its rows go")
+
+
+def _say_misplaced(landing: str) -> None:
+    """Name what nobody will ever read: a writer that makes other folders would otherwise never hear of it."""
+    for target in TARGETS:
+        names = misplaced_files(landing, target)
+        if names:
+            place = f"{target}/ds=YYYY-MM-DD/FILE"
+            say(JOB, f"WARNING: landing {target}: {len(names)} files ignored, not at {place}; first {names[0]}")
 
 
 def _say_first_faults(staged: Staged) -> None:
@@ -214,8 +226,9 @@ def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date])
         lake.replace(items.where("position = 1").select(*ITEMS.columns), ITEMS, {"landing_ds": batch.days})
     _write_event_days(lake, affected, wanted)
     _write_interactions(lake, merged, wanted, _states(existing))
+    # Before the log: once the files are in it, no later run knows that they filled a hole.
+    lake.record_metrics(batch.ds, JOB, {**_metrics(batch, staged.counts), DAYS_BACK: _n_days_back(lake, batch)})
     lake.replace(lake.spark.createDataFrame(*_log_rows(batch, staged.counts)), INGEST_LOG, {"landing_ds": batch.days})
-    lake.record_metrics(batch.ds, JOB, _metrics(batch, staged.counts))
     _say_done(batch, staged.counts)
 
 
@@ -334,6 +347,12 @@ def _metrics(batch: Batch, counts: Counts) -> dict[str | tuple[str, str], float]
                     metrics.get(("rows_quarantined_by_reason", label), 0) + n
                 )
     return metrics
+
+
+def _n_days_back(lake: Lake, batch: Batch) -> float:
+    """Days from ds back to the first landing day that any run of ds wrote: a rerun has no holes left to fill."""
+    before = lake.read(METRICS, where={"ds": batch.ds, "job": JOB, "metric": DAYS_BACK}).select("value").collect()
+    return max([float((batch.ds - batch.days[0]).days), *(float(row["value"]) for row in before)])
 
 
 def _say_done(batch: Batch, counts: Counts) -> None:

@@ -109,8 +109,8 @@ def refuse_missing_days(batch: Batch, held: Mapping[str, Iterable[date]]) -> Non
 def refuse_bad_shares(batch: Batch, counts: Counts, max_bad_share: float) -> None:
     """Stop before anything is written where too much of a landing day is bad.
 
-    The share is that of bad rows, or of unreadable files where that is larger: such a file is one bad row, but nobody
-    knows how many rows it held.
+    The share is that of bad rows, or of files refused whole where that is larger: such a file is one bad row, but
+    nobody knows how many rows it held.
 
     Raises:
         LandingError: A day's share is above ``max_bad_share``; names ds, counts, worst file and the top reasons.
@@ -120,9 +120,7 @@ def refuse_bad_shares(batch: Batch, counts: Counts, max_bad_share: float) -> Non
         by_day[file.ds, file.target].append(file)
     for (day, target), files in sorted(by_day.items()):
         n_read, n_bad = sum(counts[f].n_read for f in files), sum(counts[f].n_quarantined for f in files)
-        n_lost = sum(
-            bool(counts[f].faults & Counter(unreadable_file=1, missing_column=1, wrong_encoding=0)) for f in files
-        )
+        n_lost = sum(counts[f].is_refused for f in files)
         share = max(n_bad / max(n_read, 1), n_lost / len(files))
         if share > max_bad_share:
             faults = sum((counts[f].faults for f in files), Counter[str]())

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -76,11 +77,17 @@ def text_values(values: Values) -> Checked:
         return _good(values.cast(pa.string()))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return _decoded(values.cast(pa.binary()))
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if _is_bytes(kind):
         return _decoded(values.cast(pa.binary()))
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return _each_text(values.to_pylist())
     return Checked(pa.nulls(len(values), pa.string()), reasons_of(len(values), (values.is_valid(), "wrong_type")))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    kinds = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(is_of(kind) for is_of in kinds)
 
 
 def _good(values: pa.Array) -> Checked:
@@ -117,8 +124,9 @@ def _one_text(value: Any) -> tuple[str | None, str | None]:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether a float or decimal is a whole number that floats hold exactly."""
-    return math.isfinite(value) and abs(value) <= LARGEST_EXACT_FLOAT and value == int(value)
+    """Whether a float or decimal is a whole number, and no other number was rounded to it."""
+    is_exact = isinstance(value, Decimal) or abs(value) <= LARGEST_EXACT_FLOAT
+    return math.isfinite(value) and is_exact and value == int(value)
 
 
 def id_check(name: str, *, default: str | None = None, is_required: bool = True) -> Check:
@@ -204,7 +212,7 @@ def _float(value: float | None) -> float | None:
 
 def bytes_check(values: Values) -> Checked:
     """Check of a picture: bytes, in Parquet only; whether they are a picture is found out by the encoder."""
-    if not isinstance(values, list) and (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
+    if not isinstance(values, list) and _is_bytes(values.type):
         return _good(values.cast(pa.binary()))
     n_rows = len(values)
     is_there = pa.array([v is not None for v in values], pa.bool_()) if isinstance(values, list) else values.is_valid()

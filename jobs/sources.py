@@ -19,6 +19,7 @@ from pyarrow import fs
 
 FORMATS = ("parquet", "csv", "csv.gz", "jsonl", "jsonl.gz")
 DAY_FOLDER = re.compile(r"^ds=(\d{4}-\d{2}-\d{2})$")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_LINE_BYTES = 1 << 20
 MAX_RECORD_LINES = 200
 MAX_RAW_VALUE = 200
@@ -26,6 +27,9 @@ BOM = b"\xef\xbb\xbf"
 UNREADABLE = (pa.ArrowException, OSError, EOFError, zlib.error)
 # A file that is not there or not ours to read is a fault of the deployment, not of the data.
 NOT_THE_DATA = (FileNotFoundError, PermissionError)
+
+# The csv module's own limit, 131,072 characters for the whole process, is below that of a line.
+csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
 
 
 class LandingError(ValueError):
@@ -117,15 +121,38 @@ def landing_files(landing: str, target: str) -> list[LandingFile]:
     Raises:
         LandingError: A folder ``ds=…`` names no day.
     """
+    return sorted(
+        LandingFile(_day(parts[0], target), target, "/".join((target, *parts)), size)
+        for parts, size in _found(landing, target)
+        if _is_in_place(parts)
+    )
+
+
+def misplaced_files(landing: str, target: str) -> list[str]:
+    """Names of the files under ``{landing}/{target}`` that :func:`landing_files` leaves out, in order.
+
+    Pictures are none: ``image_path`` may name them there.
+    """
+    return sorted(
+        "/".join((target, *parts))
+        for parts, _ in _found(landing, target)
+        if not _is_in_place(parts) and not parts[-1].lower().endswith(PICTURES)
+    )
+
+
+def _found(landing: str, target: str) -> list[tuple[tuple[str, ...], int]]:
+    """Path below the target's folder, and size in bytes, of every file that is not a writer's own."""
     system, root = filesystem(landing)
     base = f"{root}/{target}"
-    found = system.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
-    paths = [(info.path[len(base) :].lstrip("/").split("/"), info) for info in found if info.type == fs.FileType.File]
-    return sorted(
-        LandingFile(_day(parts[0], target), target, f"{target}/{'/'.join(parts)}", info.size or 0)
-        for parts, info in paths
-        if len(parts) == 2 and parts[0].startswith("ds=") and parts[1][0] not in "_."
-    )
+    infos = system.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
+    files = [
+        (tuple(i.path[len(base) :].lstrip("/").split("/")), i.size or 0) for i in infos if i.type == fs.FileType.File
+    ]
+    return [(parts, size) for parts, size in files if not any(part.startswith(("_", ".")) for part in parts)]
+
+
+def _is_in_place(parts: tuple[str, ...]) -> bool:
+    return len(parts) == 2 and parts[0].startswith("ds=")
 
 
 def _day(folder: str, target: str) -> date:
@@ -198,10 +225,22 @@ def _column_raw(columns: dict[str, pa.Array]) -> Callable[[int], str]:
 def _scalar(value: pa.Scalar) -> Any:
     try:
         return value.as_py()
-    except UnicodeDecodeError:  # a string column whose bytes are no UTF-8
+    except (ValueError, OverflowError, LookupError):
+        return _not_for_python(value)
+
+
+def _not_for_python(value: pa.Scalar) -> Any:
+    """What can be shown of a scalar that Python cannot hold: no UTF-8, a year past 9999, a zone unknown here."""
+    kind = value.type
+    if isinstance(value, pa.DictionaryScalar | pa.ExtensionScalar):
+        return _scalar(value.value)
+    if pa.types.is_nested(kind):
+        return f"<{kind}>"
+    if pa.types.is_timestamp(kind) and kind.tz not in (None, "UTC"):  # Arrow's moments are in UTC whatever their zone
+        return _scalar(value.cast(pa.timestamp(kind.unit, "UTC")))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return value.cast(pa.binary()).as_py()
-    except (ValueError, OverflowError):  # a timestamp that Python cannot hold
-        return str(value.value)
+    return str(value.value)
 
 
 def raw_json(row: dict[str, Any]) -> str:
@@ -235,13 +274,18 @@ class _Line:
     problem: str = ""
     detail: str = ""
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it holds nothing: no row, but part of a quoted field that goes over it."""
+        return not self.problem and not self.text.strip("\r\n")
+
     def reject(self, problem: str = "", detail: str = "") -> Reject:
         text = printable(self.text[: 5 * MAX_RAW_VALUE])
         return Reject(self.number, problem or self.problem, detail or self.detail, json.dumps({"line": text}))
 
 
 def _text_lines(stream: Any) -> Iterator[_Line]:
-    """Lines that hold anything, numbered from 1; one that is no UTF-8 or too long says so."""
+    """Lines, numbered from 1; one that is no UTF-8 or too long says so."""
     buffered = stream if isinstance(stream, gzip.GzipFile) else io.BufferedReader(stream, 1 << 20)
     number = 0
     while data := buffered.readline(MAX_LINE_BYTES):
@@ -256,7 +300,7 @@ def _text_lines(stream: Any) -> Iterator[_Line]:
             continue
         if is_cut:
             yield _Line(number, text, "malformed_row", f"the line is longer than {MAX_LINE_BYTES} bytes")
-        elif text.strip("\r\n"):
+        else:
             yield _Line(number, text)
 
 
@@ -273,6 +317,8 @@ def _jsonl_pieces(stream: Any, wanted: tuple[str, ...], _required: tuple[str, ..
     rows: list[dict[str, Any]] = []
     ignored: set[str] = set()
     for line in _text_lines(stream):
+        if line.is_blank:
+            continue
         row = _json_row(line)
         if isinstance(row, Reject):
             yield row
@@ -310,6 +356,8 @@ def _csv_pieces(stream: Any, wanted: tuple[str, ...], required: tuple[str, ...],
     if isinstance(header, Reject):
         raise FileRefusedError(header.reason, f"header: {header.detail}")
     names = [name.strip() for name in header]
+    if not set(required) <= set(names) and "\r" in "".join(names):
+        raise FileRefusedError("missing_column", "header: lines end in CR alone; end them in LF or CRLF")
     yield _require_columns(names, wanted, required)
     lines: list[int] = []
     rows: list[list[str]] = []
@@ -348,6 +396,8 @@ def _csv_records(lines: Iterable[_Line]) -> Iterator[tuple[list[str] | Reject, _
     source = iter(lines)
     waiting: list[_Line] = []  # lines that were looked at for a closing quote, next one last
     while line := (waiting.pop() if waiting else next(source, None)):
+        if line.is_blank:
+            continue
         if line.problem:
             yield line.reject(), line
         elif '"' not in line.text:

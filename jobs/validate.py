@@ -1,14 +1,15 @@
 """Validate a day with Great Expectations before anything is published; one failed expectation stops the day.
 
 Reads what the jobs before it wrote; writes gate_results, metrics and the run's Data Docs. Rows that were validated by
-an earlier run are not read again: of growing tables those count that landed since the last validated day.
+an earlier run are not read again: of growing tables those count that landed since the last validated day, or since the
+first landing day that was written later, because a file had come late.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 from pyspark.sql import Column, DataFrame
@@ -45,6 +46,8 @@ from jobs.gate_measures import (
 )
 from jobs.gate_pages import claim, docs_index
 from jobs.gate_runs import GateRun, Outcome
+from jobs.ingest import DAYS_BACK
+from jobs.ingest import JOB as INGEST_JOB
 from jobs.tables import Lake, Metrics, Predicate, open_lake
 from lte_models.drift import BasisExtent, basis_extent
 from schemas import (
@@ -89,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[Outcome]:
     """Run every checkpoint of ds; write gate_results, metrics and Data Docs, whatever failed.
 
+    Where it raises, no gate_results of ds are left.
+
     Args:
         lake: Reads all tables of the daily run.
         deployment: Limits and folders.
@@ -101,6 +106,8 @@ def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[Outcome]:
         GateError: user_lte has no rows of ds.
         jobs.basis.BasisError: The basis is damaged.
     """
+    # An earlier pass is about rows that may be others by now: publishing asks for these rows, and for nothing else.
+    lake.delete(GATE_RESULTS, {"ds": ds})
     claim(Path(deployment.paths.data_docs), deployment, "paths.data_docs")
     basis_version = served_basis(lake, deployment, ds)
     matrix = load_matrix(pinned_basis(lake, basis_version))
@@ -134,7 +141,7 @@ def table_checks(
     lake: Lake, deployment: Deployment, ds: date, basis_version: str, matrix: BasisMatrix, extent: BasisExtent
 ) -> Iterator[Checked]:
     """Rows of each table with their suites: generated, and what is written by hand for some."""
-    is_new = landed_since(last_passed(lake, ds), ds)
+    is_new = landed_since(last_read(lake, ds), ds)
     dim = matrix.vectors.shape[1]
     interactions = with_interaction_rules(scalars(lake.read(INTERACTIONS).where(is_new("landing_ds")), INTERACTIONS))
     yield INTERACTIONS, interactions, table_suite(INTERACTIONS) + interaction_suite(deployment.interactions.types)
@@ -160,6 +167,20 @@ def last_passed(lake: Lake, ds: date) -> date | None:
     passed = days.agg(F.min(F.col("success").cast("int")).alias("held")).where("held = 1")
     newest: date | None = passed.agg(F.max("ds").alias("ds")).collect()[0]["ds"]
     return newest
+
+
+def last_read(lake: Lake, ds: date) -> date | None:
+    """Newest landing day up to which nothing changed since the gates of a day before ds all held.
+
+    A file that comes late into an older landing day's folder is ingested as of that day, long after its gates held.
+    """
+    last = last_passed(lake, ds)
+    if last is None:
+        return None
+    of_ingest = lake.read(METRICS, where={"job": INGEST_JOB, "metric": DAYS_BACK})
+    since = of_ingest.where((F.col("ds") > F.lit(last)) & (F.col("ds") <= F.lit(ds))).select("ds", "value").collect()
+    unchanged: list[date] = [row["ds"] - timedelta(days=int(row["value"]) + 1) for row in since]
+    return min([last, *unchanged])
 
 
 def landed_since(last: date | None, ds: date) -> Callable[[str], Column]:

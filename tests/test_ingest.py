@@ -182,6 +182,21 @@ def test_an_empty_day_is_remembered_and_filled_when_its_files_come(
     assert lake.read(INTERACTIONS).count() == 1
 
 
+def test_files_in_the_wrong_place_are_said_once(
+    lake: Lake, deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    land(deployment, "2017-01-02", "a.csv", "u1,i1,2017-01-02T10:00:00Z,click")
+    land(deployment, "2017-01-02/hour=3", "b.csv", "u2,i1,2017-01-02T10:00:00Z,click")
+    land(deployment, "2017-01-02/hour=4", "c.csv", "u3,i1,2017-01-02T10:00:00Z,click")
+    ingest(lake, deployment, DS)
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert warning == (
+        "ingest: WARNING: landing interactions: 2 files ignored, not at interactions/ds=YYYY-MM-DD/FILE; "
+        "first interactions/ds=2017-01-02/hour=3/b.csv"
+    )
+    assert [row.user_id for row in lake.read(INTERACTIONS).collect()] == ["u1"]
+
+
 def test_a_torn_file_is_one_bad_row_and_none_of_its_rows_is_taken(lake: Lake, deployment: Deployment) -> None:
     land(deployment, "2017-01-02", "good.csv", *[f"u{n},i1,2017-01-02T10:00:00Z,click" for n in range(9)])
     path = land(deployment, "2017-01-02", "torn.csv.gz")
@@ -199,6 +214,28 @@ def test_a_torn_file_is_one_bad_row_and_none_of_its_rows_is_taken(lake: Lake, de
     with pytest.raises(LandingError, match=r"1 of 2 files cannot be read: a share of 0\.5000"):
         ingest(lake, careful, DS)
     assert lake.read(INTERACTIONS).count() == 3009
+
+
+REFUSED_WHOLE = {  # a header as programs write it, without knowing
+    "utf-16": (HEADER.encode("utf-16"), "wrong_encoding 1"),
+    "latin-1": (f"{HEADER},größe".encode("latin-1"), "wrong_encoding 1"),
+    "open quote": (f'"{HEADER}'.encode(), "malformed_row 1"),
+    "long": (f"{HEADER},{'x' * (1 << 20)}".encode(), "malformed_row 1"),
+}
+
+
+@pytest.mark.parametrize("header", REFUSED_WHOLE)
+def test_a_file_that_is_refused_whole_is_a_lost_file_whatever_the_reason(
+    header: str, lake: Lake, deployment: Deployment
+) -> None:
+    content, reason = REFUSED_WHOLE[header]
+    land(deployment, "2017-01-02", "good.csv", *[f"u{n},i1,2017-01-02T10:00:00Z,click" for n in range(200)])
+    land(deployment, "2017-01-02", "other.csv").write_bytes(content)
+    careful = replace(deployment, interactions=replace(deployment.interactions, max_bad_share=0.01))
+    # One bad row of 201 would pass: nobody knows how many rows the other file held.
+    with pytest.raises(LandingError, match=rf"1 of 201 rows are bad, 1 of 2 files .*{reason}.*nothing was written"):
+        ingest(lake, careful, DS)
+    assert [lake.version(table) for table in TABLES_OF_INGEST] == [None] * len(TABLES_OF_INGEST)
 
 
 def test_a_file_that_vanishes_while_it_is_read_is_named_and_nothing_is_written(

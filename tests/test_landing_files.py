@@ -21,7 +21,7 @@ from jobs.config import load_deployment
 from jobs.ingest_rules import DUPLICATE, DUPLICATE_ITEM
 from jobs.landing_rows import FILE_LINE, TALLY_LINE, balanced, file_batches
 from jobs.landing_rules import RowRules
-from jobs.sources import LandingError, LandingFile, landing_files
+from jobs.sources import LandingError, LandingFile, landing_files, misplaced_files
 
 DS = date(2017, 1, 2)
 RULES = RowRules(("click", "purchase"), date(2000, 1, 1))
@@ -93,6 +93,11 @@ SAME = {
         user_id=pa.array(["1"]).dictionary_encode(), item_id=pa.array(["2"], pa.large_string())
     ),
     "bytes.parquet": parquet(user_id=pa.array([b"1"]), item_id=pa.array([b"2"], pa.large_binary())),
+    "views.parquet": parquet(
+        user_id=pa.array([b"1"], pa.binary_view()),
+        item_id=pa.array([b"2"], pa.binary(1)),
+        interaction_type=pa.array([b"click"], pa.binary(5)),
+    ),
     **{
         f"{unit}.parquet": parquet(event_ts=pa.array([NAIVE], pa.timestamp(unit, zone)))
         for unit, zone in (("s", None), ("ms", "UTC"), ("us", None), ("ns", "UTC"))
@@ -186,6 +191,9 @@ BAD_COLUMNS: dict[str, tuple[pa.Table, str]] = {
     "bytes": (parquet(user_id=pa.array([b"\xff\xfe"])), "wrong_encoding"),
     "null moment": (parquet(event_ts=pa.array([None], pa.timestamp("us"))), "bad_timestamp"),
     "far future": (parquet(event_ts=pa.array([2**62], pa.int64()).cast(pa.timestamp("us"))), "bad_timestamp"),
+    "sized bytes": (parquet(user_id=pa.array([b"\xff" * 16], pa.binary(16))), "wrong_encoding"),
+    "half decimal": (parquet(user_id=pa.array([Decimal("9007199254740993.5")])), "wrong_type"),
+    "rounded": (parquet(user_id=pa.array([2.0**53 + 2])), "wrong_type"),
     "flag": (parquet(interaction_type=pa.array([True])), "wrong_type"),
 }
 
@@ -196,6 +204,54 @@ def test_parquet_columns_of_other_types_are_bad_rows_not_crashes(name: str, tmp_
     [row] = landed(tmp_path, "a.parquet", table)
     assert (row["line"], row["reason"]) == (1, reason)
     json.loads(row["raw"])
+
+
+NO_UTF8 = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+NOWHERE = pa.array([1483358400], pa.timestamp("s", "Mars/Olympus"))  # 12:00 of DS
+TOO_LATE = pa.array([2**62]).cast(pa.timestamp("us", "Mars/Olympus"))
+UNHELD: dict[str, tuple[pa.Table, str, str]] = {  # what Python cannot hold: reason, and what is shown
+    "zone": (parquet(user_id=NOWHERE), "wrong_type", 'user_id = "2017-01-02 12:00:00+00:00"'),
+    "zone of a moment": (parquet(event_ts=TOO_LATE), "bad_timestamp", f'event_ts = "{2**62}"'),
+    "zone in a list": (
+        parquet(user_id=pa.ListArray.from_arrays([0, 1], NOWHERE)),
+        "wrong_type",
+        'user_id = "<list<element: timestamp[ms, tz=Mars/Olympus]>>"',
+    ),
+    "year in a struct": (
+        parquet(user_id=pa.StructArray.from_arrays([TOO_LATE], ["at"])),
+        "wrong_type",
+        'user_id = "<struct<at: timestamp[us, tz=Mars/Olympus]>>"',
+    ),
+    "bytes in a list": (
+        parquet(user_id=pa.ListArray.from_arrays([0, 1], NO_UTF8)),
+        "wrong_type",
+        'user_id = "<list<element: string>>"',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNHELD)
+def test_values_that_python_cannot_hold_are_bad_rows_not_crashes(name: str, tmp_path: Path) -> None:
+    table, reason, detail = UNHELD[name]
+    [row] = landed(tmp_path, "a.parquet", table)
+    assert (row["reason"], row["detail"]) == (reason, detail)
+
+
+def test_a_moment_is_the_same_in_a_zone_that_nobody_knows(tmp_path: Path) -> None:
+    """Arrow's moments are in UTC, so that the zone is a label; whether a machine knows it may not decide on a row."""
+    good, bad = parquet(event_ts=NOWHERE), parquet(event_ts=NOWHERE, interaction_type=pa.array(["stare"]))
+    first, second = landed(tmp_path, "a.parquet", pa.concat_tables([good, bad]))
+    assert (first["reason"], first["event_ts"]) == (None, NOON)
+    assert second["reason"] == "unknown_interaction_type"
+    assert json.loads(second["raw"])["event_ts"] == "2017-01-02 12:00:00+00:00"
+
+
+def test_decimals_are_exact_where_floats_are_not(tmp_path: Path) -> None:
+    numbers = [2**53 + 1, 10**37 + 1]
+    ids = pa.array([Decimal(number) for number in numbers], pa.decimal128(38, 0))
+    table = pa.concat_tables([parquet(user_id=ids.slice(at, 1)) for at in range(2)])
+    rows = landed(tmp_path, "a.parquet", table)
+    assert [row["user_id"] for row in rows] == [str(number) for number in numbers]
 
 
 def test_files_that_cannot_be_read_to_their_end_are_one_bad_row(tmp_path: Path) -> None:
@@ -222,7 +278,7 @@ def test_files_that_cannot_be_read_to_their_end_are_one_bad_row(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl", "a.jsonl.gz"])
-@pytest.mark.parametrize("content", [b"", b"\n", b"\r\n\n"])
+@pytest.mark.parametrize("content", [b"", b"\n", b"\r\n\n", b"\r"])
 def test_an_empty_file_has_no_rows(name: str, content: bytes, tmp_path: Path) -> None:
     assert landed(tmp_path, name, content) == []
 
@@ -241,6 +297,36 @@ def test_a_quote_over_lines_keeps_the_numbers_of_lines(tmp_path: Path) -> None:
         (4, None, "malformed_row"),
         (5, "last", None),
     ]
+
+
+def test_a_blank_line_in_a_quoted_field_is_part_of_it(tmp_path: Path) -> None:
+    texts = ["red\n\ndress", "\n\n", "blue\r\n\r\njeans\n"]
+    lines = "".join(f'i{at},hat,"{text}"\n\n' for at, text in enumerate(texts))  # blank lines between rows are none
+    rows = landed(tmp_path, "a.csv", f"\nitem_id,title,description\n\n{lines}".encode(), "items")
+    items = pa.table({"item_id": ["i0", "i1", "i2"], "title": ["hat"] * 3, "description": texts})
+    same = landed(tmp_path, "a.parquet", items, "items")
+    assert [row["description"] for row in rows] == [row["description"] for row in same] == [texts[0], None, texts[2]]
+    assert [row["line"] for row in rows] == [2, 6, 10]
+
+
+def test_a_quoted_field_may_be_as_long_as_a_line(tmp_path: Path) -> None:
+    longest = (1 << 20) - len('i,hat,""\n')
+    lines = [f'i,hat,"{"x" * n}"' for n in (131_073, longest - len("\ufeff".encode()), longest + 1)]
+    rows = landed(tmp_path, "a.csv", "\n".join(["item_id,title,description", *lines, ""]).encode(), "items")
+    assert [len(row["description"] or "") for row in rows] == [131_073, longest - 3, 0]
+    assert [row["reason"] for row in rows] == [None, None, "malformed_row"]
+    line = "x" * (1 << 19)
+    over = landed(tmp_path, "b.csv", f'item_id,title\ni,"{line}\n{line}\n"\ni2,hat\n'.encode(), "items")
+    assert [row["reason"] for row in over] == ["malformed_row"] * 3 + [None]  # its lines are read on their own then
+    assert "field larger than field limit" in over[0]["detail"]
+
+
+def test_lines_that_end_in_cr_alone_are_named(tmp_path: Path) -> None:
+    [row] = landed(tmp_path, "a.csv", csv(GOOD).replace(b"\n", b"\r"))
+    assert (row["line"], row["reason"]) == (FILE_LINE, "missing_column")
+    assert row["detail"] == "header: lines end in CR alone; end them in LF or CRLF"
+    odd = landed(tmp_path, "b.csv", f'{HEADER},"a\r\nb"\n{GOOD},x\n'.encode())  # a break within a name is none
+    assert [row["reason"] for row in odd] == [None]
 
 
 def test_items_need_content_and_good_prices_and_pictures_inside(tmp_path: Path) -> None:
@@ -262,8 +348,9 @@ def test_items_need_content_and_good_prices_and_pictures_inside(tmp_path: Path) 
     rows = landed(tmp_path, "a.jsonl", jsonl(*[row for row, _ in bad]), "items")
     assert [row["reason"] for row in rows] == [reason for _, reason in bad]
     picture = pa.table({"item_id": ["i"], "title": pa.array([None], pa.string()), "image": [b"\x89PNG"]})
-    [row] = landed(tmp_path, "a.parquet", picture, "items")
-    assert (row["reason"], row["title"], row["image"]) == (None, "", b"\x89PNG")
+    for kind in (pa.binary(), pa.binary_view(), pa.binary(4)):
+        [row] = landed(tmp_path, "a.parquet", picture.set_column(2, "image", pa.array([b"\x89PNG"], kind)), "items")
+        assert (row["reason"], row["title"], row["image"]) == (None, "", b"\x89PNG")
 
 
 def test_unknown_columns_are_ignored_and_named(tmp_path: Path) -> None:
@@ -295,6 +382,24 @@ def test_only_day_folders_files_are_listed_and_a_wrong_day_is_named(tmp_path: Pa
     wrong.write_text("x")
     with pytest.raises(LandingError, match="ds=2017-02-30: a day like"):
         landing_files(str(tmp_path), "interactions")
+
+
+def test_files_in_the_wrong_place_are_found_and_writers_own_and_pictures_are_none(tmp_path: Path) -> None:
+    wrong = ("2017-01-03/x.csv", "DS=2017-01-03/x.csv", "ds=2017-01-03/hour=3/x.parquet", "notes.txt")
+    fine = (
+        "ds=2017-01-03/a.csv",
+        "ds=2017-01-03/_x.csv",
+        "_temporary/0/x.csv",
+        "ds=2017-01-03/.tmp/x.csv",
+        "img/i.JPG",
+    )
+    for name in (*wrong, *fine):
+        path = tmp_path / "items" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert misplaced_files(str(tmp_path), "items") == [f"items/{name}" for name in wrong]
+    assert [file.name for file in landing_files(str(tmp_path), "items")] == ["items/ds=2017-01-03/a.csv"]
+    assert misplaced_files(str(tmp_path), "interactions") == []
 
 
 FIELDS: Sequence[tuple[str, str | None]] = [(GOOD, None), *BAD_LINES.items()][:-1]

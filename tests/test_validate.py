@@ -12,6 +12,7 @@ import pytest
 from lte_builders import BASIS, DS, Event, key_of, put, put_basis, put_events, schema_of
 from pyspark.sql import SparkSession
 
+from jobs.basis import BasisError
 from jobs.basis_matrix import load_matrix
 from jobs.compute_drift import JOB as DRIFT_JOB
 from jobs.compute_drift import write_drift
@@ -28,11 +29,23 @@ from jobs.gate_measures import (
 )
 from jobs.gate_pages import docs_index, docs_page
 from jobs.gate_runs import GateRun
+from jobs.ingest import ingest
 from jobs.publish_snapshot import require_gates
 from jobs.store_publish import PublishRefusedError
 from jobs.tables import Lake
-from jobs.validate import GateError, landed_since, last_passed, require_success, summary, validate_day
-from schemas import GATE_RESULTS, ITEM_EMBEDDINGS, ITEMS, LTE_DRIFT, METRICS, USER_LTE
+from jobs.validate import GateError, landed_since, last_passed, require_success, summary, table_checks, validate_day
+from lte_models.drift import basis_extent
+from schemas import (
+    GATE_RESULTS,
+    INGEST_LOG,
+    INTERACTIONS,
+    ITEM_EMBEDDINGS,
+    ITEMS,
+    LTE_DRIFT,
+    METRICS,
+    QUARANTINE,
+    USER_LTE,
+)
 
 YESTERDAY = DS - timedelta(days=1)
 VECTORS = {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [-1.0, 0.0]}
@@ -169,6 +182,25 @@ def test_user_lte_without_rows_is_named(lake, deployment) -> None:
         validate_day(lake, deployment, DS)
 
 
+def test_an_earlier_pass_does_not_outlive_a_validation_that_stops(engine_lake, deployment) -> None:
+    lake = engine_lake
+    passes = [("t", "e", True, "", "", None, None, None, day) for day in (YESTERDAY, DS)]
+    put(lake, GATE_RESULTS, passes)
+    require_gates(lake, DS)
+    with pytest.raises(GateError, match="no rows to validate"):
+        validate_day(lake, deployment, DS)
+    with pytest.raises(PublishRefusedError, match=f"gate_results has no row of ds={DS}"):
+        require_gates(lake, DS)
+    require_gates(lake, YESTERDAY)  # another day's stays
+    put(lake, GATE_RESULTS, passes[1:])
+    put(lake, USER_LTE, [("u", [1.0, 0.0], 1, 0, BASIS, DS, "uniform", "365-60")])
+    put_basis(lake, {"a": [1.0, 0.0]})
+    put_basis(lake, {"b": [0.0, 1.0]}, start=4)  # positions 1 to 3 are gone
+    with pytest.raises(BasisError):
+        validate_day(lake, deployment, DS)
+    assert lake.read(GATE_RESULTS, where={"ds": DS}).count() == 0
+
+
 def failing(measured: Measured) -> set[str]:
     outcomes = GateRun(DS).measured(measured)
     return {o.expectation.partition("(")[2].partition(")")[0] for o in outcomes if not o.success}
@@ -290,6 +322,42 @@ def test_what_landed_since_the_last_passed_day(lake) -> None:
     days = lake.spark.createDataFrame([(date(2025, 6, day),) for day in range(1, 8)], "landing_ds date")
     condition = landed_since(date(2025, 6, 2), date(2025, 6, 5))("landing_ds")
     assert sorted(row[0].day for row in days.where(condition).collect()) == [3, 4, 5]
+
+
+def test_rows_of_a_file_that_came_late_into_an_older_day_are_validated(lake, deployment) -> None:
+    def land(day: date, name: str, user: str) -> None:
+        folder = Path(deployment.paths.landing) / f"interactions/ds={day}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = ["user_id,item_id,event_ts,interaction_type", f"{user},i1,{day}T10:00:00Z,click", f"{user},i1,no,click"]
+        (folder / name).write_text("\n".join(lines))
+
+    def files_read(day: date) -> tuple[set[str], set[str], set[str]]:
+        matrix = load_matrix(key_of(lake))
+        extent = basis_extent(matrix.vectors, matrix.known_ages(day) >= 0)
+        slices = {table: rows for table, rows, _ in table_checks(lake, deployment, day, BASIS, matrix, extent)}
+        of = ((INTERACTIONS, "user_id"), (INGEST_LOG, "source_file"), (QUARANTINE, "source_file"))
+        return tuple({row[0] for row in slices[table].select(column).collect()} for table, column in of)
+
+    put_basis(lake, VECTORS)
+    before, late, passed, new, newest = (DS + timedelta(days=n) for n in range(-2, 3))
+    for day in (before, late, passed):
+        land(day, "a.csv", f"u{day}")
+        ingest(lake, deployment, day)
+        put(lake, GATE_RESULTS, [("t", "e", True, "", "", None, None, None, day)])
+    land(late, "late.csv", "late")
+    land(new, "a.csv", "new")
+    ingest(lake, deployment, new)
+    ingest(lake, deployment, new)  # a rerun, which has no hole left to fill, may not forget
+    users = {f"u{late}", f"u{passed}", "late", "new"}
+    names = [f"ds={late}/a.csv", f"ds={late}/late.csv", f"ds={passed}/a.csv", f"ds={new}/a.csv"]
+    files = {f"interactions/{name}" for name in names}
+    assert files_read(new) == (users, files, files)
+    put(lake, GATE_RESULTS, [("t", "e", False, "", "", None, None, None, new)])
+    ingest(lake, deployment, newest)  # brings nothing; what the gates of the day before refused is read again
+    assert files_read(newest) == (users, files | {""}, files)
+    lake.replace(lake.spark.createDataFrame([], schema_of(GATE_RESULTS)), GATE_RESULTS, {"ds": new})
+    put(lake, GATE_RESULTS, [("t", "e", True, "", "", None, None, None, new)])
+    assert files_read(newest) == (set(), {""}, set())
 
 
 def test_the_basis_of_the_tests_is_what_the_matrix_holds(shop) -> None:
