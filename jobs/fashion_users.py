@@ -26,7 +26,9 @@ MARKETS: tuple[tuple[str, int, float], ...] = (
     ("ee", 2, 0.4), ("lu", 1, 0.3),
 )  # fmt: skip
 
-_PEAK_DAY = {"spring": 100, "summer": 190, "autumn": 280, "winter": 355}
+# Day of the year on which each season sells best.
+SEASONS = {"spring": 100, "summer": 190, "autumn": 280, "fall": 280, "winter": 355}
+ALL_YEAR = -1
 _CHUNK_CELLS = 4_000_000
 
 
@@ -86,7 +88,7 @@ class Shelf:
         category: int [N], number of the category.
         n_categories: Number of categories.
         popularity: float32 [N], before season and novelty.
-        peak_day: int [N], day of the year on which it sells best; -1 for all year.
+        peak_day: int [N], day of the year on which it sells best; ``ALL_YEAR`` for all year.
         launched: int [N], first day on sale; below 0 for before the first day.
         retired: int [N], first day no longer on sale.
     """
@@ -123,10 +125,17 @@ def stock_shelf(items: pd.DataFrame, config: ShopConfig) -> Shelf:
         category=category.astype(np.int64),
         n_categories=len(names),
         popularity=rng.lognormal(0, 1.1, n).astype(np.float32),
-        peak_day=items["season"].map(_PEAK_DAY).fillna(-1).to_numpy().astype(np.int64),
+        peak_day=peak_days(items["season"]),
         launched=launched.astype(np.int64),
         retired=retired.astype(np.int64),
     )
+
+
+def peak_days(seasons: pd.Series) -> Ints:
+    """Day of the year on which each item sells best, int [N]: in any case of letters, ``ALL_YEAR`` for other words."""
+    named = seasons.astype("string").str.strip().str.casefold()
+    days: Ints = named.map(SEASONS).astype("Int64").fillna(ALL_YEAR).to_numpy(np.int64)
+    return days
 
 
 def item_features(items: pd.DataFrame) -> tuple[Floats, Floats]:

@@ -76,8 +76,11 @@ def load_catalogue(path: Path, open_config: dict[str, Any], seed: int) -> Catalo
     Raises:
         CatalogueError: See :mod:`jobs.fashion_catalogue`.
     """
-    items = pictured_items(read_catalogue(path), picture_folder(path))
-    pixels = resize_pictures(items.pictures, open_config)
+    # Each picture is resized as soon as it is decoded: a catalogue of photos does not fit into memory at full size.
+    items = pictured_items(
+        read_catalogue(path), picture_folder(path), lambda picture: resize_pictures([picture], open_config)[0]
+    )
+    pixels = np.stack(items.pictures)  # [N, 3, H, W]
     tokens = open_tokenizer(open_config["model_cfg"]["text_cfg"]["context_length"])(items.texts)
     return Catalogue(
         name=path.name,
@@ -89,7 +92,7 @@ def load_catalogue(path: Path, open_config: dict[str, Any], seed: int) -> Catalo
     )
 
 
-def _content_digest(items: PicturedItems, pixels: np.ndarray[Any, Any]) -> str:
+def _content_digest(items: PicturedItems[Any], pixels: np.ndarray[Any, Any]) -> str:
     digest = hashlib.sha256(json.dumps([items.item_ids, items.texts]).encode())
     digest.update(pixels.tobytes())
     return digest.hexdigest()

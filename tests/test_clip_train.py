@@ -1,6 +1,7 @@
 """The catalogue CLIP: token table, recall, augmentation, and a tiny training that learns and repeats itself."""
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +273,28 @@ def test_a_catalogue_without_readable_pictures_is_an_error(shop):
         train(shop, "clip", "--epochs", "1")
 
 
+def test_photos_are_held_at_the_models_size(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    rows = []
+    for number in range(12):
+        photo = Image.linear_gradient("L").resize((600, 800)).point(lambda grey, n=number: grey // 2 + n).convert("RGB")
+        photo.save(tmp_path / "photos" / f"{number}.png")
+        rows.append({"item_id": number, "title": f"photo {number}", "image_path": f"photos/{number}.png"})
+    pd.DataFrame(rows).to_csv(tmp_path / "photos.csv", index=False)
+    decoded, n_alive = [], []
+
+    def resize_and_count(pictures, config):
+        decoded.extend(weakref.ref(picture) for picture in pictures)
+        n_alive.append(sum(each() is not None for each in decoded))
+        return resize_pictures(pictures, config)
+
+    monkeypatch.setattr(job, "resize_pictures", resize_and_count)
+    catalogue = job.load_catalogue(tmp_path / "photos.csv", TINY_MODEL, seed=0)
+    assert n_alive == [1] * 12  # the photo before is gone when the next one is decoded
+    photos = [Image.open(tmp_path / "photos" / f"{number}.png") for number in range(12)]
+    assert (catalogue.pixels.numpy() == resize_pictures(photos, TINY_MODEL)).all()  # the same pixels as all at once
+
+
 def test_a_config_whose_parts_do_not_fit_is_refused(tmp_path):
     file = tmp_path / "model.json"
     file.write_text(json.dumps(TINY_MODEL | {"preprocess_cfg": {"size": [24, 32]}}))
@@ -289,7 +312,7 @@ def test_the_shipped_checkpoint_is_whole_and_knows_clothes_it_never_saw(tmp_path
     assert result["digest"] in (folder / "README.md").read_text()
     assert (folder / "open_clip_model.safetensors").stat().st_size <= 25e6
     make_items(60, seed=1234).to_parquet(tmp_path / "fresh.parquet")  # other brands, other garments
-    fresh = pictured_items(read_catalogue(tmp_path / "fresh.parquet"), tmp_path)
+    fresh = pictured_items(read_catalogue(tmp_path / "fresh.parquet"), tmp_path, keep=lambda picture: picture)
     encoder = load_encoder(EncoderConfig("open_clip", weights=str(folder)))
     images, texts = (torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1) for vectors in
                      (encoder.encode_images(fresh.pictures), encoder.encode_texts(fresh.texts)))  # fmt: skip
