@@ -295,6 +295,29 @@ def test_photos_are_held_at_the_models_size(tmp_path, monkeypatch):
     assert (catalogue.pixels.numpy() == resize_pictures(photos, TINY_MODEL)).all()  # the same pixels as all at once
 
 
+def test_a_catalogue_of_which_nothing_is_held_out_is_refused_before_the_training(shop, monkeypatch):
+    few = pd.read_parquet(shop / "items.parquet").iloc[:8]
+    few.to_parquet(shop / "items.parquet")
+    n_held_out = {seed: is_held_out(few["item_id"].tolist(), 0.1, seed).sum() for seed in range(40)}
+    none, one = (next(seed for seed, n in n_held_out.items() if n == wanted) for wanted in (0, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "train_clip", lambda *_, **__: pytest.fail("trained in vain"))
+        with pytest.raises(CatalogueError, match=rf"--seed {none} none of its 8 items .*another --seed"):
+            train(shop, "clip", "--epochs", "1", "--seed", str(none))
+    assert not (shop / "clip").exists()
+    measured = train(shop, "clip", "--epochs", "1", "--seed", str(one))["catalogues"][0]
+    assert (measured["trained"], measured["measured"], measured["chance_at_10"]) == (7, 1, 1.0)
+
+
+def test_where_no_held_out_pair_is_new_there_is_no_recall_of_new_ones(shop):
+    items = pd.read_parquet(shop / "items.parquet")
+    items["title"] = items["category"] = "the same"
+    items.to_parquet(shop / "items.parquet")
+    measured = train(shop, "clip", "--epochs", "1")["catalogues"][0]
+    assert (measured["measured_new"], measured["recall_new_at_1"]) == (0, None)
+    assert "nan" not in (shop / "clip" / "README.md").read_text().lower()
+
+
 def test_a_config_whose_parts_do_not_fit_is_refused(tmp_path):
     file = tmp_path / "model.json"
     file.write_text(json.dumps(TINY_MODEL | {"preprocess_cfg": {"size": [24, 32]}}))
