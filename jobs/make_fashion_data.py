@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from jobs.fashion_users import (
     Shelf,
     ShopConfig,
     ShopError,
+    check_setting,
     peak_days,
     simulate_interactions,
     stock_shelf,
@@ -112,6 +114,7 @@ def make_shop(items: pd.DataFrame, config: ShopConfig, out: Path) -> dict[str, o
 
     Raises:
         ShopError: ``out`` exists.
+        ShopSettingError: So few users in so few days that nobody comes.
     """
     if out.exists():
         raise ShopError(f"{out} exists: remove it, or name another folder")
@@ -159,7 +162,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Make the shop that the flags describe; returns the summary."""
+    """Make the shop that the flags describe; returns the summary.
+
+    Raises:
+        ShopSettingError: A flag is out of its range.
+    """
+    check_setting("items", args.items, 1, math.inf)
     config = ShopConfig(**{setting.name: getattr(args, setting.name) for setting in fields(ShopConfig)})
     items = catalogue_with_pictures(args.catalogue) if args.catalogue else make_items(args.items, config.seed)
     return make_shop(items, config, args.out)

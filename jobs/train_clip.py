@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jobs.config import ConfigError
 from jobs.entry import run_job
 from jobs.fashion_catalogue import CatalogueError, PicturedItems, picture_folder, pictured_items, read_catalogue
 from lte_models.clip_model import (
@@ -38,6 +39,7 @@ from lte_models.clip_model import (
 from lte_models.clip_train import (
     RECALL_AT,
     ClipTrainConfig,
+    ClipTrainError,
     Pairs,
     encode_pairs,
     image_to_text_recall,
@@ -47,6 +49,7 @@ from lte_models.clip_train import (
 
 MAX_MEASURED = 2000
 HELD_OUT_SHARE = 0.1
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _settings(args: argparse.Namespace) -> ClipTrainConfig:
+    for flag, value, low, high in (("threads", args.threads, 1, MAX_THREADS), ("seed", args.seed, 0, 2**63 - 2)):
+        if not low <= value <= high:
+            raise ConfigError(f"--{flag} {value}: a number from {low:,} to {high:,} is wanted")
+    try:
+        return ClipTrainConfig(**{setting.name: getattr(args, setting.name) for setting in fields(ClipTrainConfig)})
+    except ClipTrainError as error:
+        raise ConfigError(f"train-clip: {error}") from error
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train and put the finished checkpoint in its place.
 
@@ -220,10 +233,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         CatalogueError: A catalogue cannot be used.
-        ClipTrainError: A setting is impossible, or the training diverged.
+        jobs.config.ConfigError: A setting is impossible.
+        ClipTrainError: Fewer than two pairs, or the training diverged.
     """
+    config = _settings(args)
     torch.set_num_threads(args.threads)
-    config = ClipTrainConfig(**{setting.name: getattr(args, setting.name) for setting in fields(ClipTrainConfig)})
     open_config = read_config(args.model_config)
     catalogues = [load_catalogue(path, open_config, config.seed) for path in args.catalogue]
     unfinished = args.out.with_name(f".{args.out.name}.{os.getpid()}")

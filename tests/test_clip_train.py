@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from jobs import train_clip as job
+from jobs.entry import run_job
 from jobs.fashion_catalogue import CatalogueError, pictured_items, read_catalogue
 from jobs.fashion_items import make_items
 from jobs.fashion_pictures import Garment, draw_garment
@@ -263,6 +264,17 @@ def test_a_diverged_training_is_an_error():
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(ClipTrainError):
         ClipTrainConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--threads", "0"), ("--seed", "-1"), ("--epochs", "0"), ("--smallest-crop", "2")]
+)
+def test_impossible_flags_end_with_exit_code_2_before_anything_is_read(tmp_path, flag, value, capsys):
+    flags = ["--catalogue", str(tmp_path / "nowhere"), "--out", str(tmp_path / "clip"), flag, value]
+    with pytest.raises(SystemExit) as end:
+        run_job(lambda: job.main(flags))
+    assert end.value.code == 2
+    assert value in capsys.readouterr().err
 
 
 def test_a_catalogue_without_readable_pictures_is_an_error(shop):

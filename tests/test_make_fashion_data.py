@@ -14,6 +14,7 @@ from PIL import Image
 
 from jobs import fashion_items
 from jobs import make_fashion_data as job
+from jobs.entry import run_job
 from jobs.fashion_catalogue import CatalogueError, picture_folder, read_catalogue, texts_of
 from jobs.fashion_items import KINDS, TIERS, make_items
 from jobs.fashion_pictures import COLOURS, PATTERNS, SHAPES, Garment, draw_garment
@@ -257,10 +258,54 @@ def test_a_failed_run_leaves_nothing_and_an_existing_folder_stays(tmp_path, monk
         make(tmp_path / "shop")
 
 
-@pytest.mark.parametrize("flags", [("--users", "0"), ("--taste", "-1"), ("--burst-share", "2")])
-def test_impossible_settings_are_refused(tmp_path, flags):
-    with pytest.raises(ShopError):
-        make(tmp_path / "shop", *flags)
+@pytest.mark.parametrize(
+    ("flag", "value", "wanted"),
+    [
+        ("--users", "0", "from 1 to 9,999,999"),
+        ("--items", "0", "of at least 1"),
+        ("--items", "-3", "of at least 1"),
+        ("--days", "0", "from 1 to 10,000"),
+        ("--days", "1000000", "from 1 to 10,000"),  # longer than timestamps in nanoseconds reach
+        ("--seed", "-1", "from 0 to 9,223,372,036,854,775,807"),
+        ("--taste", "-1", "from 0 to 100"),
+        ("--taste", "nan", "from 0 to 100"),
+        ("--taste", "1000", "from 0 to 100"),
+        ("--sessions-per-day", "0", "from 0.0001 to 100"),
+        ("--sessions-per-day", "inf", "from 0.0001 to 100"),
+        ("--clicks-per-session", "nan", "from 1 to 1,000"),
+        ("--mission-share", "-0.1", "from 0 to 1"),
+        ("--stray-share", "nan", "from 0 to 1"),
+        ("--burst-share", "2", "from 0 to 1"),
+        ("--first-day", "nonsense", "from 1970-01-01 to 2200-01-01"),
+        ("--first-day", "2024-02-30", "from 1970-01-01 to 2200-01-01"),
+        ("--first-day", "20240101", "as YYYY-MM-DD"),
+        ("--first-day", "9999-12-31", "from 1970-01-01 to 2200-01-01"),
+    ],
+)
+def test_impossible_settings_are_refused_with_their_range(tmp_path, flag, value, wanted):
+    with pytest.raises(ShopError, match=f"{flag} .*{value}.*{wanted}"):
+        make(tmp_path / "shop", flag, value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--items", "--seed"])
+def test_a_flag_out_of_its_range_ends_with_exit_code_2(tmp_path, flag, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_job(lambda: make(tmp_path / "shop", flag, "-1"))
+    assert end.value.code == 2
+    assert f"{flag} -1: a number" in capsys.readouterr().err
+
+
+def test_the_ends_of_the_ranges_can_be_simulated(tmp_path):
+    flags = {"--taste": "100", "--clicks-per-session": "1000", "--seed": str(2**63 - 1), "--first-day": "2200-01-01"}
+    summary = make(tmp_path / "a", *(each for pair in flags.items() for each in pair))
+    assert summary["interactions"] > 1000
+    assert make(tmp_path / "b", "--items", "1", "--days", "1", "--sessions-per-day", "100")["items"] == 1
+
+
+def test_a_shop_in_which_nobody_comes_is_an_error(tmp_path):
+    with pytest.raises(ShopError, match=r"--users 1, --days 1, .*nobody comes"):
+        make(tmp_path / "shop", "--users", "1", "--days", "1", "--sessions-per-day", "0.001")
 
 
 def own_catalogue(folder: Path) -> Path:
