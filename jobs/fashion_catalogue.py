@@ -72,8 +72,8 @@ def read_catalogue(path: Path) -> pd.DataFrame:
         as a float, missing values null, a missing title empty.
 
     Raises:
-        CatalogueError: There is no such file, a file or a row is not as the contract wants it, or an id repeats in a
-            catalogue that has no landing days.
+        CatalogueError: There is no such file or no item in it, a file or a row is not as the contract wants it, or an
+            id repeats in a catalogue that has no landing days.
         jobs.sources.LandingError: A folder ``ds=…`` names no day, or a file may not be read.
     """
     root, files = _files(path)
@@ -82,6 +82,8 @@ def read_catalogue(path: Path) -> pd.DataFrame:
     _refuse_bad_rows(path, rows.filter(rows["reason"].is_valid()))
     repeated = rows.select(["landing_ds", "item_id"]).to_pandas().duplicated().to_numpy()
     _refuse_or_tell_repeated(path, rows.filter(pa.array(repeated)))
+    if not rows.num_rows:
+        raise CatalogueError(f"catalogue {path}: there is no item in it")
     items = rows.filter(pa.array(~repeated)).select(list(COLUMNS)).to_pandas()
     return items.drop_duplicates("item_id", keep="last").reset_index(drop=True)
 

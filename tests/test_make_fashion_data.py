@@ -350,6 +350,9 @@ def test_a_catalogue_that_cannot_be_right_is_refused(tmp_path):
         read_catalogue(own)
     with pytest.raises(CatalogueError, match=r"nowhere\.csv: no such file or folder; docs/fashion\.md"):
         read_catalogue(tmp_path / "nowhere.csv")
+    own.write_text("item_id,title\n")
+    with pytest.raises(CatalogueError, match="no item in it"):
+        read_catalogue(own)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CatalogueError, match=r"empty: no file \*\.parquet, .*\*\.jsonl\.gz in it"):
         read_catalogue(tmp_path / "empty")
