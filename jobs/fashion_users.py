@@ -5,13 +5,16 @@ Axes: U users, N items, T days, S sessions, C clicks, F item features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from jobs.config import ConfigError
 from jobs.fashion_items import TIERS
 
 Ints = NDArray[np.int64]
@@ -26,12 +29,42 @@ MARKETS: tuple[tuple[str, int, float], ...] = (
     ("ee", 2, 0.4), ("lu", 1, 0.3),
 )  # fmt: skip
 
-_PEAK_DAY = {"spring": 100, "summer": 190, "autumn": 280, "winter": 355}
+# Day of the year on which each season sells best.
+SEASONS = {"spring": 100, "summer": 190, "autumn": 280, "fall": 280, "winter": 355}
+ALL_YEAR = -1
 _CHUNK_CELLS = 4_000_000
+# Smallest and largest value of each setting. User ids have seven digits; taste is an exponent in 32-bit floats.
+_RANGES = {
+    "users": (1, 9_999_999),
+    "days": (1, 10_000),
+    "seed": (0, 2**63 - 1),
+    "taste": (0, 100),
+    "sessions_per_day": (0.0001, 100),
+    "clicks_per_session": (1, 1000),
+    "mission_share": (0, 1),
+    "stray_share": (0, 1),
+    "burst_share": (0, 1),
+}
+_FIRST_DAYS = (date(1970, 1, 1), date(2200, 1, 1))
 
 
 class ShopError(ValueError):
     """A shop that cannot be simulated; the message names the setting."""
+
+
+class ShopSettingError(ShopError, ConfigError):
+    """A setting, or flag of that name, that is out of its range."""
+
+
+def check_setting(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a number outside [low, high], and NaN.
+
+    Raises:
+        ShopSettingError: It names the flag, the value and the range.
+    """
+    if not low <= value <= high:
+        wanted = f"from {low:,} to {high:,}" if math.isfinite(high) else f"of at least {low:,}"
+        raise ShopSettingError(f"--{name.replace('_', '-')} {value}: a number {wanted} is wanted")
 
 
 @dataclass(frozen=True)
@@ -63,17 +96,27 @@ class ShopConfig:
     burst_share: float = 0.003
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be simulated."""
-        if self.users < 1 or self.days < 1 or self.taste < 0:
-            raise ShopError(f"users {self.users}, days {self.days} must be at least 1, taste {self.taste} at least 0")
-        if self.sessions_per_day <= 0 or self.clicks_per_session < 1:
-            raise ShopError(
-                f"sessions_per_day {self.sessions_per_day} must be above 0, clicks_per_session "
-                f"{self.clicks_per_session} at least 1"
+        """Refuse what cannot be simulated.
+
+        Raises:
+            ShopSettingError: A setting is out of its range.
+        """
+        for name, (low, high) in _RANGES.items():
+            check_setting(name, getattr(self, name), low, high)
+        first, last = _FIRST_DAYS
+        day = _day(self.first_day)
+        if day is None or not first <= day <= last:
+            raise ShopSettingError(
+                f"--first-day {self.first_day!r}: a day from {first} to {last} is wanted, as YYYY-MM-DD"
             )
-        shares = (self.mission_share, self.stray_share, self.burst_share)
-        if not all(0 <= share <= 1 for share in shares):
-            raise ShopError(f"mission, stray and burst share {shares} must lie in [0, 1]")
+
+
+def _day(text: str) -> date | None:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        return None
+    return day if text == day.isoformat() else None  # Python reads 20240101 and 2024-W01-1, too
 
 
 @dataclass(frozen=True)
@@ -86,7 +129,7 @@ class Shelf:
         category: int [N], number of the category.
         n_categories: Number of categories.
         popularity: float32 [N], before season and novelty.
-        peak_day: int [N], day of the year on which it sells best; -1 for all year.
+        peak_day: int [N], day of the year on which it sells best; ``ALL_YEAR`` for all year.
         launched: int [N], first day on sale; below 0 for before the first day.
         retired: int [N], first day no longer on sale.
     """
@@ -123,10 +166,17 @@ def stock_shelf(items: pd.DataFrame, config: ShopConfig) -> Shelf:
         category=category.astype(np.int64),
         n_categories=len(names),
         popularity=rng.lognormal(0, 1.1, n).astype(np.float32),
-        peak_day=items["season"].map(_PEAK_DAY).fillna(-1).to_numpy().astype(np.int64),
+        peak_day=peak_days(items["season"]),
         launched=launched.astype(np.int64),
         retired=retired.astype(np.int64),
     )
+
+
+def peak_days(seasons: pd.Series) -> Ints:
+    """Day of the year on which each item sells best, int [N]: in any case of letters, ``ALL_YEAR`` for other words."""
+    named = seasons.astype("string").str.strip().str.casefold()
+    days: Ints = named.map(SEASONS).astype("Int64").fillna(ALL_YEAR).to_numpy(np.int64)
+    return days
 
 
 def item_features(items: pd.DataFrame) -> tuple[Floats, Floats]:
@@ -309,9 +359,13 @@ def simulate_interactions(items: pd.DataFrame, shelf: Shelf, config: ShopConfig)
     Returns:
         user_id, item_id, event_ts (UTC, milliseconds), interaction_type, market, session_id; ordered by time. Events
         after the last day are cut off.
+
+    Raises:
+        ShopSettingError: So few users in so few days that nobody comes.
     """
     tastes = user_tastes(shelf, config)
     user, day = session_days(config)
+    _refuse_nobody(len(user), config)
     rng = np.random.default_rng([config.seed, 8])
     mission = mission_numbers(user, day, config.mission_share, rng)
     first = np.unique(mission, return_index=True)[1]
@@ -322,7 +376,15 @@ def simulate_interactions(items: pd.DataFrame, shelf: Shelf, config: ShopConfig)
     clicks["item"] = choose_items(clicks, tastes, shelf, config)
     clicks["item"] = _with_revisits(clicks, shelf, rng)
     events = _with_funnel(_with_times(clicks, config, rng), rng)
-    return _as_landed(events, items, config)
+    landed = _as_landed(events, items, config)
+    _refuse_nobody(len(landed), config)
+    return landed
+
+
+def _refuse_nobody(n_rows: int, config: ShopConfig) -> None:
+    if n_rows == 0:
+        settings = f"--users {config.users}, --days {config.days}, --sessions-per-day {config.sessions_per_day}"
+        raise ShopSettingError(f"{settings}: nobody comes in that time; one of them has to be larger")
 
 
 def _clicks(sessions: pd.DataFrame, config: ShopConfig, rng: np.random.Generator) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,10 +19,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.entry import run_job
+from jobs.entry import run_job, say
 from jobs.fashion_catalogue import CatalogueError, picture_folder, read_catalogue
 from jobs.fashion_items import make_items
-from jobs.fashion_users import Shelf, ShopConfig, ShopError, simulate_interactions, stock_shelf
+from jobs.fashion_users import (
+    ALL_YEAR,
+    SEASONS,
+    Shelf,
+    ShopConfig,
+    ShopError,
+    check_setting,
+    peak_days,
+    simulate_interactions,
+    stock_shelf,
+)
+from lte_models.encoder_images import ImageError, image_bytes
 
 ITEM_COLUMNS = ("item_id", "title", "description", "category", "brand", "price", "price_tier", "season", "image")
 MADE_FILE = "MADE_DATA.json"
@@ -62,17 +74,31 @@ def catalogue_with_pictures(path: Path) -> pd.DataFrame:
     """A catalogue of the user's own; pictures in files are read into the table, so that the landing folder is whole.
 
     Raises:
-        CatalogueError: It cannot be read, or a picture file is missing.
+        CatalogueError: It cannot be read, or a picture file is missing or outside the catalogue's folder.
     """
     items = read_catalogue(path)
     folder = picture_folder(path)
-    in_file = items["image"].isna() & items["image_path"].notna()
-    for row in items.index[in_file]:
-        file = folder / str(items.at[row, "image_path"])
-        if not file.is_file():
-            raise CatalogueError(f"catalogue {path}: item {items.at[row, 'item_id']}: no picture file {file}")
-        items.at[row, "image"] = file.read_bytes()
+    pairs = zip(items["item_id"], items["image"], items["image_path"], strict=True)
+    items["image"] = pd.Series([_picture(path, folder, *pair) for pair in pairs], dtype=object)
+    _tell_unknown_seasons(path, items["season"])
     return items.drop(columns="image_path")
+
+
+def _tell_unknown_seasons(path: Path, seasons: pd.Series) -> None:
+    unknown = seasons[seasons.notna() & (peak_days(seasons) == ALL_YEAR)].value_counts()
+    if len(unknown):
+        say(
+            "make_fashion_data",
+            f"catalogue {path}: column season: {unknown.head(5).to_dict()} of {len(seasons)} items is none of "
+            f"{', '.join(SEASONS)}: these items sell all year",
+        )
+
+
+def _picture(path: Path, folder: Path, item_id: str, image: bytes | None, image_path: str | None) -> bytes | None:
+    try:
+        return image_bytes(image, image_path, folder)
+    except ImageError as error:
+        raise CatalogueError(f"catalogue {path}: item {item_id}: no picture file in {folder}: {error}") from error
 
 
 def make_shop(items: pd.DataFrame, config: ShopConfig, out: Path) -> dict[str, object]:
@@ -88,6 +114,7 @@ def make_shop(items: pd.DataFrame, config: ShopConfig, out: Path) -> dict[str, o
 
     Raises:
         ShopError: ``out`` exists.
+        ShopSettingError: So few users in so few days that nobody comes.
     """
     if out.exists():
         raise ShopError(f"{out} exists: remove it, or name another folder")
@@ -135,7 +162,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Make the shop that the flags describe; returns the summary."""
+    """Make the shop that the flags describe; returns the summary.
+
+    Raises:
+        ShopSettingError: A flag is out of its range.
+    """
+    check_setting("items", args.items, 1, math.inf)
     config = ShopConfig(**{setting.name: getattr(args, setting.name) for setting in fields(ShopConfig)})
     items = catalogue_with_pictures(args.catalogue) if args.catalogue else make_items(args.items, config.seed)
     return make_shop(items, config, args.out)

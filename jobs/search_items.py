@@ -145,7 +145,7 @@ def _tile(picture: Image.Image | None) -> Image.Image:
 def _label(item: NearItem, width: int = 27) -> str:
     """Cosine and title in at most three lines."""
     lines, line = [], f"{item.cosine:.3f}"
-    for word in item.title.split():
+    for word in (item.title or "").split():
         if len(line) + 1 + len(word) > width:
             lines.append(line)
             line = word
@@ -165,4 +165,4 @@ def write_sheet(deployment: Deployment, found: Found, out: Path) -> None:
 
 def found_text(found: Found) -> str:
     """The items found, for a terminal."""
-    return "\n".join(f"{item.cosine:.3f}  {item.item_id}  {item.title}" for item in found.items)
+    return "\n".join(f"{item.cosine:.3f}  {item.item_id}  {item.title or ''}".rstrip() for item in found.items)

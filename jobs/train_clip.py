@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jobs.config import ConfigError
 from jobs.entry import run_job
-from jobs.fashion_catalogue import PicturedItems, picture_folder, pictured_items, read_catalogue
+from jobs.fashion_catalogue import CatalogueError, PicturedItems, picture_folder, pictured_items, read_catalogue
 from lte_models.clip_model import (
     TokenTable,
     build_model,
@@ -38,6 +39,7 @@ from lte_models.clip_model import (
 from lte_models.clip_train import (
     RECALL_AT,
     ClipTrainConfig,
+    ClipTrainError,
     Pairs,
     encode_pairs,
     image_to_text_recall,
@@ -47,6 +49,7 @@ from lte_models.clip_train import (
 
 MAX_MEASURED = 2000
 HELD_OUT_SHARE = 0.1
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,20 @@ def load_catalogue(path: Path, open_config: dict[str, Any], seed: int) -> Catalo
     """Read, decode, resize and tokenise a catalogue, and split it 90 to 10 by a hash of each item id.
 
     Raises:
-        CatalogueError: See :mod:`jobs.fashion_catalogue`.
+        CatalogueError: See :mod:`jobs.fashion_catalogue`; or the hash holds out none of a few items, so that nothing
+            could be measured after the training.
     """
-    items = pictured_items(read_catalogue(path), picture_folder(path))
-    pixels = resize_pictures(items.pictures, open_config)
+    # Each picture is resized as soon as it is decoded: a catalogue of photos does not fit into memory at full size.
+    items = pictured_items(
+        read_catalogue(path), picture_folder(path), lambda picture: resize_pictures([picture], open_config)[0]
+    )
+    held_out = is_held_out(items.item_ids, HELD_OUT_SHARE, seed)
+    if not held_out.any():
+        raise CatalogueError(
+            f"catalogue {path}: with --seed {seed} none of its {len(held_out)} items with a picture is held out to "
+            f"measure recall (each has a chance of {HELD_OUT_SHARE}, by a hash of its id): more items or another --seed"
+        )
+    pixels = np.stack(items.pictures)  # [N, 3, H, W]
     tokens = open_tokenizer(open_config["model_cfg"]["text_cfg"]["context_length"])(items.texts)
     return Catalogue(
         name=path.name,
@@ -85,11 +98,11 @@ def load_catalogue(path: Path, open_config: dict[str, Any], seed: int) -> Catalo
         pixels=torch.from_numpy(pixels),
         tokens=tokens,
         texts=items.texts,
-        held_out=torch.from_numpy(is_held_out(items.item_ids, HELD_OUT_SHARE, seed)),
+        held_out=torch.from_numpy(held_out),
     )
 
 
-def _content_digest(items: PicturedItems, pixels: np.ndarray[Any, Any]) -> str:
+def _content_digest(items: PicturedItems[Any], pixels: np.ndarray[Any, Any]) -> str:
     digest = hashlib.sha256(json.dumps([items.item_ids, items.texts]).encode())
     digest.update(pixels.tobytes())
     return digest.hexdigest()
@@ -109,7 +122,8 @@ def token_table(catalogues: Sequence[Catalogue], original_size: int) -> TokenTab
 def measure(model: nn.Module, catalogue: Catalogue, table: TokenTable, open_config: dict[str, Any]) -> dict[str, Any]:
     """Image-to-text recall among at most 2,000 held-out pairs, beside chance.
 
-    ``recall_new_at_…`` counts the pairs only whose text and whose picture, to the pixel, no trained item has.
+    ``recall_new_at_…`` counts the pairs only whose text and whose picture, to the pixel, no trained item has; None
+    where there is no such pair.
     """
     rows = torch.nonzero(catalogue.held_out).flatten()[:MAX_MEASURED]
     pairs = Pairs(catalogue.pixels[rows], table.remap(catalogue.tokens[rows]))
@@ -126,9 +140,9 @@ def measure(model: nn.Module, catalogue: Catalogue, table: TokenTable, open_conf
         "measured": len(rows),
         "different_texts": int(text_ids.max()) + 1,
         **{f"recall_at_{k}": round(value, 4) for k, value in recall.items()},
-        **{f"chance_at_{k}": k / len(rows) for k in recall},
+        **{f"chance_at_{k}": min(1.0, k / len(rows)) for k in recall},
         "measured_new": int(is_new.sum()),
-        **{f"recall_new_at_{k}": round(value, 4) for k, value in recall_new.items()},
+        **{f"recall_new_at_{k}": round(value, 4) if is_new.any() else None for k, value in recall_new.items()},
     }
 
 
@@ -201,6 +215,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _settings(args: argparse.Namespace) -> ClipTrainConfig:
+    for flag, value, low, high in (("threads", args.threads, 1, MAX_THREADS), ("seed", args.seed, 0, 2**63 - 2)):
+        if not low <= value <= high:
+            raise ConfigError(f"--{flag} {value}: a number from {low:,} to {high:,} is wanted")
+    try:
+        return ClipTrainConfig(**{setting.name: getattr(args, setting.name) for setting in fields(ClipTrainConfig)})
+    except ClipTrainError as error:
+        raise ConfigError(f"train-clip: {error}") from error
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train and put the finished checkpoint in its place.
 
@@ -209,10 +233,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         CatalogueError: A catalogue cannot be used.
-        ClipTrainError: A setting is impossible, or the training diverged.
+        jobs.config.ConfigError: A setting is impossible.
+        ClipTrainError: Fewer than two pairs, or the training diverged.
     """
+    config = _settings(args)
     torch.set_num_threads(args.threads)
-    config = ClipTrainConfig(**{setting.name: getattr(args, setting.name) for setting in fields(ClipTrainConfig)})
     open_config = read_config(args.model_config)
     catalogues = [load_catalogue(path, open_config, config.seed) for path in args.catalogue]
     unfinished = args.out.with_name(f".{args.out.name}.{os.getpid()}")
@@ -243,7 +268,8 @@ def _card_row(measured: dict[str, Any]) -> str:
     counts = f"{measured['items']:,} | {measured['trained']:,}"
     held_out = f"{measured['measured']:,} ({measured['different_texts']:,})"
     recalls = [f"{measured[f'recall_at_{k}']:.3f} ({measured[f'chance_at_{k}']:.4f})" for k in RECALL_AT]
-    new = f"{measured['measured_new']:,}: " + ", ".join(f"{measured[f'recall_new_at_{k}']:.3f}" for k in RECALL_AT)
+    recalls_new = [f"{measured[f'recall_new_at_{k}']:.3f}" for k in RECALL_AT if measured["measured_new"]]
+    new = f"{measured['measured_new']:,}" + ": " * bool(recalls_new) + ", ".join(recalls_new)
     return f"| {name} | {counts} | {held_out} | {' | '.join(recalls)} | {new} | `{digest}` |"
 
 

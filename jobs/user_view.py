@@ -25,10 +25,10 @@ class UnknownUserError(LookupError):
 
 @dataclass(frozen=True)
 class NearItem:
-    """An item near the LTE; ``cosine`` is that of its vector with the LTE."""
+    """An item near the LTE; ``cosine`` is that of its vector with the LTE. An item with a picture may have no title."""
 
     item_id: str
-    title: str
+    title: str | None
     cosine: float
 
 
@@ -121,14 +121,14 @@ def nearest_items(lake: LakeReader, embedding: FloatArray, basis_version: str, n
         best += [(-float(cosines[row]), batch.column("item_id")[int(row)].as_py()) for row in top]
         best = sorted(best)[:n]
     titles = item_titles(lake, [item_id for _, item_id in best])
-    return tuple(NearItem(item_id, titles.get(item_id, ""), round(-distance, 4)) for distance, item_id in best)
+    return tuple(NearItem(item_id, titles.get(item_id) or "", round(-distance, 4)) for distance, item_id in best)
 
 
 def item_titles(lake: LakeReader, item_ids: list[str]) -> dict[str, str]:
-    """Newest title of each item that the catalogue knows."""
+    """Newest title of each item that the catalogue knows; empty for an item that has only a picture."""
     columns = ["item_id", "title", "landing_ds"]
     rows = lake.rows(ITEMS, columns=columns, where={"item_id": item_ids}) if item_ids else []
-    return {row["item_id"]: row["title"] for row in sorted(rows, key=lambda row: row["landing_ds"])}
+    return {row["item_id"]: row["title"] or "" for row in sorted(rows, key=lambda row: row["landing_ds"])}
 
 
 def user_text(view: UserView) -> str:
@@ -141,7 +141,9 @@ def user_text(view: UserView) -> str:
         f"drift       {_drift_text(view.drift)}",
     ]
     lines += ["nearest"] * bool(view.nearest)
-    return "\n".join(lines + [f"  {near.cosine:.3f}  {near.item_id}  {near.title}" for near in view.nearest])
+    return "\n".join(
+        lines + [f"  {near.cosine:.3f}  {near.item_id}  {near.title or ''}".rstrip() for near in view.nearest]
+    )
 
 
 def _drift_text(drift: dict[str, Any] | None) -> str:

@@ -1,6 +1,7 @@
 """The catalogue CLIP: token table, recall, augmentation, and a tiny training that learns and repeats itself."""
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from jobs import train_clip as job
+from jobs.entry import run_job
 from jobs.fashion_catalogue import CatalogueError, pictured_items, read_catalogue
 from jobs.fashion_items import make_items
 from jobs.fashion_pictures import Garment, draw_garment
@@ -264,12 +266,68 @@ def test_impossible_settings_are_refused(setting):
         ClipTrainConfig(**setting)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--threads", "0"), ("--seed", "-1"), ("--epochs", "0"), ("--smallest-crop", "2")]
+)
+def test_impossible_flags_end_with_exit_code_2_before_anything_is_read(tmp_path, flag, value, capsys):
+    flags = ["--catalogue", str(tmp_path / "nowhere"), "--out", str(tmp_path / "clip"), flag, value]
+    with pytest.raises(SystemExit) as end:
+        run_job(lambda: job.main(flags))
+    assert end.value.code == 2
+    assert value in capsys.readouterr().err
+
+
 def test_a_catalogue_without_readable_pictures_is_an_error(shop):
     items = pd.read_parquet(shop / "items.parquet")
     items.loc[:1, "image"] = b"no picture"  # 2 of 120: more than one in a hundred
     items.to_parquet(shop / "items.parquet")
     with pytest.raises(CatalogueError, match=r"118 pictures can be read, 2 not: \{'unreadable': 2\}"):
         train(shop, "clip", "--epochs", "1")
+
+
+def test_photos_are_held_at_the_models_size(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    rows = []
+    for number in range(12):
+        photo = Image.linear_gradient("L").resize((600, 800)).point(lambda grey, n=number: grey // 2 + n).convert("RGB")
+        photo.save(tmp_path / "photos" / f"{number}.png")
+        rows.append({"item_id": number, "title": f"photo {number}", "image_path": f"photos/{number}.png"})
+    pd.DataFrame(rows).to_csv(tmp_path / "photos.csv", index=False)
+    decoded, n_alive = [], []
+
+    def resize_and_count(pictures, config):
+        decoded.extend(weakref.ref(picture) for picture in pictures)
+        n_alive.append(sum(each() is not None for each in decoded))
+        return resize_pictures(pictures, config)
+
+    monkeypatch.setattr(job, "resize_pictures", resize_and_count)
+    catalogue = job.load_catalogue(tmp_path / "photos.csv", TINY_MODEL, seed=2)  # holds out one of them
+    assert n_alive == [1] * 12  # the photo before is gone when the next one is decoded
+    photos = [Image.open(tmp_path / "photos" / f"{number}.png") for number in range(12)]
+    assert (catalogue.pixels.numpy() == resize_pictures(photos, TINY_MODEL)).all()  # the same pixels as all at once
+
+
+def test_a_catalogue_of_which_nothing_is_held_out_is_refused_before_the_training(shop, monkeypatch):
+    few = pd.read_parquet(shop / "items.parquet").iloc[:8]
+    few.to_parquet(shop / "items.parquet")
+    n_held_out = {seed: is_held_out(few["item_id"].tolist(), 0.1, seed).sum() for seed in range(40)}
+    none, one = (next(seed for seed, n in n_held_out.items() if n == wanted) for wanted in (0, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "train_clip", lambda *_, **__: pytest.fail("trained in vain"))
+        with pytest.raises(CatalogueError, match=rf"--seed {none} none of its 8 items .*another --seed"):
+            train(shop, "clip", "--epochs", "1", "--seed", str(none))
+    assert not (shop / "clip").exists()
+    measured = train(shop, "clip", "--epochs", "1", "--seed", str(one))["catalogues"][0]
+    assert (measured["trained"], measured["measured"], measured["chance_at_10"]) == (7, 1, 1.0)
+
+
+def test_where_no_held_out_pair_is_new_there_is_no_recall_of_new_ones(shop):
+    items = pd.read_parquet(shop / "items.parquet")
+    items["title"] = items["category"] = "the same"
+    items.to_parquet(shop / "items.parquet")
+    measured = train(shop, "clip", "--epochs", "1")["catalogues"][0]
+    assert (measured["measured_new"], measured["recall_new_at_1"]) == (0, None)
+    assert "nan" not in (shop / "clip" / "README.md").read_text().lower()
 
 
 def test_a_config_whose_parts_do_not_fit_is_refused(tmp_path):
@@ -289,7 +347,7 @@ def test_the_shipped_checkpoint_is_whole_and_knows_clothes_it_never_saw(tmp_path
     assert result["digest"] in (folder / "README.md").read_text()
     assert (folder / "open_clip_model.safetensors").stat().st_size <= 25e6
     make_items(60, seed=1234).to_parquet(tmp_path / "fresh.parquet")  # other brands, other garments
-    fresh = pictured_items(read_catalogue(tmp_path / "fresh.parquet"), tmp_path)
+    fresh = pictured_items(read_catalogue(tmp_path / "fresh.parquet"), tmp_path, keep=lambda picture: picture)
     encoder = load_encoder(EncoderConfig("open_clip", weights=str(folder)))
     images, texts = (torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1) for vectors in
                      (encoder.encode_images(fresh.pictures), encoder.encode_texts(fresh.texts)))  # fmt: skip

@@ -1,5 +1,6 @@
 """The made fashion shop: what is planted is there, what is not planted is not, and a run writes all or nothing."""
 
+import gzip
 import io
 import json
 from dataclasses import replace
@@ -13,6 +14,7 @@ from PIL import Image
 
 from jobs import fashion_items
 from jobs import make_fashion_data as job
+from jobs.entry import run_job
 from jobs.fashion_catalogue import CatalogueError, picture_folder, read_catalogue, texts_of
 from jobs.fashion_items import KINDS, TIERS, make_items
 from jobs.fashion_pictures import COLOURS, PATTERNS, SHAPES, Garment, draw_garment
@@ -23,10 +25,12 @@ from jobs.fashion_users import (
     _draw,
     demand,
     mission_numbers,
+    peak_days,
     season_factor,
     simulate_interactions,
     stock_shelf,
 )
+from jobs.make_fashion_data import catalogue_with_pictures
 
 CONFIG = ShopConfig(users=700, days=430, sessions_per_day=0.12, seed=5)
 
@@ -254,10 +258,54 @@ def test_a_failed_run_leaves_nothing_and_an_existing_folder_stays(tmp_path, monk
         make(tmp_path / "shop")
 
 
-@pytest.mark.parametrize("flags", [("--users", "0"), ("--taste", "-1"), ("--burst-share", "2")])
-def test_impossible_settings_are_refused(tmp_path, flags):
-    with pytest.raises(ShopError):
-        make(tmp_path / "shop", *flags)
+@pytest.mark.parametrize(
+    ("flag", "value", "wanted"),
+    [
+        ("--users", "0", "from 1 to 9,999,999"),
+        ("--items", "0", "of at least 1"),
+        ("--items", "-3", "of at least 1"),
+        ("--days", "0", "from 1 to 10,000"),
+        ("--days", "1000000", "from 1 to 10,000"),  # longer than timestamps in nanoseconds reach
+        ("--seed", "-1", "from 0 to 9,223,372,036,854,775,807"),
+        ("--taste", "-1", "from 0 to 100"),
+        ("--taste", "nan", "from 0 to 100"),
+        ("--taste", "1000", "from 0 to 100"),
+        ("--sessions-per-day", "0", "from 0.0001 to 100"),
+        ("--sessions-per-day", "inf", "from 0.0001 to 100"),
+        ("--clicks-per-session", "nan", "from 1 to 1,000"),
+        ("--mission-share", "-0.1", "from 0 to 1"),
+        ("--stray-share", "nan", "from 0 to 1"),
+        ("--burst-share", "2", "from 0 to 1"),
+        ("--first-day", "nonsense", "from 1970-01-01 to 2200-01-01"),
+        ("--first-day", "2024-02-30", "from 1970-01-01 to 2200-01-01"),
+        ("--first-day", "20240101", "as YYYY-MM-DD"),
+        ("--first-day", "9999-12-31", "from 1970-01-01 to 2200-01-01"),
+    ],
+)
+def test_impossible_settings_are_refused_with_their_range(tmp_path, flag, value, wanted):
+    with pytest.raises(ShopError, match=f"{flag} .*{value}.*{wanted}"):
+        make(tmp_path / "shop", flag, value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--items", "--seed"])
+def test_a_flag_out_of_its_range_ends_with_exit_code_2(tmp_path, flag, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_job(lambda: make(tmp_path / "shop", flag, "-1"))
+    assert end.value.code == 2
+    assert f"{flag} -1: a number" in capsys.readouterr().err
+
+
+def test_the_ends_of_the_ranges_can_be_simulated(tmp_path):
+    flags = {"--taste": "100", "--clicks-per-session": "1000", "--seed": str(2**63 - 1), "--first-day": "2200-01-01"}
+    summary = make(tmp_path / "a", *(each for pair in flags.items() for each in pair))
+    assert summary["interactions"] > 1000
+    assert make(tmp_path / "b", "--items", "1", "--days", "1", "--sessions-per-day", "100")["items"] == 1
+
+
+def test_a_shop_in_which_nobody_comes_is_an_error(tmp_path):
+    with pytest.raises(ShopError, match=r"--users 1, --days 1, .*nobody comes"):
+        make(tmp_path / "shop", "--users", "1", "--days", "1", "--sessions-per-day", "0.001")
 
 
 def own_catalogue(folder: Path) -> Path:
@@ -300,5 +348,103 @@ def test_a_catalogue_that_cannot_be_right_is_refused(tmp_path):
     pd.DataFrame({"item_id": ["a"]}).to_csv(own, index=False)
     with pytest.raises(CatalogueError, match="no column"):
         read_catalogue(own)
-    with pytest.raises(CatalogueError, match="no Parquet"):
+    with pytest.raises(CatalogueError, match=r"nowhere\.csv: no such file or folder; docs/fashion\.md"):
         read_catalogue(tmp_path / "nowhere.csv")
+    own.write_text("item_id,title\n")
+    with pytest.raises(CatalogueError, match="no item in it"):
+        read_catalogue(own)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CatalogueError, match=r"empty: no file \*\.parquet, .*\*\.jsonl\.gz in it"):
+        read_catalogue(tmp_path / "empty")
+
+
+def test_ids_and_texts_of_a_csv_file_are_taken_as_they_are(tmp_path):
+    (tmp_path / "mine.csv").write_text("item_id,title,brand,price\n00123,501,007,49.90\n1e5,a,,\n")
+    items = read_catalogue(tmp_path / "mine.csv")
+    assert items[["item_id", "title", "brand"]].to_numpy().tolist() == [["00123", "501", "007"], ["1e5", "a", None]]
+    assert items["price"].tolist()[0] == 49.9
+
+
+def test_whole_numbers_are_ids_without_a_fraction(tmp_path):
+    pd.DataFrame({"item_id": [1.0, 2.0], "title": ["a", "b"]}).to_parquet(tmp_path / "mine.parquet")
+    assert read_catalogue(tmp_path / "mine.parquet")["item_id"].tolist() == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.jsonl", '{"item_id": 1, "title": "x"}\n{"item_id": null}', "line 2: null_item_id: item_id = n"),
+        ("a.csv", "item_id,title\n1,x\n,y\n ,z", r"2 bad rows \{'null_item_id': 2\}, first a\.csv, line 2"),
+        ("a.csv", "item_id,title,price\n1,x,-2", r'line 1: bad_price: price = "-2"'),
+        ("a.csv", "item_id,title\n1,x,y", "line 1: malformed_row: 3 fields where the header has 2"),
+        ("a.csv", "item_id,title,image_path\n1,x,../secret.txt", r'malformed_image_path: image_path = "\.\./secret'),
+        ("a.csv.gz", "no gzip", r"a\.csv\.gz: unreadable_file"),
+        ("a.json", "[]", r"a\.json: unreadable_file: unknown format; use parquet, csv"),
+    ],
+)  # fmt: skip
+def test_a_row_that_ingest_would_not_take_is_named(tmp_path, name, content, fault):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CatalogueError, match=fault):
+        read_catalogue(tmp_path / name)
+
+
+def test_a_null_id_in_parquet_is_no_item_called_nan(tmp_path):
+    pd.DataFrame({"item_id": [1.0, None], "title": ["a", "b"]}).to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(CatalogueError, match=r"mine\.parquet, line 2: null_item_id: item_id = null"):
+        read_catalogue(tmp_path / "mine.parquet")
+
+
+@pytest.mark.parametrize("name", ["mine.csv.gz", "mine.jsonl.gz", "mine.jsonl", "MINE.CSV"])
+def test_every_format_of_the_landing_contract_is_a_catalogue(tmp_path, name):
+    content = b"item_id,title\n01,a\n" if "csv" in name.lower() else b'{"item_id": "01", "title": "a"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert read_catalogue(tmp_path / name)[["item_id", "title"]].to_numpy().tolist() == [["01", "a"]]
+
+
+def test_a_landing_folder_is_read_as_ingest_reads_it(tmp_path, capsys):
+    for ds, name, rows in [
+        ("2024-01-01", "a.csv", "1,old\n2,two\n2,again"),
+        ("2024-01-02", "b.csv", "1,new"),
+        ("2024-01-02", "_unfinished.csv", "3,a writer's own"),
+        ("2024-01-02", ".c.csv", "4,hidden"),
+    ]:
+        (tmp_path / "items" / f"ds={ds}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "items" / f"ds={ds}" / name).write_text(f"item_id,title\n{rows}\n")
+    items = read_catalogue(tmp_path)
+    assert dict(zip(items["item_id"], items["title"], strict=True)) == {"2": "two", "1": "new"}
+    assert "items/ds=2024-01-01/a.csv, line 3: item_id '2' occurs more than once on its day" in capsys.readouterr().err
+
+
+def test_a_folder_without_days_is_a_catalogue_of_the_files_in_it(tmp_path):
+    for name, row in (("part-1.csv", "1,a"), ("part-2.csv", "2,b"), ("_3.csv", "3,c"), ("readme.txt", "4,d")):
+        (tmp_path / name).write_text(f"item_id,title\n{row}\n")
+    assert read_catalogue(tmp_path)["item_id"].tolist() == ["1", "2"]
+    (tmp_path / "part-2.csv").write_text("item_id,title\n1,b\n")
+    with pytest.raises(CatalogueError, match=r"part-2\.csv, line 1: item_id '1' occurs more than once"):
+        read_catalogue(tmp_path)
+
+
+def test_pictures_outside_the_catalogues_folder_are_not_read(tmp_path):
+    own = own_catalogue(tmp_path / "own")
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "own" / "pictures" / "one.png").unlink()
+    (tmp_path / "own" / "pictures" / "one.png").symlink_to(tmp_path / "secret.txt")  # the path itself looks harmless
+    with pytest.raises(CatalogueError, match=r"item 0: no picture file in .*outside_landing: pictures/one\.png"):
+        make(tmp_path / "shop", "--catalogue", str(own))
+    assert not (tmp_path / "shop").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_from_files_and_bytes_go_side_by_side(tmp_path):
+    (tmp_path / "one.png").write_bytes(b"one")
+    rows = {"item_id": ["1", "2", "3"], "title": ["a"] * 3, "image": [None, b"two", None]}
+    pd.DataFrame(rows | {"image_path": ["one.png", None, None]}).to_parquet(tmp_path / "mine.parquet")
+    assert catalogue_with_pictures(tmp_path / "mine.parquet")["image"].tolist() == [b"one", b"two", None]
+
+
+def test_seasons_are_read_in_any_case_and_others_are_named(tmp_path, capsys):
+    seasons = pd.Series(["Summer", "FALL", "autumn", " winter", "SS24", None])
+    assert peak_days(seasons).tolist() == [190, 280, 280, 355, -1, -1]
+    pd.DataFrame({"item_id": range(6), "title": "x", "season": seasons}).to_parquet(tmp_path / "mine.parquet")
+    catalogue_with_pictures(tmp_path / "mine.parquet")
+    assert "column season: {'SS24': 1} of 6 items is none of spring, summer" in capsys.readouterr().err

@@ -29,7 +29,7 @@ from jobs.search_items import (
     write_sheet,
 )
 from jobs.tables import Lake
-from jobs.user_view import NearItem
+from jobs.user_view import NearItem, UserView, user_text
 from lte_models.encoders import EncoderError
 from schemas import ITEMS
 
@@ -45,12 +45,19 @@ MODEL = {
 COLOURS = ("red", "blue", "green", "yellow", "black", "pink")
 KINDS = ("dress", "trousers", "backpack", "watch")
 
+ITEM_SCHEMA = "item_id string, title string, description string, category string, brand string, price double, "
+ITEM_SCHEMA += "price_tier string, season string, image binary, image_path string, landing_ds date"
+
 
 def product(number: int) -> dict[str, object]:
     """One of 24 products, drawn for the ``number // 24``-th time."""
     colour, kind = COLOURS[number % 6], KINDS[number // 6 % 4]
     picture = draw_garment(Garment(kind, 0, colour, "beige", "plain", "cotton"), number)
     return {"item_id": f"i{number}", "title": f"{colour} {kind}", "image": picture}
+
+
+def item_row(item: dict[str, object]) -> tuple[object, ...]:
+    return tuple((item | {"landing_ds": DS}).get(name) for name in ITEMS.columns)
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +82,8 @@ def pictured(deployment: Deployment, checkpoint: Path) -> Deployment:
 @pytest.fixture
 def searchable(pictured: Deployment, lake: Lake) -> Deployment:
     """48 items in the basis, two of each product."""
-    rows = [product(number) | {"landing_ds": DS} for number in range(48)]
-    missing = {"description": None, "category": None, "brand": None, "price": None, "price_tier": None, "season": None}
-    rows = [missing | {"image_path": None} | row for row in rows]
-    schema = "item_id string, title string, description string, category string, brand string, price double, "
-    schema += "price_tier string, season string, image binary, image_path string, landing_ds date"
-    values = [tuple(row[name] for name in ITEMS.columns) for row in rows]
-    lake.append(lake.spark.createDataFrame(values, schema), ITEMS)
+    rows = [item_row(product(number)) for number in range(48)]
+    lake.append(lake.spark.createDataFrame(rows, ITEM_SCHEMA), ITEMS)
     landing = Path(pictured.paths.landing)
     extend_basis(lake, encoder_config(pictured.basis), ds=DS, landing=landing, partitions=1)
     return pictured
@@ -123,6 +125,27 @@ def test_pictures_are_the_newest_and_an_unreadable_one_is_a_grey_tile(searchable
     assert pictures["i0"].tobytes() == pictures["i1"].tobytes()
     found = Found("x", None, (NearItem("i99", "green dress", 0.5), NearItem("i0", "red dress", 0.4)))
     assert contact_sheet(found, pictures).getpixel((MARGIN + 5, 28 + 5)) == (228, 228, 228)
+
+
+def test_an_item_with_only_a_picture_has_no_title_to_show(searchable: Deployment, lake: Lake, tmp_path: Path):
+    # The landing contract takes such an item; ingest stores its missing title as an empty text.
+    lake.append(lake.spark.createDataFrame([item_row(product(48) | {"title": ""})], ITEM_SCHEMA), ITEMS)
+    extend_basis(lake, encoder_config(searchable.basis), ds=DS, landing=Path(searchable.paths.landing), partitions=1)
+    found = search_items(searchable, like="red dress", n=50)
+    (untitled,) = (item for item in found.items if item.item_id == "i48")
+    assert untitled.title == ""
+    write_sheet(searchable, found, tmp_path / "all.png")
+    assert f"{untitled.cosine:.3f}  i48" in found_text(found).splitlines()
+
+
+def test_a_title_that_is_null_is_drawn_as_nothing():
+    found, titled = (Found("red", None, (NearItem("a", title, 0.5),)) for title in (None, "red dress"))
+    blank = contact_sheet(found, {})
+    assert blank.tobytes() == contact_sheet(Found("red", None, (NearItem("a", "", 0.5),)), {}).tobytes()
+    assert blank.tobytes() != contact_sheet(titled, {}).tobytes()
+    assert found_text(found) == "0.500  a"
+    view = UserView("u1", DS, "b", "average", "365-60", 1, 1.0, None, found.items)
+    assert user_text(view).splitlines()[-1] == "  0.500  a"
 
 
 @pytest.mark.parametrize("query", [{}, {"like": " "}, {"like": "a", "like_image": Path("b.png")}])
