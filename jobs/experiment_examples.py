@@ -91,6 +91,11 @@ def experiment_days(event_days: Sequence[date], settings: ExperimentSection, ds:
     holdout, held_out = days[-settings.holdout_days :], days[-n_after : -settings.holdout_days]
     first = holdout[0] - timedelta(days=settings.train_days)
     train = [day for day in days[:-n_after] if day >= first][:: -settings.stride_days][::-1]
+    if not train:
+        raise ModelError(
+            f"experiment.train_days = {settings.train_days}: no day with interactions from {first} on is left to train "
+            f"on, the {n_after} from {held_out[0]} on are held out (table event_days)"
+        )
     return Days(tuple(train), tuple(held_out), tuple(holdout))
 
 

@@ -16,6 +16,15 @@ from jobs.experiment_plan import SEQUENCE
 from jobs.experiment_statistics import MAIN_METRIC, NEXT_ITEM_METRIC, SIGNIFICANT, groups
 
 Row = Mapping[str, Any]
+# Of groups() without the first, which is everything.
+GROUP_NAMES = (
+    "short history 0",
+    "short history 1-5",
+    "short history 6-20",
+    "short history >20",
+    "new items",
+    "repeated",
+)
 HEAD = ("variant", "NDCG", "uplift", "95 % interval", "p", "seeds", "verdict", "next-item", "paper")
 
 
@@ -100,12 +109,11 @@ def _group_table(rows: Sequence[Row], compared: Sequence[Row]) -> str:
             mark = "*" if found and found[0]["p"] < SIGNIFICANT else ""
             cells.append(f"{percent(found[0]['uplift'])}{mark}" if found else "")
         lines.append([f"{row['variant']} against {row['baseline']}", *cells])
-    head = ["uplift by", *(f"short history {name}" for name in ("0", "1-5", "6-20", ">20")), "new items", "repeated"]
-    return _table(head, lines) + "\n\n`*` p < .05"
+    return _table(["uplift by", *GROUP_NAMES], lines) + "\n\n`*` p < .05"
 
 
 def _baseline_table(rows: Sequence[Row], k: int) -> str:
-    names = [MAIN_METRIC, NEXT_ITEM_METRIC, "recall", "mrr"]
+    names = [MAIN_METRIC, NEXT_ITEM_METRIC, "recall", "precision", "mrr"]
     labels: dict[tuple[str, str], None] = {}
     for row in rows:
         if not row["baseline"] and row["metric"] == f"{MAIN_METRIC}_at_{k}":
@@ -114,24 +122,24 @@ def _baseline_table(rows: Sequence[Row], k: int) -> str:
     for variant, history in labels:
         cells = []
         for metric in (*(f"{name}_at_{k}" for name in names), "coverage_at_10", "popularity_bias_at_10"):
-            cells.append(_cell(rows, variant, history, metric, "all"))
-        for targets in ("new", "repeated"):
-            cells.append(_cell(rows, variant, history, f"{MAIN_METRIC}_at_{k}", targets))
+            cells.append(_cell(rows, variant, history, metric, ("all", "all")))
+        cells += [_cell(rows, variant, history, f"{MAIN_METRIC}_at_{k}", group) for group in groups()[1:]]
         lines.append([variant, "" if history == "none" else history, *cells])
     if not lines:
         return ""
-    head = ["", "history", "NDCG", "next-item", "recall", "MRR", "coverage@10", "popularity bias@10"]
-    return _table([*head, "NDCG, new items", "NDCG, repeated"], lines)
+    head = ["", "history", "NDCG", "next-item", "recall", "precision", "MRR", "coverage@10", "popularity bias@10"]
+    return _table([*head, *(f"NDCG, {name}" for name in GROUP_NAMES)], lines)
 
 
-def _cell(rows: Sequence[Row], variant: str, history: str, metric: str, targets: str) -> str:
+def _cell(rows: Sequence[Row], variant: str, history: str, metric: str, group: tuple[str, str]) -> str:
+    targets, short_history = group
     wanted = {
         "variant": variant,
         "history": history,
         "metric": metric,
         "targets": targets,
         "baseline": "",
-        "short_history": "all",
+        "short_history": short_history,
     }
     found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     return f"{found[0]['value']:.4f}" if found else ""
@@ -200,6 +208,14 @@ def write_plot(rows: Sequence[Row], k: int, path: Path) -> None:
     by_history = {history: _main(rows, k, history) for history in ("off", "on")}
     shown = {history: found for history, found in by_history.items() if found}
     n_lines = sum(len(found) for found in shown.values())
+    first = rows[0]
+    title = f"{first['experiment']}, {first['deployment']}, up to {first['ds']}"
+    if not shown:
+        empty = Figure(figsize=(8.5, 1.4), dpi=80)
+        empty.suptitle(title, fontsize=10)
+        empty.text(0.5, 0.4, "nothing to compare: fewer than two users, or a baseline that finds nothing", ha="center")
+        empty.savefig(path)
+        return
     figure = Figure(figsize=(8.5, 1.4 + 0.42 * n_lines), dpi=80, layout="constrained")
     ratios = [len(found) for found in shown.values()]
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
@@ -208,8 +224,7 @@ def write_plot(rows: Sequence[Row], k: int, path: Path) -> None:
     axes[-1].set_xlabel(f"uplift of NDCG@{k}, %")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    first = rows[0]
-    figure.suptitle(f"{first['experiment']}, {first['deployment']}, up to {first['ds']}", fontsize=10)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path)
 
 

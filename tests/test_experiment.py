@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lte_builders import put, put_timed
+from PIL import Image
 from pyspark.sql import SparkSession
 from safetensors.torch import load_file
 
@@ -35,7 +36,7 @@ from jobs.experiment_examples import (
     save_shop,
 )
 from jobs.experiment_plan import EXPERIMENT_NAMES, LTE_SET, ExampleSet, Variant, contrasts, sequence_set, variants
-from jobs.experiment_report import experiment_text, percent, signs
+from jobs.experiment_report import GROUP_NAMES, experiment_text, percent, signs, write_plot
 from jobs.experiment_statistics import Compared, Holdout, best_baseline, best_power, contrast_rows, spread
 from jobs.experiment_training import (
     AutoencoderWork,
@@ -241,6 +242,13 @@ def test_a_sign_that_differs_from_the_papers_is_said_plainly() -> None:
     assert percent(None) == "" == percent(float("inf"))
 
 
+def test_a_plot_of_nothing_to_compare_says_so(tmp_path: Path) -> None:
+    level = {"baseline": "", "metric": "ndcg_at_500", "targets": "all", "short_history": "all", "history": "off"}
+    row = level | {"experiment": "integration", "deployment": "shop", "ds": DS, "variant": "no LTE", "value": 0.1}
+    write_plot([row], 500, tmp_path / "plots" / "one.png")
+    assert Image.open(tmp_path / "plots" / "one.png").size == (680, 112)
+
+
 # --- days and rows --------------------------------------------------------------------------------------------
 
 
@@ -263,6 +271,13 @@ def test_days_are_days_on_which_anybody_came_and_never_overlap() -> None:
 def test_too_few_days_or_a_ds_without_data_is_refused(ds: date | None) -> None:
     with pytest.raises(ModelError, match="table event_days"):
         experiment_days([DS] * 3, ExperimentSection(), ds)
+
+
+def test_days_to_train_on_that_are_all_held_out_are_refused() -> None:
+    days = [DS - timedelta(days=back) for back in range(60)]
+    settings = ExperimentSection(holdout_days=3, held_out_days=3, train_days=3)
+    with pytest.raises(ModelError, match=r"experiment.train_days = 3: no day .* from 2021-03-26 on is left"):
+        experiment_days(days, settings, None)
 
 
 def test_the_same_user_days_are_chosen_from_every_set() -> None:
@@ -505,7 +520,18 @@ def test_tables_hold_what_the_issue_asks_for(all_run: Any) -> None:
     assert sum(" (chosen)" in power for power in powers) == 1
     text = experiment_text(found["integration"], 500)
     assert "the paper's +1.31 %" in text
-    assert "EASE" in text
+    head, ease = (
+        [cell.strip() for cell in line.split("|")]
+        for line in text.splitlines()
+        if "popularity bias@10" in line or line.startswith("| EASE ")
+    )
+    wanted = {"variant": "EASE", "baseline": "", "metric": "ndcg_at_500"}
+    of_ease = [row for row in found["integration"] if all(row[key] == value for key, value in wanted.items())]
+    shown = {(row["targets"], row["short_history"]): f"{row['value']:.4f}" for row in of_ease}
+    in_groups = dict(zip(head, ease, strict=True))
+    assert len(shown) > 3
+    for name, group in zip(GROUP_NAMES, groups()[1:], strict=True):
+        assert in_groups[f"NDCG, {name}"] == shown.get(group, "")
     levels = [row for row in found["integration"] if _is_main(row, row["variant"], "")]
     counted = {row["variant"]: row["value"] for row in levels if row["variant"] in job.BASELINE_LABELS.values()}
     best = max(counted, key=lambda name: counted[name])
