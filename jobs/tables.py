@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import deltalake
 import pyarrow as pa
@@ -329,8 +329,21 @@ class Lake:
 
     def create(self, table: Table) -> None:
         """Create the table with its types, comments, constraints and retention, unless it is there."""
-        if self.version(table) is not None:
+        if self.version(table) is None:
+            self._create(table, "ignore")
+
+    def renew(self, table: Table) -> None:
+        """Empty a table that an earlier version of this code wrote with other columns; its history stays.
+
+        Only for rows that a job can make again.
+        """
+        if self.version(table) is None:
             return
+        found = {field.name for field in _delta(self.path(table)).schema().fields}
+        if found != set(table.columns):
+            self._create(table, "overwrite")
+
+    def _create(self, table: Table, mode: Literal["ignore", "overwrite"]) -> None:
         fields = [field.jsonValue() | {"metadata": {"comment": field.metadata["comment"]}} for field in table.schema]
         retention = f"interval {self.rollback_days} days"
         if "://" not in self.root:
@@ -338,7 +351,7 @@ class Lake:
         delta = deltalake.DeltaTable.create(
             self.path(table),
             schema=deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": fields})),
-            mode="ignore",
+            mode=mode,
             partition_by=list(table.partition_by) or None,
             name=table.name,
             description=table.comment,
