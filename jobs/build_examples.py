@@ -1,12 +1,17 @@
 """Build the ranker's examples: interactions -> training_examples, point-in-time (DESIGN section 8).
 
 An example is a user at an anchor day: the sequence and the counts up to the end of that day, and the items of the day
-after. Anchors that are already in the table are left alone, so a daily run adds one day and a first run the whole year.
+after. Anchors that are in the table, built from the same inputs, are left alone: a daily run adds one day, a first run
+the whole year, and a late event, an item that turns out to have landed earlier or another setting makes those anchors
+again that it reaches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -23,7 +28,7 @@ from jobs.config import Deployment, LteWindow, parse_config
 from jobs.entry import is_off, run_job
 from jobs.histories import in_window, known_items
 from jobs.tables import Lake, open_lake
-from schemas import INTERACTIONS, TRAINING_EXAMPLES
+from schemas import EVENT_DAYS, INTERACTIONS, TRAINING_EXAMPLES
 
 JOB = "build_examples"
 SHORT_DAYS = 60
@@ -36,54 +41,101 @@ IntArray = npt.NDArray[np.int64]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Add the anchors up to the day before ``--ds``, whose targets are the interactions of ``--ds``."""
+    """Add or mend the anchors up to the day before ``--ds``, whose targets are the interactions of ``--ds``."""
     config = parse_config(argv, JOB, __doc__)
     if is_off(JOB, "ranker", enabled=config.deployment.ranker.enabled):
         return
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
+        lake.renew(TRAINING_EXAMPLES)
         anchors = missing_anchors(lake, config.deployment, config.ds, basis_version)
-        n_rows = write_examples(lake, config.deployment, anchors, basis_version, config.ds)
+        n_rows = write_examples(lake, config.deployment, anchors, basis_version)
         lake.record_metrics(config.ds, JOB, {"n_anchors": float(len(anchors)), "n_examples": float(n_rows)})
 
 
-def missing_anchors(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> list[date]:
-    """Anchors that a run of ``ds`` reads and that the table does not hold yet, oldest first.
+def missing_anchors(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> dict[date, str]:
+    """Anchors that a run of ``ds`` reads and that the table does not hold as they would be built now, oldest first.
 
-    The newest is ``ds`` - 1: its targets are the holdout day. Days after which nobody came have no example and are
-    looked at each time.
+    The newest is ``ds`` - 1: its targets are the holdout day. Days after which nobody came have no example.
 
     Args:
-        lake: Reads training_examples.
-        deployment: Days of training.
+        lake: Reads training_examples, event_days and the basis.
+        deployment: Days of training and what decides an example.
         ds: Data day.
         basis_version: Basis that numbers the items.
+
+    Returns:
+        Anchor to the inputs_id that its rows will have.
     """
     wanted = [ds - timedelta(days=back) for back in range(deployment.ranker.train_days + 1, 0, -1)]
-    found = lake.read(TRAINING_EXAMPLES, where={"basis_version": basis_version}).select("anchor_ds").distinct()
-    present = {row["anchor_ds"] for row in found.collect()}
-    return [day for day in wanted if day not in present]
+    now = inputs_ids(lake, deployment, wanted, basis_version)
+    rows = lake.read(TRAINING_EXAMPLES, where={"basis_version": basis_version}).select("anchor_ds", "inputs_id")
+    found = {(row["anchor_ds"], row["inputs_id"]) for row in rows.distinct().collect()}
+    return {anchor: inputs_id for anchor, inputs_id in now.items() if (anchor, inputs_id) not in found}
 
 
-def write_examples(lake: Lake, deployment: Deployment, anchors: Sequence[date], basis_version: str, ds: date) -> int:
+def inputs_ids(lake: Lake, deployment: Deployment, anchors: Sequence[date], basis_version: str) -> dict[date, str]:
+    """Name what decides the examples of each anchor; anchors after which nobody came are left out.
+
+    Args:
+        lake: Reads event_days and the basis.
+        deployment: Interaction types and half-life.
+        anchors: Anchor days, oldest first.
+        basis_version: Basis that numbers the items.
+
+    Returns:
+        Anchor to hash: equal hashes, equal examples.
+    """
+    last_target = anchors[-1] + timedelta(days=1)
+    span = LteWindow((last_target - anchors[0]).days + LONG_DAYS, 0)
+    rows = lake.read(EVENT_DAYS).where(in_window(last_target, span)).select("event_date", "n_events", "checksum")
+    event_days = {row["event_date"]: (row["n_events"], row["checksum"]) for row in rows.collect()}
+    landed = read_basis(lake, basis_version).groupBy("first_ds").count().collect()
+    first_days = sorted(row["first_ds"] for row in landed for _ in range(row["count"]))
+    settings = {"types": deployment.interactions.types, "half_life_days": deployment.lte.half_life_days}
+    return {
+        anchor: _hash({**settings, **_read_by(anchor, event_days, first_days)})
+        for anchor in anchors
+        if anchor + timedelta(days=1) in event_days
+    }
+
+
+def _read_by(
+    anchor: date, event_days: Mapping[date, tuple[int, str]], first_days: Sequence[date]
+) -> dict[str, Iterable[object]]:
+    """Days whose events an example of ``anchor`` holds, and how many items are known then and on the day after.
+
+    Items never go, so a number names them.
+    """
+    reach = (anchor + timedelta(days=1 - back) for back in range(LONG_DAYS + 1))
+    n_known = [bisect_right(first_days, anchor + timedelta(days=ahead)) for ahead in (0, 1)]
+    return {"days": [[day.isoformat(), *event_days[day]] for day in reach if day in event_days], "n_known": n_known}
+
+
+def _hash(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_examples(lake: Lake, deployment: Deployment, anchors: Mapping[date, str], basis_version: str) -> int:
     """Write the examples of ``anchors``; returns how many.
 
     Args:
         lake: Reads interactions and the basis.
         deployment: Interaction types and half-life.
-        anchors: Days to write, oldest first.
+        anchors: Days to write, oldest first, to their inputs_id.
         basis_version: Basis that numbers the items.
-        ds: Data day; items that landed later are unknown.
     """
     if not anchors:
         return 0
-    items = known_items(read_basis(lake, basis_version), ds)
-    task = ExamplesOfUser(tuple(_day(anchor) for anchor in anchors), deployment.lte.half_life_days)
-    events = user_events(lake.read(INTERACTIONS), items, deployment.interactions.types, anchors)
-    rows = events.mapInArrow(task, _SCHEMA)
+    days = list(anchors)
+    items = known_items(read_basis(lake, basis_version), days[-1] + timedelta(days=1))
+    task = ExamplesOfUser(tuple(_day(anchor) for anchor in days), deployment.lte.half_life_days)
+    events = user_events(lake.read(INTERACTIONS), items, deployment.interactions.types, days)
+    ids = {_day(anchor): inputs_id for anchor, inputs_id in anchors.items()}
+    rows = events.mapInArrow(NamedExamples(task, ids), _NAMED)
     anchor_ds = F.expr("date_add(DATE '1970-01-01', anchor_day)")
     keyed = rows.withColumns({"basis_version": F.lit(basis_version), "anchor_ds": anchor_ds})
-    where: dict[str, Any] = {"basis_version": basis_version, "anchor_ds": list(anchors)}
+    where: dict[str, Any] = {"basis_version": basis_version, "anchor_ds": days}
     return lake.replace(keyed, TRAINING_EXAMPLES, where)
 
 
@@ -98,13 +150,14 @@ def user_events(
 
     Args:
         interactions: Rows of interactions.
-        items: item_id, item_index of the known items.
+        items: item_id, item_index, first_ds of the known items.
         types: Interaction types, place = code.
         anchors: Anchor days, oldest first.
         reach_days: Days before an anchor that an example can hold.
 
     Returns:
-        user_id and events, an array of (ts in seconds since 1970, item_index or -1, type code).
+        user_id and events, an array of (ts in seconds since 1970, item_index or -1, type code or -1, day since 1970
+        from which the item is known).
     """
     last_target = anchors[-1] + timedelta(days=1)
     span = (last_target - anchors[0]).days + reach_days
@@ -115,6 +168,7 @@ def user_events(
         F.col("event_ts").cast("bigint").alias("ts"),
         F.coalesce(F.col("item_index"), F.lit(UNKNOWN)).cast("bigint").alias("item"),
         code.cast("bigint").alias("type"),
+        F.coalesce(F.datediff(F.col("first_ds"), F.lit(date(1970, 1, 1))), F.lit(0)).cast("bigint").alias("known_from"),
     )
     return numbered.groupBy("user_id").agg(F.collect_list(event).alias("events"))
 
@@ -123,8 +177,9 @@ def _day(day: date) -> int:
     return (day - date(1970, 1, 1)).days
 
 
-_COMPUTED = [name for name in TRAINING_EXAMPLES.columns if name not in ("basis_version", "anchor_ds")]
+_COMPUTED = [name for name in TRAINING_EXAMPLES.columns if name not in ("inputs_id", "basis_version", "anchor_ds")]
 _SCHEMA = StructType([StructField(name, TRAINING_EXAMPLES.schema[name].dataType) for name in _COMPUTED])
+_NAMED = StructType([*_SCHEMA, StructField("inputs_id", TRAINING_EXAMPLES.schema["inputs_id"].dataType)])
 _INTEGERS = {
     field.name
     for field in _SCHEMA
@@ -159,30 +214,39 @@ class ExamplesOfUser:
     def examples(self, user_id: str, events: Sequence[Mapping[str, int]]) -> Iterator[dict[str, Any]]:
         """Yield the examples of one user: one for each anchor with a known item on the day after.
 
+        The past holds items that were known on the anchor, as compute_lte reads them on that day; the targets, those
+        known on the day after.
+
         Args:
             user_id: The user.
-            events: Interactions with ``ts``, ``item`` and ``type``.
+            events: Interactions with ``ts``, ``item``, ``type`` and, unless the item was always known, ``known_from``.
         """
         ts, item, kind = (
             np.array([event[name] for event in events], dtype=np.int64) for name in ("ts", "item", "type")
         )
+        known_from = np.array([event.get("known_from", 0) for event in events], dtype=np.int64)
         order = np.lexsort((kind, item, ts))
         order = order[item[order] != UNKNOWN]
-        ts, item, kind = ts[order], item[order], kind[order]
+        ts, item, kind, known_from = ts[order], item[order], kind[order], known_from[order]
         day = ts // 86_400
         for target_day in np.intersect1d(np.unique(day), np.array(self.anchors) + 1):
             first, short, end, after = np.searchsorted(
                 day, [target_day - self.long_days, target_day - self.sequence_days, target_day, target_day + 1]
             )
-            sequence = slice(max(short, end - self.max_sequence), end)
+            targets = np.unique(item[end:after][known_from[end:after] <= target_day])
+            if not targets.size:
+                continue
+            start = min(first, short)
+            known = start + np.flatnonzero(known_from[start:end] < target_day)
+            past, sequence = known[known >= first], known[known >= short][-self.max_sequence :]
             yield {
                 "user_id": user_id,
                 "anchor_day": int(target_day) - 1,
                 "items": item[sequence],
                 "types": kind[sequence],
                 "ages_hours": (target_day * 86_400 - ts[sequence]) // 3600,
-                "targets": np.unique(item[end:after]),
-                **self._past(ts[first:end], item[first:end], int(target_day)),
+                "targets": targets,
+                **self._past(ts[past], item[past], int(target_day)),
             }
 
     def _past(self, ts: IntArray, item: IntArray, end_day: int) -> dict[str, npt.NDArray[Any]]:
@@ -208,6 +272,25 @@ class ExamplesOfUser:
             "past_w_long": np.bincount(place, weights=weight * ~is_short, minlength=n).astype(np.float32),
             **_visits(place, days_ago, n),
         }
+
+
+@dataclass(frozen=True)
+class NamedExamples:
+    """Examples with what they were built from.
+
+    Attributes:
+        task: Makes the examples.
+        ids: Anchor, as days since 1970, to inputs_id.
+    """
+
+    task: ExamplesOfUser
+    ids: Mapping[int, str]
+
+    def __call__(self, parts: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield one batch for each batch of users."""
+        for batch in self.task(parts):
+            ids = pa.array([self.ids[day] for day in batch["anchor_day"].to_pylist()], pa.string())
+            yield pa.record_batch([*batch.columns, ids], names=_NAMED.fieldNames())
 
 
 def _visits(place: IntArray, days_ago: IntArray, n_items: int) -> dict[str, npt.NDArray[Any]]:

@@ -124,16 +124,16 @@ def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
     if args.ranker:
         _rollback_ranker(args, deployment)
         return
-    done = roll_back(deployment)
+    done = roll_back(deployment, force=args.force)
     _print(
         args.json, done, f"live is ds={done['ds']} ({done['row_count']:,} users); `lte rollback` again switches forth"
     )
 
 
 def _rollback_ranker(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.live_ranker import switch_back
+    from jobs.operations import roll_back_ranker
 
-    live = switch_back(deployment)
+    live = roll_back_ranker(deployment, force=args.force)
     text = (
         f"live is the ranker of ds={live.ds}; the LTEs are what they were; `lte rollback --ranker` again switches forth"
     )
@@ -216,7 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "check-config", _check_config, "check the configuration and show what it amounts to")
     _command(commands, "items", _items, "the items most like words or a picture, on a contact sheet", *_item_flags())
     ranker = ("--ranker", {"action": "store_true", "help": "the ranker instead of the snapshot"})
-    _command(commands, "rollback", _rollback, "switch back to the snapshot that was live before", ranker)
+    force = ("--force", {"action": "store_true", "help": "also where the ranker does not read the LTEs"})
+    _command(commands, "rollback", _rollback, "switch back to the snapshot that was live before", ranker, force)
     _command(commands, "erase", _erase, "remove a user from the tables, their history and the online store", user)
     _command(commands, "maintain", _maintain, "compact tables and delete files beyond the rollback horizon")
     for name, (_, help_text) in TOOLS.items():

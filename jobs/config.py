@@ -555,6 +555,8 @@ class Deployment:
     def _require_served(self) -> None:
         """A ranker must be served the LTEs that it was trained with."""
         hint = "change one, or set ranker.enabled = false"
+        text = f"a ranker with ranker.lte = {self.ranker.lte!r} is trained on LTEs that count each interaction; {hint}"
+        _require(self.lte.count == "each", "lte.count", self.lte.count, text)
         served, window = (self.publish.method, self.publish.window), "365-60" if self.ranker.lagged else "365-0"
         _require(
             self.ranker.method == served[0], "ranker.method", self.ranker.method, f"publish.method differs; {hint}"

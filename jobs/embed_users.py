@@ -1,7 +1,8 @@
 """Encode the histories of ds with its autoencoder: user_histories -> user_lte, method autoencoder (paper, section 9).
 
 Users without history get the cold-start vector. Users of whose items the autoencoder knows none get the uniform average
-(both lie in the same space); where the basis knows none either, that is the zero vector.
+(both lie in the same space); where the basis knows none either, that is the zero vector. While no user has a known item
+in the window (a shop's first days) there is no autoencoder, and all users get the uniform average, which is zero.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from schemas import USER_HISTORIES, USER_LTE
 JOB = "embed_users"
 METHOD = "autoencoder"
 
+READ = ("user_id", "items", "n_unknown")
 ENCODED = StructType(
     [
         StructField("user_id", StringType()),
@@ -53,11 +55,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     basis_version = configured_basis(config.deployment)
     folder = bundle_folder(config.deployment, METHOD, config.ds)
     with open_lake(config.deployment, JOB) as lake:
-        task = encode_task(lake, folder, basis_version, window)
+        is_trained = knows_an_item(lake, config.ds, window)
+        task = encode_task(lake, folder, basis_version, window) if is_trained else None
         rows = autoencoder_ltes(lake, task, config.ds, window)
         where: dict[str, str | date] = {"ds": config.ds, "method": METHOD, "lte_window": window}
         n_rows = lake.replace(rows.withColumn("basis_version", F.lit(basis_version)), USER_LTE, where)
         lake.record_metrics(config.ds, JOB, {"n_users": float(n_rows)})
+
+
+def knows_an_item(lake: Lake, ds: date, window: str) -> bool:
+    """Whether a history of ``ds`` holds a known item; otherwise train_autoencoder had nothing to train on."""
+    histories = lake.read(USER_HISTORIES, where={"ds": ds, "lte_window": window})
+    return not histories.where(F.size("items") > 0).isEmpty()
 
 
 @dataclass(frozen=True)
@@ -126,12 +135,12 @@ def encode_task(lake: Lake, folder: Path, basis_version: str, window: str) -> En
     return EncodeUsers(str(folder), basis_version, window, ranks)
 
 
-def autoencoder_ltes(lake: Lake, task: EncodeUsers, ds: date, window: str) -> DataFrame:
+def autoencoder_ltes(lake: Lake, task: EncodeUsers | None, ds: date, window: str) -> DataFrame:
     """LTEs of all users of ``ds``.
 
     Args:
         lake: Reads user_histories and, for users of whose items the autoencoder knows none, the uniform LTEs.
-        task: Encodes a partition.
+        task: Encodes a partition; None where no user has a known item, so that the uniform LTE stands in for all.
         ds: Data day.
         window: LTE window.
 
@@ -146,12 +155,18 @@ def autoencoder_ltes(lake: Lake, task: EncodeUsers, ds: date, window: str) -> Da
     for rows, what in ((histories, "table user_histories"), (uniform, "table user_lte, method uniform")):
         if rows.isEmpty():
             raise ModelError(f"{what}, ds {ds}, lte_window {window}: no row; run the job that writes it first")
-    encoded = histories.select("user_id", "items", "n_unknown").mapInArrow(task, ENCODED)
+    encoded = _without_a_model(histories) if task is None else histories.select(*READ).mapInArrow(task, ENCODED)
     stand_in = uniform.select("user_id", F.col("embedding").alias("average"))
     joined = encoded.join(stand_in, "user_id", "left")
     slice_ = {"ds": F.lit(ds), "method": F.lit(METHOD), "lte_window": F.lit(window)}
     whole = joined.withColumn("embedding", F.coalesce("embedding", "average")).drop("average")
     return whole.withColumns(slice_)
+
+
+def _without_a_model(histories: DataFrame) -> DataFrame:
+    """Rows as :class:`EncodeUsers` gives them for users of whose items it knows none."""
+    nothing = F.lit(None).cast(ENCODED["embedding"].dataType).alias("embedding")
+    return histories.select("user_id", nothing, F.size("items").alias("n_items"), "n_unknown")
 
 
 if __name__ == "__main__":

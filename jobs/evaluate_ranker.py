@@ -20,7 +20,7 @@ import numpy as np
 
 from jobs.basis import configured_basis
 from jobs.config import Deployment, job_parser, load_deployment
-from jobs.entry import is_off, run_job
+from jobs.entry import is_off, run_job, say
 from jobs.live_ranker import live_bundle_folder, live_ranker, make_live, require_pair
 from jobs.model_data import ModelError, bundle_folder, record_model
 from jobs.publish_snapshot import RUN_TYPES
@@ -40,7 +40,7 @@ from jobs.ranker_scores import (
     table_rows,
 )
 from jobs.tables import Lake, open_lake
-from lte_models.checkpoint import Bundle, load_bundle, read_manifest
+from lte_models.checkpoint import Bundle, CheckpointError, load_bundle, read_manifest
 from lte_models.data import ExampleCollate
 from lte_models.metrics import compare
 from lte_models.train import leave_a_core_free
@@ -194,7 +194,10 @@ def nobody_came(n_users: int) -> Verdict:
 
 
 def live_scorer(deployment: Deployment, ds: date, basis_version: str, shop: Shop) -> dict[str, Scorer]:
-    """The live ranker, where it can be compared: it is of this basis, and it has not been trained on ``ds``.
+    """The live ranker, where it can be compared; where it cannot, the log says why.
+
+    It must be of this basis and read interactions as they are coded now, its bundle must be whole, and it must not have
+    been trained on ``ds``. One that cannot be compared must not hold its successor back.
 
     Args:
         deployment: Whose.
@@ -208,10 +211,14 @@ def live_scorer(deployment: Deployment, ds: date, basis_version: str, shop: Shop
     folder = live_bundle_folder(deployment)
     if folder is None:
         return {}
-    manifest = read_manifest(folder)
-    if manifest.basis_version != basis_version or date.fromisoformat(manifest.ds) > ds:
+    try:
+        bundle = load_bundle(folder, kind="ranker", basis_version=basis_version)
+        if date.fromisoformat(bundle.manifest.ds) > ds:
+            raise ModelError(f"ranker of ds {bundle.manifest.ds}: trained on {ds}")
+        return {"live": ranker_scorer(bundle, shop, deployment.interactions.types)}
+    except (CheckpointError, ModelError) as error:
+        say(JOB, f"ds {ds}: the live ranker is not compared: {error}")
         return {}
-    return {"live": ranker_scorer(load_bundle(folder, kind="ranker"), shop, deployment.interactions.types)}
 
 
 def scored(scorers: Mapping[str, Scorer], holdout: ExampleReader, cutoff: int) -> dict[str, Scored]:

@@ -47,13 +47,13 @@ def reach(windows: Iterable[LteWindow], *, offset_days: int = 0) -> LteWindow:
 
 
 def known_items(item_embeddings: DataFrame, ds: date) -> DataFrame:
-    """Items that had a vector by ``ds``: item_id, item_index; no vectors.
+    """Items that had a vector by ``ds``: item_id, item_index, first_ds; no vectors.
 
     Args:
         item_embeddings: Rows of one basis.
         ds: Data day.
     """
-    return item_embeddings.where(F.col("first_ds") <= F.lit(ds)).select("item_id", "item_index")
+    return item_embeddings.where(F.col("first_ds") <= F.lit(ds)).select("item_id", "item_index", "first_ds")
 
 
 def packed_interactions(interactions: DataFrame, items: DataFrame, ds: date, window: LteWindow) -> DataFrame:

@@ -77,6 +77,16 @@ def live_manifest(deployment: Deployment) -> Manifest | None:
     return read_manifest(folder) if folder else None
 
 
+def previous_manifest(deployment: Deployment) -> Manifest | None:
+    """Manifest of the bundle that was live before; None where there is none.
+
+    Raises:
+        lte_models.checkpoint.CheckpointError: The pointer names a bundle that is gone.
+    """
+    live = live_ranker(deployment)
+    return read_manifest(live_folder(deployment) / live.previous) if live and live.previous else None
+
+
 def make_live(deployment: Deployment, bundle: Path) -> LiveRanker:
     """Copy a bundle and point to it; a crash before the last step leaves the live ranker as it was.
 

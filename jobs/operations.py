@@ -5,18 +5,25 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from jobs.bundles import ModelError
 from jobs.config import Deployment
 from jobs.ingest import refresh_event_days
 from jobs.lake_reader import lake_reader
+from jobs.live_ranker import LiveRanker, live_manifest, previous_manifest, require_pair, switch_back
+from jobs.online_store import Manifest as SnapshotManifest
+from jobs.online_store import NoLiveSnapshotError, OnlineStore, SnapshotReader
 from jobs.publish_snapshot import log_switches, open_store
 from jobs.store_publish import delete_user, rollback
 from jobs.store_rows import user_key
 from jobs.tables import open_lake
+from lte_models.manifest import CheckpointError
 from schemas import GATE_RESULTS, INTERACTIONS, QUARANTINE, TABLES
 
 USER_TABLES = tuple(table for table in TABLES.values() if "user_id" in table.columns)
@@ -27,18 +34,25 @@ COPIES = ("models", "_staging")
 PAGE_SUFFIXES = (".html", ".json")
 
 
-def roll_back(deployment: Deployment) -> dict[str, Any]:
+def roll_back(deployment: Deployment, *, force: bool = False) -> dict[str, Any]:
     """Switch back to the snapshot that was live before; called again, switch forth.
+
+    Args:
+        deployment: Whose online store.
+        force: Switch also where the live ranker does not read the LTEs of that snapshot.
 
     Returns:
         Manifest of what is live now, as plain values.
 
     Raises:
+        jobs.bundles.ModelError: The live ranker does not read them, or its bundle cannot be read.
         jobs.store_publish.PublishRefusedError: There is no earlier snapshot.
         jobs.online_store.OnlineStoreError: The store does not answer.
     """
     store = open_store(deployment)
     try:
+        if not force:
+            _require_readable(deployment, store)
         with open_lake(deployment, "rollback") as lake:
             done = rollback(store)
             log_switches(lake, store)
@@ -46,6 +60,61 @@ def roll_back(deployment: Deployment) -> dict[str, Any]:
         return live
     finally:
         store.close()
+
+
+def _require_readable(deployment: Deployment, store: OnlineStore) -> None:
+    """Refuse a snapshot to switch back to that the live ranker does not read."""
+    with store.writer() as writer:
+        previous = writer.pointer().previous
+        snapshot = writer.manifest(previous) if previous is not None else None
+    hint = "lte rollback --force switches all the same, lte rollback --ranker then switches the ranker, too"
+    with _hint(hint):
+        ranker = live_manifest(deployment) if deployment.ranker.enabled else None
+        if ranker and snapshot:
+            require_pair(ranker, _slice_of(snapshot), snapshot.ds)
+
+
+def roll_back_ranker(deployment: Deployment, *, force: bool = False) -> LiveRanker:
+    """Make the ranker live that was live before; the LTEs are not touched. Called again, switch forth.
+
+    Args:
+        deployment: Whose ranker.
+        force: Switch also where that ranker does not read the live LTEs; the online store is not asked then.
+
+    Raises:
+        jobs.bundles.ModelError: There is no earlier ranker, its bundle cannot be read, or it reads other LTEs.
+        jobs.online_store.OnlineStoreError: The store does not answer.
+    """
+    if not force:
+        hint = "lte rollback --ranker --force switches all the same, lte rollback --force then switches the LTEs, too"
+        with _hint(hint):
+            ranker, snapshot = previous_manifest(deployment), _live_snapshot(deployment)
+            if ranker and snapshot:
+                require_pair(ranker, _slice_of(snapshot), snapshot.ds)
+    return switch_back(deployment)
+
+
+def _live_snapshot(deployment: Deployment) -> SnapshotManifest | None:
+    store = open_store(deployment)
+    try:
+        return SnapshotReader(store).manifest()
+    except NoLiveSnapshotError:
+        return None
+    finally:
+        store.close()
+
+
+def _slice_of(snapshot: SnapshotManifest) -> tuple[str, str, str]:
+    return snapshot.basis_version, snapshot.lte_window, snapshot.method
+
+
+@contextmanager
+def _hint(text: str) -> Iterator[None]:
+    """Say what to do about a ranker that does not fit or cannot be read."""
+    try:
+        yield
+    except (ModelError, CheckpointError) as error:
+        raise ModelError(f"{error}; {text}") from error
 
 
 def erase_user(deployment: Deployment, user_id: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from jobs.user_view import item_titles
 from lte_models.checkpoint import Manifest, load_bundle
 from lte_models.data import ExampleBatch
 from lte_models.ranker import Context
-from lte_models.retrieval import Retriever
+from lte_models.retrieval import N_RETRIEVED, Retriever
 from schemas import INTERACTIONS
 
 JOB = "recommend"
@@ -68,7 +68,7 @@ def recommendations(deployment: Deployment, user_id: str, *, ds: date | None = N
         reader = SnapshotReader(store)
         day = ds or reader.manifest().ds
         with open_lake(deployment, JOB) as lake:
-            served = served_ranker(lake, deployment, day)
+            served = served_ranker(lake, deployment, day, k)
             batch = example_of(lake, deployment, served, user_id)
             found = recommend(served, reader, user_id, batch, k)
     finally:
@@ -104,13 +104,14 @@ class ServedRanker:
     ds: date
 
 
-def served_ranker(lake: Lake, deployment: Deployment, ds: date) -> ServedRanker:
+def served_ranker(lake: Lake, deployment: Deployment, ds: date, k: int = N_RETRIEVED) -> ServedRanker:
     """Load the live ranker with the items that are known at the end of ``ds``.
 
     Args:
         lake: Reads the basis, items and interactions.
         deployment: Whose live ranker.
         ds: Day.
+        k: Items that will be wanted at most.
 
     Raises:
         ModelError: No ranker is live.
@@ -121,7 +122,8 @@ def served_ranker(lake: Lake, deployment: Deployment, ds: date) -> ServedRanker:
         raise ModelError("no ranker is live: evaluate_ranker makes the first one")
     bundle = load_bundle(folder, kind="ranker")
     shop = load_shop(lake, ds + timedelta(days=1), bundle.manifest.basis_version, 1)
-    return ServedRanker(bundle.manifest, Retriever(bundled_ranker(bundle, shop)), shop, ds)
+    retriever = Retriever(bundled_ranker(bundle, shop), max(N_RETRIEVED, k))
+    return ServedRanker(bundle.manifest, retriever, shop, ds)
 
 
 def example_of(lake: Lake, deployment: Deployment, served: ServedRanker, user_id: str) -> ExampleBatch:
@@ -129,13 +131,14 @@ def example_of(lake: Lake, deployment: Deployment, served: ServedRanker, user_id
 
     Args:
         lake: Reads interactions and the basis.
-        deployment: Interaction types and half-life.
-        served: Numbers the items.
+        deployment: Half-life.
+        served: Numbers the items and the interaction types.
         user_id: The user.
     """
     items = known_items(read_basis(lake, served.manifest.basis_version), served.ds)
     own = lake.read(INTERACTIONS).where(F.col("user_id") == user_id)
-    found = user_events(own, items, deployment.interactions.types, [served.ds]).toArrow().to_pylist()
+    # as the ranker was trained, whatever is configured now; a type that it does not know is none to it
+    found = user_events(own, items, served.manifest.config["types"], [served.ds]).toArrow().to_pylist()
     events = found[0]["events"] if found else []
     rows = serving_rows(user_id, events, served.ds, deployment.lte.half_life_days)
     settings = RankerSection(**served.manifest.config["settings"])

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import deltalake
 import pyarrow as pa
@@ -329,23 +329,32 @@ class Lake:
 
     def create(self, table: Table) -> None:
         """Create the table with its types, comments, constraints and retention, unless it is there."""
-        if self.version(table) is not None:
+        if self.version(table) is None:
+            self._create(table, "ignore")
+
+    def renew(self, table: Table) -> None:
+        """Empty a table that an earlier version of this code wrote with other columns; its history stays.
+
+        Only for rows that a job can make again.
+        """
+        if self.version(table) is None:
             return
+        found = {field.name for field in _delta(self.path(table)).schema().fields}
+        if found != set(table.columns):
+            self._create(table, "overwrite")
+
+    def _create(self, table: Table, mode: Literal["ignore", "overwrite"]) -> None:
         fields = [field.jsonValue() | {"metadata": {"comment": field.metadata["comment"]}} for field in table.schema]
-        retention = f"interval {self.rollback_days} days"
         if "://" not in self.root:
             Path(self.root).mkdir(parents=True, exist_ok=True)
         delta = deltalake.DeltaTable.create(
             self.path(table),
             schema=deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": fields})),
-            mode="ignore",
+            mode=mode,
             partition_by=list(table.partition_by) or None,
             name=table.name,
             description=table.comment,
-            configuration={
-                "delta.deletedFileRetentionDuration": retention,
-                LOG_RETENTION: f"interval {max(self.rollback_days, MIN_LOG_DAYS)} days",
-            },
+            configuration=self._retention(),
         )
         for name, condition in table.checks:
             self._add_check(delta, name, condition)
@@ -465,8 +474,22 @@ class Lake:
         """Rewrite small files into larger ones; rows stay as they are."""
         return dict(_delta(self.path(table)).optimize.compact())
 
+    def _retention(self) -> dict[str, str]:
+        """Properties of a table that keep what a rollback needs."""
+        return {
+            "delta.deletedFileRetentionDuration": f"interval {self.rollback_days} days",
+            LOG_RETENTION: f"interval {max(self.rollback_days, MIN_LOG_DAYS)} days",
+        }
+
     def vacuum(self, table: Table) -> list[str]:
-        """Delete files that no version within ``rollback_days`` needs; returns their names."""
+        """Delete files that no version within ``rollback_days`` needs; returns their names.
+
+        A table that was created with another horizon gets this one, so that engines that clean up on their own heed it.
+        """
+        delta = _delta(self.path(table))
+        wanted = self._retention()
+        if any(delta.metadata().configuration.get(name) != value for name, value in wanted.items()):
+            delta.alter.set_table_properties(wanted)
         return _delta(self.path(table)).vacuum(
             retention_hours=self.rollback_days * 24, dry_run=False, enforce_retention_duration=False
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -79,8 +79,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB) as lake:
         write_histories(lake, config.deployment, config.ds, basis_version)
-        metrics = train(lake, config.deployment, config.ds, basis_version)
+        try:
+            metrics = train(lake, config.deployment, config.ds, basis_version)
+        except NoKnownItemError as error:
+            # A young shop, whose window lies before its first day: not what an operator could mend.
+            say(JOB, f"{error}; embed_users writes the uniform averages")
+            metrics = {("n_epochs", ""): 0.0}
         lake.record_metrics(config.ds, JOB, metrics)
+
+
+class NoKnownItemError(ModelError):
+    """No user has an interaction with a known item in the window yet: there is nothing to train on."""
 
 
 def write_histories(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> None:
@@ -130,16 +139,18 @@ class HistoryCollate:
 
     Attributes:
         rank_of_index: int64 [n], vocabulary rank of each item_index, -1 where it is outside the vocabulary.
-        is_held_out: Which side to keep.
+        is_held_out: Which side to keep; None for both.
     """
 
     rank_of_index: IntArray
-    is_held_out: bool
+    is_held_out: bool | None
 
     def __call__(self, rows: pa.Table) -> Histories:
         """Collate; users without a known item teach nothing and are left out."""
-        is_wanted = (rows["fold"].to_numpy() == HELD_OUT_FOLD) == self.is_held_out
-        index, lengths = list_parts(rows.filter(pa.array(is_wanted))["items"])
+        if self.is_held_out is not None:
+            is_wanted = (rows["fold"].to_numpy() == HELD_OUT_FOLD) == self.is_held_out
+            rows = rows.filter(pa.array(is_wanted))
+        index, lengths = list_parts(rows["items"])
         return ranked_histories(index, lengths, self.rank_of_index, keep_empty=False)
 
 
@@ -187,11 +198,11 @@ def vocabulary(histories: DataFrame, n_indices: int, what: str, max_items: int |
         max_items: Most frequent items to keep; None for all.
 
     Raises:
-        ModelError: No history holds an item.
+        NoKnownItemError: No history holds an item.
     """
     counted = histories.select(F.explode("items").alias("item_index")).groupBy("item_index").count().toArrow()
     if counted.num_rows == 0:
-        raise ModelError(f"{what}: no user has a known item; there is nothing to train on")
+        raise NoKnownItemError(f"{what}: no user has a known item; there is nothing to train on")
     counts = np.zeros(n_indices, dtype=np.int64)
     counts[counted["item_index"].to_numpy()] = counted["count"].to_numpy()
     indices = rank_by_frequency(counts)[: int((counts > 0).sum())][:max_items]
@@ -208,22 +219,31 @@ class HistoryReader:
         files: Staged Parquet files.
         ranks: Vocabulary rank of each item_index.
         settings: Batch size and seed.
+        is_split: Whether the held-out users are left out of training.
     """
 
     files: list[Path]
     ranks: IntArray
     settings: AutoencoderSection
+    is_split: bool = True
 
     def epoch(self, epoch: int) -> Iterator[Histories]:
         """Yield the training batches of an epoch, shuffled."""
         config = StreamConfig(self.settings.batch_size, n_workers=self.settings.n_workers, seed=self.settings.seed)
-        return self._read(config, epoch, is_held_out=False)
+        return self._read(config, epoch, is_held_out=False if self.is_split else None)
 
     def held_out(self) -> Iterator[Histories]:
         """Yield the held-out batches in the order of the files."""
-        return self._read(StreamConfig(self.settings.batch_size, shuffle_buffer=0), 0, is_held_out=True)
+        return self._in_order(is_held_out=True)
 
-    def _read(self, config: StreamConfig, epoch: int, *, is_held_out: bool) -> Iterator[Histories]:
+    def with_somebody_to_train_on(self) -> HistoryReader:
+        """The same reader, or one that trains on the held-out users too, where all users are held out (tiny data)."""
+        return replace(self, is_split=next(self._in_order(is_held_out=False), None) is not None)
+
+    def _in_order(self, *, is_held_out: bool) -> Iterator[Histories]:
+        return self._read(StreamConfig(self.settings.batch_size, shuffle_buffer=0), 0, is_held_out=is_held_out)
+
+    def _read(self, config: StreamConfig, epoch: int, *, is_held_out: bool | None) -> Iterator[Histories]:
         collate = HistoryCollate(self.ranks, is_held_out)
         for batch in batches(RowGroupStream(self.files, ["items", "fold"], collate, config, epoch)):
             if batch.offsets.numel():  # a batch may lie on the other side of the split altogether
@@ -243,7 +263,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
         Held-out ``auc``, ``recall_at_100``, ``precision_at_100``, with ``n_epochs``, ``n_vocabulary`` and ``n_warm``.
 
     Raises:
-        ModelError: No user has a known item.
+        NoKnownItemError: No user has a known item.
         lte_models.checkpoint.CheckpointError: A checkpoint is damaged.
     """
     settings, where = deployment.autoencoder, _partition(ds, deployment.autoencoder)
@@ -253,7 +273,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
     folder = bundle_folder(deployment, "autoencoder", ds)
     parts = lake.batches(USER_HISTORIES, columns=("user_id", "items", "fold"), where=where)
     rows = stage(parts, ("user_id",), folder / "rows")
-    reader = HistoryReader(rows.files, words.rank_of_index, settings)
+    reader = HistoryReader(rows.files, words.rank_of_index, settings).with_somebody_to_train_on()
     model = Autoencoder(_model_config(settings, words, matrix), torch.from_numpy(matrix[words.indices]))
     model.to(best_device())
     names = item_ids(lake, basis_version)

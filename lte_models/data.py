@@ -56,6 +56,8 @@ FEATURE_SCALES = {
 HISTORY_FEATURES = len(FEATURE_SCALES)
 AGE_BUCKETS = 32  # two an octave of hours: 2**15 hours are 3.7 years
 _READ_ROWS = 4096
+# Rows of a staged file, which are sorted in memory: as many as a shuffle buffer holds.
+MAX_BUCKET_ROWS = 65_536
 # Written once, read each epoch, deleted: dictionaries and statistics would cost more than they save.
 _STAGED_FORMAT: dict[str, Any] = {"use_dictionary": False, "compression": "lz4", "write_statistics": False}
 
@@ -188,16 +190,24 @@ class StagedRows:
     digest: str
 
 
-def stage(parts: Iterable[pa.RecordBatch], keys: Sequence[str], folder: Path, n_buckets: int = 32) -> StagedRows:
+def stage(
+    parts: Iterable[pa.RecordBatch],
+    keys: Sequence[str],
+    folder: Path,
+    n_buckets: int = 32,
+    max_rows: int = MAX_BUCKET_ROWS,
+) -> StagedRows:
     """Copy rows to local files, split by hash and sorted by key: engines write the same rows in ever other orders.
 
-    Holds one bucket in memory at a time.
+    Holds one file's rows in memory at a time, about ``max_rows`` at most: how many rows a bucket has is known once all
+    are there, and a larger one is split again.
 
     Args:
         parts: Rows, in any order.
         keys: Columns that identify a row.
         folder: Emptied first.
-        n_buckets: Files; more for more rows.
+        n_buckets: Files, where none is larger than ``max_rows``.
+        max_rows: Rows of a file, about, at most.
 
     Returns:
         The files.
@@ -206,31 +216,58 @@ def stage(parts: Iterable[pa.RecordBatch], keys: Sequence[str], folder: Path, n_
         ValueError: There is no row.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    raw = _split(parts, keys, folder, n_buckets)
+    raw = _split(parts, keys, folder / "raw", _Hash(1, n_buckets))
     if not raw:
         raise ValueError(f"no row to train on: nothing to write to {folder}")
     digest, files = hashlib.sha256(), []
-    for bucket, path in sorted(raw.items()):
-        file = folder / f"rows-{bucket:05d}.parquet"
+    for name, path in _bounded(raw, keys, n_buckets, max_rows):
+        file = folder / f"rows-{name}.parquet"
         rows = pq.read_table(path, memory_map=False).sort_by([(key, "ascending") for key in keys])
         pq.write_table(rows, file, row_group_size=_READ_ROWS, **_STAGED_FORMAT)
         path.unlink()
         digest.update(hashlib.sha256(file.read_bytes()).digest())
         files.append(file)
+    shutil.rmtree(folder / "raw")
     return StagedRows(files, digest.hexdigest())
 
 
-def _split(parts: Iterable[pa.RecordBatch], keys: Sequence[str], folder: Path, n_buckets: int) -> dict[int, Path]:
+class _Hash(NamedTuple):
+    """Bucket of a key: its checksum over ``divisor``, modulo ``n_buckets``."""
+
+    divisor: int
+    n_buckets: int
+
+    def buckets(self, part: pa.RecordBatch, keys: Sequence[str]) -> IntArray:
+        columns = [part.column(key).to_pylist() for key in keys]
+        checksums = [zlib.crc32(repr(key).encode()) for key in zip(*columns, strict=True)]
+        return np.array(checksums, dtype=np.int64) // self.divisor % self.n_buckets
+
+
+def _bounded(raw: Mapping[int, Path], keys: Sequence[str], n_buckets: int, max_rows: int) -> Iterator[tuple[str, Path]]:
+    """Name the buckets in order, those with more than ``max_rows`` rows split by the rest of the checksum."""
+    for bucket, path in sorted(raw.items()):
+        reader = pq.ParquetFile(path)
+        n_parts = -(-reader.metadata.num_rows // max_rows)
+        if n_parts == 1:
+            yield f"{bucket:05d}", path
+            continue
+        split = _split(
+            reader.iter_batches(_READ_ROWS), keys, path.with_name(f"{path.name}-parts"), _Hash(n_buckets, n_parts)
+        )
+        path.unlink()
+        yield from ((f"{bucket:05d}-{part:05d}", found) for part, found in sorted(split.items()))
+
+
+def _split(parts: Iterable[pa.RecordBatch], keys: Sequence[str], folder: Path, by: _Hash) -> dict[int, Path]:
+    folder.mkdir(parents=True)
     writers: dict[int, pq.ParquetWriter] = {}
     paths: dict[int, Path] = {}
     try:
         for part in parts:
-            columns = [part.column(key).to_pylist() for key in keys]
-            bucket = np.array([zlib.crc32(repr(key).encode()) % n_buckets for key in zip(*columns, strict=True)])
+            bucket = by.buckets(part, keys)
             for number in np.unique(bucket).tolist():
                 if number not in writers:
-                    paths[number] = folder / f"raw-{number}"
+                    paths[number] = folder / str(number)
                     writers[number] = pq.ParquetWriter(paths[number], part.schema, **_STAGED_FORMAT)
                 writers[number].write_batch(part.take(pa.array(np.flatnonzero(bucket == number))))
     finally:

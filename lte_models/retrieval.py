@@ -13,11 +13,13 @@ from lte_models.data import ExampleBatch
 from lte_models.metrics import top_items
 from lte_models.ranker import Context, Ranker
 
+N_RETRIEVED = 500
+
 
 class Retriever:
     """Serves one ranker; its items are embedded once."""
 
-    def __init__(self, model: Ranker, n_retrieved: int = 500) -> None:
+    def __init__(self, model: Ranker, n_retrieved: int = N_RETRIEVED) -> None:
         """Embed the vocabulary.
 
         Args:

@@ -12,7 +12,11 @@ EXPERIMENT_EXAMPLES = Table(
     "sequences.",
     schema=StructType(
         [
-            *(field for field in TRAINING_EXAMPLES.schema if field.name not in TRAINING_EXAMPLES.partition_by),
+            *(
+                field
+                for field in TRAINING_EXAMPLES.schema
+                if field.name not in (*TRAINING_EXAMPLES.partition_by, "inputs_id")
+            ),
             column("basis_version", StringType(), "Basis that numbers the items."),
             column("anchor_ds", DateType(), "Last day that the past may hold."),
             column("inputs_id", StringType(), "Hash of the settings and table versions that the rows were built from."),

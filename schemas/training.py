@@ -53,6 +53,7 @@ TRAINING_EXAMPLES = Table(
             _past("w_long", FloatType(), "long interactions, each halved every half-life."),
             column("targets", ArrayType(IntegerType()), "item_index of each known item on the day after, ascending."),
             column("anchor_day", IntegerType(), "anchor_ds as days since 1970-01-01.", minimum=0),
+            column("inputs_id", StringType(), "Hash of what decides the rows of the anchor; another one: built again."),
             column("basis_version", StringType(), "Basis that numbers the items."),
             column("anchor_ds", DateType(), "Last day that the past may hold."),
         ]

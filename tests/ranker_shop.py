@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from jobs.build_examples import missing_anchors, write_examples
 from jobs.config import Deployment, load_deployment
+from jobs.ingest import refresh_event_days
 from jobs.tables import Lake
 from schemas import INTERACTIONS, ITEMS
 
@@ -52,9 +53,10 @@ def shop_rows() -> list[Row]:
 
 
 def put_rows(lake: Lake, rows: list[Row]) -> None:
-    """Append interactions at noon."""
+    """Append interactions at noon, and say so in event_days as ingest does."""
     noon = [datetime(day.year, day.month, day.day, 12, tzinfo=UTC) for _, _, day in rows]
     put(lake, INTERACTIONS, [(u, i, ts, "purchase", "", None, d, d) for (u, i, d), ts in zip(rows, noon, strict=True)])
+    refresh_event_days(lake, sorted({day for _, _, day in rows}))
 
 
 def vectors() -> dict[str, list[float]]:
@@ -88,7 +90,7 @@ def make_shop(spark: SparkSession, folder: Path, file: Path, rows: list[Row] | N
 
 def add_examples(lake: Lake, deployment: Deployment, ds: date) -> None:
     """What build_examples does on ``ds``."""
-    write_examples(lake, deployment, missing_anchors(lake, deployment, ds, BASIS), BASIS, ds)
+    write_examples(lake, deployment, missing_anchors(lake, deployment, ds, BASIS), BASIS)
 
 
 def copy_of(lake: Lake, folder: Path) -> Lake:

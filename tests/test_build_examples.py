@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from pyspark.sql.types import StructField, StructType
 
 from jobs.build_examples import ExamplesOfUser, missing_anchors, write_examples
-from jobs.config import load_deployment
-from jobs.tables import Lake
+from jobs.config import Deployment, load_deployment
+from jobs.ingest import refresh_event_days
+from jobs.tables import Lake, TableError
 from lte_models.data import ExampleCollate, averaged_lte, lte_weights
 from lte_models.pooling import Weighting
-from schemas import INTERACTIONS, ITEM_EMBEDDINGS, TRAINING_EXAMPLES, Table
+from schemas import EVENT_DAYS, INTERACTIONS, ITEM_EMBEDDINGS, TRAINING_EXAMPLES, Table
 
 DS = date(2020, 12, 31)
 DAY = 86_400
@@ -152,25 +154,134 @@ def _interaction(user: str, item: str, day: date, kind: str = "purchase", hour: 
     return (user, item, datetime(day.year, day.month, day.day, hour, tzinfo=UTC), kind, "", None, day, day)
 
 
-def test_the_table_holds_each_anchor_once_and_a_later_run_adds_a_day(lake: Lake, deployment_file: Path) -> None:
-    deployment = load_deployment(
-        deployment_file, environ={"LTE_RANKER__TRAIN_DAYS": "10", "LTE_RANKER__HELD_OUT_DAYS": "2"}
+def _shop(lake: Lake, rows: Sequence[tuple[object, ...]], *, lands: date = date(2020, 1, 1)) -> None:
+    """Interactions as ingest writes them, and items 0 to 2, of which the last lands on a day of its own."""
+    _land(lake, rows)
+    first_ds = (date(2020, 1, 1), date(2020, 1, 1), lands)
+    _append(
+        lake,
+        [(f"i{i}", "basis1", i, "hash", "text", day, [1.0, 0.0]) for i, day in enumerate(first_ds)],
+        ITEM_EMBEDDINGS,
     )
-    days = [DS - timedelta(days=back) for back in range(12)]
-    rows = [_interaction("a", f"i{back % 3}", day) for back, day in enumerate(days)]
-    rows += [_interaction("b", "i1", DS, "click"), _interaction("b", "nowhere", DS - timedelta(days=4))]
+
+
+def _land(lake: Lake, rows: Sequence[tuple[object, ...]]) -> None:
     _append(lake, rows, INTERACTIONS)
-    basis = [(f"i{i}", "basis1", i, "hash", "text", date(2020, 1, 1), [1.0, 0.0]) for i in range(3)]
-    _append(lake, basis, ITEM_EMBEDDINGS)
-    yesterday = DS - timedelta(days=1)
-    anchors = missing_anchors(lake, deployment, yesterday, "basis1")
-    assert (len(anchors), anchors[-1]) == (11, yesterday - timedelta(days=1))
-    assert write_examples(lake, deployment, anchors, "basis1", yesterday) == 11  # targets 1 to 11 days before ds
-    assert missing_anchors(lake, deployment, DS, "basis1") == [yesterday]
-    assert write_examples(lake, deployment, [yesterday], "basis1", DS) == 2
-    found = lake.read(TRAINING_EXAMPLES, where={"anchor_ds": yesterday}).orderBy("user_id").collect()
+    refresh_event_days(lake, sorted({row[-1] for row in rows}))
+
+
+def _back(days: int) -> date:
+    return DS - timedelta(days=days)
+
+
+def _settings(file: Path, **changes: str) -> Deployment:
+    environ = {"LTE_RANKER__TRAIN_DAYS": "10", "LTE_RANKER__HELD_OUT_DAYS": "2"}
+    return load_deployment(file, environ=environ | {f"LTE_{name.upper()}": value for name, value in changes.items()})
+
+
+def _build(lake: Lake, deployment: Deployment, ds: date = DS) -> list[date]:
+    """A run of ``ds``; returns the anchors that it built."""
+    anchors = missing_anchors(lake, deployment, ds, "basis1")
+    write_examples(lake, deployment, anchors, "basis1")
+    return list(anchors)
+
+
+def _rows(lake: Lake) -> list[dict[str, Any]]:
+    rows = [row.asDict() for row in lake.read(TRAINING_EXAMPLES).collect()]
+    return sorted(rows, key=lambda row: (row["anchor_ds"], row["user_id"]))
+
+
+def test_the_table_holds_each_anchor_once_and_a_later_run_adds_a_day(lake: Lake, deployment_file: Path) -> None:
+    deployment = _settings(deployment_file)
+    rows = [_interaction("a", f"i{back % 3}", _back(back)) for back in range(12)]
+    _shop(lake, [*rows, _interaction("b", "i1", DS, "click"), _interaction("b", "nowhere", _back(4))])
+    anchors = missing_anchors(lake, deployment, _back(1), "basis1")
+    assert list(anchors) == [_back(back) for back in range(12, 1, -1)]
+    assert write_examples(lake, deployment, anchors, "basis1") == 11  # targets 1 to 11 days before ds
+    assert _build(lake, deployment) == [_back(1)]
+    assert _build(lake, deployment) == []  # nothing changed, nothing is built
+    found = lake.read(TRAINING_EXAMPLES, where={"anchor_ds": _back(1)}).orderBy("user_id").collect()
     assert [(row["user_id"], row["targets"]) for row in found] == [("a", [0]), ("b", [1])]
     assert found[0]["items"] == [11 % 3, *(back % 3 for back in range(10, 0, -1))]
     assert set(found[0]["types"]) == {1}  # "purchase" is the second type of the test deployment
     assert (found[1]["items"], found[1]["past_items"]) == ([], [])
     assert lake.read(TRAINING_EXAMPLES).count() == 13
+
+
+def test_a_late_event_has_the_anchors_that_it_reaches_built_again_and_no_others(
+    lake: Lake, deployment_file: Path
+) -> None:
+    deployment = _settings(deployment_file)
+    _shop(lake, [_interaction("a", "i0", _back(back)) for back in range(12) if back != 8])
+    assert _build(lake, deployment) == [_back(back) for back in range(11, 0, -1) if back != 9]  # nobody came after it
+    before = _rows(lake)
+    _land(lake, [_interaction("a", "i1", _back(5), hour=8)])
+    # a target of the anchor before it, in the past of the later ones
+    assert _build(lake, deployment) == [_back(back) for back in range(6, 0, -1)]
+    after = _rows(lake)
+    assert [row for row in after if row["anchor_ds"] < _back(6)] == [
+        row for row in before if row["anchor_ds"] < _back(6)
+    ]
+    assert [row["targets"] for row in after if row["anchor_ds"] == _back(6)] == [[0, 1]]
+    assert all(row["past_items"] == [0, 1] for row in after if row["anchor_ds"] > _back(6))
+
+
+def test_other_types_or_another_half_life_have_every_anchor_built_again(lake: Lake, deployment_file: Path) -> None:
+    _shop(lake, [_interaction("a", "i0", _back(back)) for back in range(12)])
+    kinds, weights = [], []
+    for changes in ({}, {"interactions__types": "purchase,click"}, {"lte__half_life_days": "30"}):
+        deployment = _settings(deployment_file, **changes)
+        assert len(_build(lake, deployment)) == 11
+        assert _build(lake, deployment) == []
+        rows = _rows(lake)
+        assert len(rows) == 11
+        kinds.append({kind for row in rows for kind in row["types"]})
+        weights.append(rows[-1]["past_w_short"])
+    assert kinds == [{1}, {0}, {1}]  # "purchase" comes second, first, second
+    for found, half_life in zip(weights, (90, 90, 30), strict=True):
+        assert found == pytest.approx([sum(2 ** (-age / half_life) for age in range(11))])
+
+
+def test_an_item_is_in_no_past_before_it_lands_in_a_first_run_as_in_daily_ones(
+    lake: Lake, deployment_file: Path, tmp_path: Path
+) -> None:
+    deployment = _settings(deployment_file)
+    # i2 was taken every day, and its catalogue row landed four days before ds
+    rows = [_interaction("a", item, _back(back)) for back in range(12) for item in ("i0", "i2")]
+    _shop(lake, rows, lands=_back(4))
+    _build(lake, deployment)
+    pasts = {row["anchor_ds"]: (row["past_items"], row["targets"]) for row in _rows(lake)}
+    assert pasts[_back(6)] == ([0], [0])
+    assert pasts[_back(5)] == ([0], [0, 2])  # landed on the target day: not in the past yet
+    assert pasts[_back(4)] == ([0, 2], [0, 2])
+    last = _rows(lake)[-1]
+    assert last["items"] == [0, 2] * 11  # from now on its older interactions count, too
+    daily = Lake(lake.spark, str(tmp_path / "daily"))
+    _shop(daily, rows, lands=_back(4))
+    _build(daily, deployment, _back(5))
+    assert _build(daily, deployment) == [_back(back) for back in range(5, 0, -1)]  # its landing changes no earlier one
+    assert [row for row in _rows(daily) if row["anchor_ds"] >= _back(11)] == _rows(lake)
+
+
+def test_a_table_of_the_version_before_is_built_again(lake: Lake, deployment_file: Path) -> None:
+    deployment = _settings(deployment_file)
+    _shop(lake, [_interaction("a", "i0", _back(back)) for back in range(12)])
+    before = replace(
+        TRAINING_EXAMPLES,
+        schema=StructType([field for field in TRAINING_EXAMPLES.schema if field.name != "inputs_id"]),
+    )
+    _build(lake, deployment)
+    rows, version = lake.read(TRAINING_EXAMPLES).drop("inputs_id"), lake.version(TRAINING_EXAMPLES)
+    old = Lake(lake.spark, f"{lake.root}_old")
+    old.append(rows, before)
+    old.append(lake.read(INTERACTIONS), INTERACTIONS)
+    old.append(lake.read(EVENT_DAYS), EVENT_DAYS)
+    old.append(lake.read(ITEM_EMBEDDINGS), ITEM_EMBEDDINGS)
+    with pytest.raises(TableError, match="columns on disk"):
+        missing_anchors(old, deployment, DS, "basis1")
+    old.renew(TRAINING_EXAMPLES)
+    assert len(_build(old, deployment)) == 11
+    assert _rows(old) == _rows(lake)
+    assert old.read(before, version=1).count() == 11  # its history stays
+    lake.renew(TRAINING_EXAMPLES)  # of this version: nothing happens
+    assert lake.version(TRAINING_EXAMPLES) == version

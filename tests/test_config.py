@@ -93,6 +93,10 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
             r"lte\.methods = \['recency'\]: the autoencoder needs uniform",
         ),
         ('[ranker]\nmethod = "recency"', r"ranker\.method = 'recency': publish\.method differs"),
+        (
+            '[lte]\ncount = "distinct"',
+            r"lte\.count = 'distinct': a ranker with ranker\.lte = 'prefix_token' is trained",
+        ),
         ("[ranker]\nlagged = false", r"ranker\.lagged = False: the ranker reads LTEs of window 365-0"),
         ("lte = 5", r"paths\.lte = 5: unknown key"),  # belongs to the section above it
         ("[gates", r"shop\.toml: Expected"),
@@ -129,6 +133,12 @@ def test_the_code_version_of_edited_code_is_another(tmp_path: Path) -> None:
     environ = os.environ | {"PYTHONPATH": str(tmp_path)}
     edited = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environ).stdout
     assert edited.strip() != code_version()
+
+
+def test_items_may_count_once_where_no_ranker_reads_the_ltes(tmp_path: Path) -> None:
+    distinct = '[lte]\ncount = "distinct"\n'
+    assert load(tmp_path, distinct + '[ranker]\nlte = "none"').lte.count == "distinct"
+    assert load(tmp_path, distinct + "[ranker]\nenabled = false").lte.count == "distinct"
 
 
 def test_a_wrong_variable_is_an_error_that_names_it(tmp_path: Path) -> None:

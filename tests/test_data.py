@@ -251,6 +251,27 @@ def test_bad_input_is_named() -> None:
         StreamConfig(batch_size=0)
 
 
+def test_a_bucket_with_too_many_rows_is_split_and_small_ones_stay_as_they_are(tmp_path: Path) -> None:
+    rows = pa.table({"user_id": [f"u{i}" for i in range(500)], "items": [[i] for i in range(500)]})
+    shuffled = rows.take(np.random.default_rng(0).permutation(500))
+    whole = stage(rows.to_batches(), ("user_id",), tmp_path / "whole", n_buckets=4)
+    sizes = [pq.ParquetFile(file).metadata.num_rows for file in whole.files]
+    assert (len(sizes), sum(sizes)) == (4, 500)
+    same = stage(rows.to_batches(), ("user_id",), tmp_path / "same", n_buckets=4, max_rows=max(sizes))
+    assert same.digest == whole.digest
+    first = stage(rows.to_batches(max_chunksize=7), ("user_id",), tmp_path / "a", n_buckets=4, max_rows=20)
+    second = stage(shuffled.to_batches(max_chunksize=11), ("user_id",), tmp_path / "b", n_buckets=4, max_rows=20)
+    assert first.digest == second.digest
+    assert [file.name for file in first.files] == [file.name for file in second.files]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [file.name for file in first.files]
+    tables = [pq.read_table(file) for file in first.files]
+    assert sum(-(-size // 20) for size in sizes) == len(tables)
+    assert max(table.num_rows for table in tables) <= 2 * 20  # a hash fills its buckets about evenly
+    assert all(table["user_id"].to_pylist() == sorted(table["user_id"].to_pylist()) for table in tables)
+    found = pa.concat_tables(tables).sort_by("user_id")
+    assert found.equals(rows.sort_by("user_id"))
+
+
 def test_staged_rows_do_not_depend_on_who_wrote_them(tmp_path: Path) -> None:
     rows = pa.table({"user_id": [f"u{i}" for i in range(50)], "items": [[i] for i in range(50)]})
     shuffled = rows.take(np.random.default_rng(0).permutation(50))

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -144,6 +145,32 @@ def test_one_user_is_too_few_to_judge_by(own: tuple[Lake, Deployment]) -> None:
     add_examples(lake, deployment, DS + DAY)
     train(lake, deployment, DS + DAY, BASIS)
     assert evaluate(lake, deployment, DS + DAY, BASIS).n_users == 1
+
+
+@pytest.mark.parametrize("why", ["types", "truncated", "basis"])
+def test_a_live_ranker_that_cannot_be_compared_does_not_hold_its_successor_back(
+    own: tuple[Lake, Deployment], capsys: pytest.CaptureFixture[str], why: str
+) -> None:
+    lake, deployment = own
+    live = make_live(deployment, bundle_folder(deployment, "ranker", DS))
+    folder = live_folder(deployment) / live.bundle
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if why == "types":  # a type was added after the live ranker was trained
+        manifest["config"]["types"] = ["click"]
+        said = "trained with interactions.types ['click'], configured: ['click', 'purchase']"
+    elif why == "basis":
+        manifest["basis_version"], said = "basis-0", "basis_version is 'basis-0', wanted 'basis-1'"
+    else:
+        weights = folder / manifest["weights_file"]
+        weights.write_bytes(weights.read_bytes()[:-100])
+        said = weights.name
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    verdict = evaluate(lake, deployment, DS, BASIS)
+    assert ("ndcg_at_5", "live") not in verdict.metrics
+    assert ("ndcg_at_5", "candidate") in verdict.metrics
+    shown = capsys.readouterr().err
+    assert f"evaluate_ranker: ds {DS}: the live ranker is not compared: " in shown
+    assert said in shown
 
 
 def test_missing_or_foreign_bundles_are_refused(own: tuple[Lake, Deployment]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import subprocess
@@ -17,7 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CONFIG
 
+from jobs.config import load_deployment
+from jobs.online_store import SnapshotReader
 from jobs.pipeline import REPORT_TASK, TASKS
+from jobs.publish_snapshot import open_store
 from jobs.tables import arrow_batches
 
 pytestmark = pytest.mark.slow
@@ -216,6 +220,34 @@ def test_an_erased_user_is_nowhere(shop: Path) -> None:
         held = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else path.read_text(errors="replace")
         assert "user_02" not in held, path
     assert "user_03" in {row["user_id"] for row in slice_of(shop, SECOND)}
+
+
+def test_a_shop_younger_than_the_windows_end_publishes_from_its_first_days_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The long window lies before the shop's first day: the autoencoder, which is on, has nothing to train on.
+    (tmp_path / "deployment.toml").write_text(CONFIG + MODELS)
+    write_landing(tmp_path)
+    landed = tmp_path / "landing" / "interactions" / f"ds={FIRST}" / "history.csv"
+    lines = landed.read_text().splitlines(keepends=True)
+    landed.write_text("".join(line for line in lines if "2017-06-2" in line or line.startswith("user_id")))
+    needed = ("train_autoencoder", "embed_users", "compute_drift", "validate", "publish_snapshot")
+    for job in ("ingest", "embed_items", "compute_lte", *needed):
+        module = importlib.import_module(f"jobs.{job}")
+        module.main(["--config", str(tmp_path / "deployment.toml"), "--ds", str(FIRST)])
+    said = capsys.readouterr()
+    assert "no user has a known item; there is nothing to train on; embed_users writes the uniform" in said.err
+    assert "0 failed" in said.out
+    assert not list((tmp_path / "lake" / "models").rglob("manifest.json"))
+    rows = [row for part in arrow_batches(str(tmp_path / "lake" / "user_lte")) for row in part.to_pylist()]
+    assert {row["method"] for row in rows} == {"uniform", "recency", "autoencoder"}
+    assert all(not any(row["embedding"]) and row["n_items"] == 0 for row in rows)
+    store = open_store(load_deployment(tmp_path / "deployment.toml"))
+    try:
+        live = SnapshotReader(store).manifest()
+    finally:
+        store.close()
+    assert (live.ds, live.row_count) == (FIRST, 20)
 
 
 def test_a_configuration_that_is_wrong_exits_two(shop: Path) -> None:

@@ -1,6 +1,7 @@
 """Serving: what a server finds for a user is what the evaluation of that user's example would rank first."""
 
 import json
+import shutil
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -14,8 +15,9 @@ from ranker_shop import BASIS, DIM, DS, N_ITEMS, make_shop, settings, shop_rows,
 
 from jobs.bundles import ModelError, bundle_folder
 from jobs.config import Deployment
-from jobs.live_ranker import make_live
+from jobs.live_ranker import live_ranker, make_live
 from jobs.online_store import NoLiveSnapshotError, SnapshotReader
+from jobs.operations import roll_back, roll_back_ranker
 from jobs.publish_snapshot import open_store
 from jobs.ranker_data import ExampleReader, stage_examples, user_ids
 from jobs.ranker_scores import ranker_scorer
@@ -114,6 +116,31 @@ def test_the_command_shows_what_a_server_would_find_on_the_live_day(
     assert json.loads(json.dumps(found)) == found
 
 
+def test_interactions_are_coded_as_the_ranker_was_trained(shop: tuple[Lake, Deployment], online: Deployment) -> None:
+    lake, _ = shop
+    served = served_ranker(lake, online, ANCHOR)
+    expected = example_of(lake, online, served, "u00").types
+    assert expected.unique().tolist() == [2]  # "purchase" comes second
+    for types in (("purchase", "click"), ("cart", "click", "purchase")):  # as configured after the training
+        changed = replace(online, interactions=replace(online.interactions, types=types))
+        assert example_of(lake, changed, served, "u00").types.equal(expected)
+    # a type that the ranker does not know is none to it: code 0
+    manifest = replace(served.manifest, config={**served.manifest.config, "types": ["click"]})
+    unknown = example_of(lake, online, replace(served, manifest=manifest), "u00")
+    assert unknown.types.unique().tolist() == [0]
+
+
+def test_more_items_than_are_retrieved_by_default_can_be_wanted(
+    shop: tuple[Lake, Deployment], online: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.recommend.N_RETRIEVED", 3)  # the shop has 14 items, not 500
+    _published(online, ["u00"])
+    assert len(recommendations(online, "u00", k=2)["items"]) == 2
+    assert len(recommendations(online, "u00", k=7)["items"]) == 7
+    everything = recommendations(online, "u00", k=501)["items"]
+    assert len({item["item_id"] for item in everything}) == N_ITEMS
+
+
 def test_a_stranger_gets_recommendations_too(shop: tuple[Lake, Deployment], online: Deployment) -> None:
     lake, _ = shop
     served = served_ranker(lake, online, ANCHOR)
@@ -129,6 +156,44 @@ def test_a_pair_that_does_not_match_is_not_served(shop: tuple[Lake, Deployment],
         recommend(served, SnapshotReader(open_store(online)), "u00", batch, 3)
     with pytest.raises(ModelError, match="lte_window '365-60' against '365-0'"):
         recommend(served, _published(online, ["u00"], window="365-0"), "u00", batch, 3)
+
+
+def test_a_rollback_to_what_does_not_match_needs_force(
+    shop: tuple[Lake, Deployment], online: Deployment, tmp_path: Path
+) -> None:
+    # the live ranker reads 365-60; the LTEs before these are of another window
+    _published(online, ["u00"], window="365-0")
+    with_ranker = replace(online, paths=replace(online.paths, lake=str(tmp_path / "lake")))
+    shutil.copytree(shop[0].root, tmp_path / "lake")
+    _published(online, ["u00"])
+    hint = "lte rollback --force switches all the same, lte rollback --ranker then"
+    with pytest.raises(ModelError, match=f"lte_window '365-60' against '365-0'; {hint}"):
+        roll_back(with_ranker)
+    reader = SnapshotReader(open_store(online))
+    assert reader.manifest().lte_window == "365-60"
+    assert roll_back(with_ranker, force=True)["lte_window"] == "365-0"
+    assert reader.manifest().lte_window == "365-0"
+    # a second ranker that reads 365-0 goes live; the one before it does not read what is live now
+    bundle = tmp_path / "other"
+    shutil.copytree(bundle_folder(with_ranker, "ranker", DS), bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest |= {"lte_window": "365-0", "ds": str(DS + timedelta(days=1))}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    second = make_live(with_ranker, bundle)
+    with pytest.raises(
+        ModelError, match="'365-60' against '365-0'; lte rollback --ranker --force switches all the same"
+    ):
+        roll_back_ranker(with_ranker)
+    assert live_ranker(with_ranker) == second
+    assert roll_back_ranker(with_ranker, force=True).ds == str(DS)
+    assert roll_back(with_ranker)["lte_window"] == "365-60"  # matches again: no force is needed
+    with pytest.raises(ModelError, match="'365-0' against '365-60'"):
+        roll_back_ranker(with_ranker)
+
+
+def test_a_ranker_rolls_back_where_nothing_was_published(online: Deployment, shop: tuple[Lake, Deployment]) -> None:
+    with pytest.raises(ModelError, match="no earlier ranker to switch back to"):
+        roll_back_ranker(online)
 
 
 def test_nothing_is_served_before_a_ranker_is_live(shop: tuple[Lake, Deployment], deployment: Deployment) -> None:

@@ -316,6 +316,19 @@ def test_comments_constraints_and_retention_are_in_the_table_itself(engine_lake:
     assert fields["count"].metadata["comment"] == "A small number."
 
 
+def test_maintenance_gives_a_table_the_horizon_that_is_configured_now(engine_lake: Lake) -> None:
+    engine_lake.append(frame(engine_lake.spark, row(1)), EVERY_TYPE)
+    longer = Lake(engine_lake.spark, engine_lake.root, rollback_days=45)
+    longer.vacuum(EVERY_TYPE)
+    kept = deltalake.DeltaTable(longer.path(EVERY_TYPE)).metadata().configuration
+    assert kept["delta.deletedFileRetentionDuration"] == kept["delta.logRetentionDuration"] == "interval 45 days"
+    version = longer.version(EVERY_TYPE)
+    longer.vacuum(EVERY_TYPE)
+    assert longer.version(EVERY_TYPE) == version
+    engine_lake.append(frame(engine_lake.spark, row(2)), EVERY_TYPE)
+    assert [r[0] for r in contents(longer)] == [1, 2]
+
+
 def test_batches_stream_a_slice(engine_lake: Lake) -> None:
     assert list(engine_lake.batches(EVERY_TYPE)) == []
     engine_lake.append(frame(engine_lake.spark, row(1), row(2), row(3, NEXT)), EVERY_TYPE)

@@ -10,10 +10,10 @@ from pyspark.sql.types import StructField, StructType
 
 import jobs.train_autoencoder as train_job
 from jobs.config import Deployment, LteWindow, load_deployment
-from jobs.embed_users import autoencoder_ltes, encode_task
+from jobs.embed_users import autoencoder_ltes, encode_task, knows_an_item
 from jobs.model_data import ModelError, basis_matrix, bundle_folder
 from jobs.tables import Lake
-from jobs.train_autoencoder import train, user_histories, vocabulary, write_histories
+from jobs.train_autoencoder import NoKnownItemError, train, user_histories, vocabulary, write_histories
 from lte_models.checkpoint import CheckpointError, load_bundle
 from lte_models.train import STATE
 from schemas import INTERACTIONS, ITEM_EMBEDDINGS, USER_LTE, Table
@@ -219,12 +219,48 @@ def test_a_bundle_of_another_basis_or_window_is_refused(trained: tuple[Lake, Dep
         encode_task(lake, folder, BASIS, "365-0")
 
 
+@pytest.mark.parametrize("user", ["u9", "u17", "u43"])  # each alone is in fold 0, which is held out otherwise
+def test_a_shop_whose_users_are_all_in_the_held_out_fold_trains_on_them(
+    lake: Lake, deployment_file: Path, user: str
+) -> None:
+    environ = {"LTE_AUTOENCODER__EPOCHS": "2", "LTE_PATHS__LAKE": lake.root, "LTE_TRACKING__URI": ""}
+    deployment = load_deployment(deployment_file, environ=environ)
+    # "new" is in another fold, but knows no item: nothing to train on
+    _write(lake, [_interaction(user, f"i{item}", 100) for item in range(3)] + [_interaction("new", "i0", 2)])
+    write_histories(lake, deployment, DS, BASIS)
+    folds = {row["user_id"]: row["fold"] for row in _histories(lake).collect()}
+    assert folds[user] == 0 != folds["new"]
+    assert train(lake, deployment, DS, BASIS)["n_epochs", ""] == 2
+    assert len(load_bundle(bundle_folder(deployment, "autoencoder", DS), kind="autoencoder").item_ids) == 3
+
+
+def test_before_any_known_item_is_in_the_window_everybody_gets_the_uniform_average(
+    lake: Lake, deployment_file: Path
+) -> None:
+    deployment = load_deployment(deployment_file, environ={"LTE_PATHS__LAKE": lake.root})
+    _write(lake, [_interaction("young", "i0", 30), _interaction("lost", "nowhere", 100)])
+    write_histories(lake, deployment, DS, BASIS)
+    with pytest.raises(
+        NoKnownItemError, match=r"user_histories, ds 2020-12-31, lte_window 365-60: no user has a known"
+    ):
+        train(lake, deployment, DS, BASIS)
+    assert not bundle_folder(deployment, "autoencoder", DS).exists()
+    assert not knows_an_item(lake, DS, str(WINDOW))
+    zero = [0.0] * 4
+    slices = [("young", zero, 0, 0), ("lost", zero, 0, 1)]
+    _append(lake, [(*row, BASIS, DS, "uniform", str(WINDOW)) for row in slices], USER_LTE)
+    rows = autoencoder_ltes(lake, None, DS, str(WINDOW)).collect()
+    found = sorted((row["user_id"], row["embedding"], row["n_items"], row["n_unknown"]) for row in rows)
+    assert found == sorted(slices)
+    assert {row["method"] for row in rows} == {"autoencoder"}
+
+
 def test_missing_input_is_named(lake: Lake, deployment_file: Path) -> None:
     deployment = load_deployment(deployment_file, environ={"LTE_PATHS__LAKE": lake.root})
     _write(lake, [_interaction("lost", "nowhere", 100)])
     with pytest.raises(ModelError, match="item_embeddings, basis_version other: there is no vector"):
         basis_matrix(lake, "other")
-    with pytest.raises(ModelError, match=r"ds 2020-12-31.*no user has a known item"):
+    with pytest.raises(NoKnownItemError, match=r"ds 2020-12-31.*no user has a known item"):
         vocabulary(_histories(lake), N_ITEMS, f"table user_histories, ds {DS}")
     with pytest.raises(CheckpointError, match="there is no bundle"):
         encode_task(lake, bundle_folder(deployment, "autoencoder", DS), BASIS, str(WINDOW))
