@@ -27,7 +27,7 @@ from pyspark.sql.types import StructField, StructType
 
 from jobs.basis import read_basis
 from jobs.build_examples import ExamplesOfUser, user_events
-from jobs.config import Deployment, ExperimentSection
+from jobs.config import Deployment, ExperimentSection, code_version
 from jobs.experiment_plan import ExampleSet
 from jobs.histories import known_items
 from jobs.model_data import ModelError
@@ -153,6 +153,7 @@ class ExampleBuilder:
             "versions": [self.lake.version(INTERACTIONS), self.lake.version(ITEM_EMBEDDINGS)],
             "half_life_days": self.deployment.lte.half_life_days,
             "types": self.deployment.interactions.types,
+            "code": code_version(),
         }
         return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
 
