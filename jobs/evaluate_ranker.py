@@ -17,10 +17,12 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
+from pyspark.sql import functions as F
 
-from jobs.basis import configured_basis
+from jobs.basis import configured_basis, read_basis
 from jobs.config import Deployment, job_parser, load_deployment
 from jobs.entry import is_off, run_job, say
+from jobs.histories import known_items
 from jobs.live_ranker import live_bundle_folder, live_ranker, make_live, require_pair
 from jobs.model_data import ModelError, bundle_folder, record_model
 from jobs.publish_snapshot import RUN_TYPES
@@ -44,7 +46,7 @@ from lte_models.checkpoint import Bundle, CheckpointError, load_bundle, read_man
 from lte_models.data import ExampleCollate
 from lte_models.metrics import compare
 from lte_models.train import leave_a_core_free
-from schemas import LIVE_SNAPSHOT, METRICS
+from schemas import INTERACTIONS, LIVE_SNAPSHOT, METRICS
 
 JOB = "evaluate_ranker"
 EASE_ANCHORS = 14
@@ -99,12 +101,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         verdict = evaluate(lake, config.deployment, config.ds, basis_version)
         outcome = decide(lake, config, verdict)
-        lake.record_metrics(config.ds, JOB, verdict.metrics | {"went_live": float(outcome.name == "live")})
+        counts = next_items(lake, config.ds, basis_version)
+        lake.record_metrics(config.ds, JOB, verdict.metrics | counts | {"went_live": float(outcome.name == "live")})
         manifest = read_manifest(bundle_folder(config.deployment, "ranker", config.ds))
         record_model(lake, JOB, manifest, outcome.name, outcome.text)
     if outcome.name == "refused":
         raise ModelError(outcome.text)
     print(outcome.text, flush=True)
+
+
+def next_items(lake: Lake, ds: date, basis_version: str) -> dict[str, float]:
+    """Count the next items of ``ds``, one a user and item, and those of them that no model can rank.
+
+    Args:
+        lake: Reads interactions and the basis.
+        ds: Holdout day.
+        basis_version: Basis of the items.
+
+    Returns:
+        ``n_next_items``, and ``n_next_items_unknown``: without a vector at the end of the day before.
+    """
+    taken = lake.read(INTERACTIONS, where={"event_date": ds}).select("user_id", "item_id").distinct()
+    known = known_items(read_basis(lake, basis_version), ds - timedelta(days=1)).select("item_id")
+    unknown = taken.join(F.broadcast(known), "item_id", "left_anti")
+    return {"n_next_items": float(taken.count()), "n_next_items_unknown": float(unknown.count())}
 
 
 def was_too_early(lake: Lake, ds: date) -> bool:

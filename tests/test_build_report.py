@@ -67,6 +67,7 @@ def shop(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     ranked[("ndcg_at_10", "candidate")] = 0.111
     compared = {(name, "candidate over popularity_7d"): 0.25 for name in ("uplift", "uplift_low", "uplift_high", "p")}
     groups = {("ndcg_at_500", "candidate/1-5"): 0.123, ("n_users", ""): 55.0, ("went_live", ""): 1.0}
+    groups |= {("n_next_items", ""): 640.0, ("n_next_items_unknown", ""): 3.0}
     lake.record_metrics(DS, "evaluate_ranker", ranked | compared | groups)
     lake.record_metrics(DS, "train_ranker", {("loss", f"epoch {n}"): 1 / n for n in (1, 2, 3)})
     return deployment, page(found := gather(deployment, DS, {}), deployment), found
@@ -115,7 +116,8 @@ def test_nothing_on_the_page_is_markup_of_the_data_or_needs_a_network(shop, read
 
 
 def test_the_ranker_and_its_curves(read: Text) -> None:
-    assert "every next item on 2025-06-30, 55 users. The candidate went live" in read.text.replace(" .", ".")
+    assert "every next item on 2025-06-30, 55 users. 3 of 640 next items had no vector on the day before" in read.text
+    assert "The candidate went live" in read.text
     assert "candidate 0.437" in read.text
     assert "popularity_7d 0.297" in read.text
     assert "candidate over popularity_7d 25.00% 25.00% 25.00% 0.25" in read.text

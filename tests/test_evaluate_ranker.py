@@ -7,14 +7,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIG
-from lte_builders import put
+from lte_builders import put, put_basis
 from pyspark.sql import SparkSession
-from ranker_shop import BASIS, DS, N_ITEMS, N_USERS, add_examples, copy_of, make_shop, put_rows, settings, shop_rows
+from ranker_shop import (
+    BASIS,
+    DIM,
+    DS,
+    N_ITEMS,
+    N_USERS,
+    add_examples,
+    copy_of,
+    make_shop,
+    put_rows,
+    settings,
+    shop_rows,
+)
 from torch import Tensor
 
 from jobs.bundles import ModelError, bundle_folder
 from jobs.config import Deployment
-from jobs.evaluate_ranker import EvaluateConfig, against, collapsed, decide, evaluate, judge, parse_flags
+from jobs.evaluate_ranker import EvaluateConfig, against, collapsed, decide, evaluate, judge, next_items, parse_flags
 from jobs.live_ranker import live_bundle_folder, live_folder, live_ranker, make_live, require_pair, switch_back
 from jobs.ranker_data import ExampleReader, Shop, load_shop, stage_examples, user_ids
 from jobs.ranker_scores import HoldoutFacts, Scored, baseline_scorers, holdout_facts, newest, score, table_rows
@@ -137,6 +149,18 @@ def test_a_day_on_which_nobody_came_keeps_what_is_live(own: tuple[Lake, Deployme
     assert (verdict.n_users, outcome.name) == (0, "kept")
     assert "nothing to judge by" in outcome.text
     assert live_ranker(deployment) == before
+
+
+def test_next_items_that_no_model_can_rank_are_counted(own: tuple[Lake, Deployment]) -> None:
+    lake, _ = own
+    before = next_items(lake, DS, BASIS)
+    n_taken = len({row for row in shop_rows() if row[2] == DS})
+    assert before == {"n_next_items": n_taken, "n_next_items_unknown": 0}
+    # without a vector, twice; with one only from DS on
+    put_basis(lake, {"late": [1.0] + [0.0] * (DIM - 1)}, basis_version=BASIS, first_ds={"late": DS}, start=N_ITEMS)
+    put_rows(lake, [("u00", "ghost", DS), ("u00", "ghost", DS), ("u01", "late", DS), ("u01", "late", DS - DAY)])
+    assert next_items(lake, DS, BASIS) == {"n_next_items": n_taken + 2, "n_next_items_unknown": 2}
+    assert next_items(lake, DS + DAY, BASIS) == {"n_next_items": 0, "n_next_items_unknown": 0}
 
 
 def test_one_user_is_too_few_to_judge_by(own: tuple[Lake, Deployment]) -> None:
