@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from jobs.experiment_plan import EXPERIMENT_NAMES, INTEGRATION
+from jobs.experiment_plan import EXPERIMENT_NAMES, INTEGRATION, SEQUENCE
 
 METRIC = "ndcg_at_500"
 
@@ -93,6 +93,17 @@ def level_table(tables: Tables) -> Iterable[str]:
     )
 
 
+def seconds_table(tables: Tables) -> Iterable[str]:
+    """Seconds of a training, mean over seeds, and of building its examples."""
+    yield "\nseconds:\n"
+    yield from side_by_side(
+        tables,
+        lambda row: row["metric"] in ("train_seconds", "prepare_seconds"),
+        lambda row: f"{row['variant']}: {row['metric'].removesuffix('_seconds')}",
+        lambda row: f"{float(row['value']):.1f}",
+    )
+
+
 def main(arguments: Sequence[str]) -> None:
     """Print all tables."""
     folders = {title: Path(folder) for title, folder in (argument.split("=", 1) for argument in arguments)}
@@ -102,6 +113,8 @@ def main(arguments: Sequence[str]) -> None:
         print("\n".join(contrast_tables(tables)))
         if name == INTEGRATION:
             print("\n".join(level_table(tables)))
+        if name == SEQUENCE:
+            print("\n".join(seconds_table(tables)))
 
 
 if __name__ == "__main__":
