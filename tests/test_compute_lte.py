@@ -69,6 +69,7 @@ def with_lte(deployment, **settings):
         deployment,
         lte=LteSection(**({"windows": WINDOWS} | settings)),
         publish=dataclasses.replace(deployment.publish, window=settings.get("windows", WINDOWS)[0]),
+        ranker=dataclasses.replace(deployment.ranker, enabled=False),  # it reads no LTEs that count items once
     )
 
 

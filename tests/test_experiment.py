@@ -37,7 +37,7 @@ from jobs.experiment_examples import (
 )
 from jobs.experiment_plan import EXPERIMENT_NAMES, LTE_SET, ExampleSet, Variant, contrasts, sequence_set, variants
 from jobs.experiment_report import GROUP_NAMES, experiment_text, percent, signs, write_plot
-from jobs.experiment_statistics import Compared, Holdout, best_baseline, best_power, contrast_rows, spread
+from jobs.experiment_statistics import Compared, Holdout, best_baseline, best_power, contrast_rows, groups, spread
 from jobs.experiment_training import (
     AutoencoderWork,
     Prepared,
@@ -510,8 +510,8 @@ def test_tables_hold_what_the_issue_asks_for(all_run: Any) -> None:
     _, found, _ = all_run
     labels = {row["variant"] for row in found["integration"]}
     assert {*job.BASELINE_LABELS.values(), "no LTE", "prefix token, uniform, [365,60]"} <= labels
-    groups = {row["short_history"] for row in found["integration"]}
-    assert {"all", "6-20", ">20"} <= groups
+    lengths = {row["short_history"] for row in found["integration"]}
+    assert {"all", "6-20", ">20"} <= lengths
     assert {row["targets"] for row in found["integration"]} == {"all", "new", "repeated"}
     metrics = {row["metric"] for row in found["sequence-length"]}
     assert {"train_seconds", "prepare_seconds"} <= metrics
