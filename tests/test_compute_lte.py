@@ -125,10 +125,11 @@ STRANGE_EVENT = st.tuples(
 )
 
 
-def test_equals_plain_loops_for_any_days_clocks_and_repeats(spark_engine, deployment, tmp_path_factory):
+def test_equals_plain_loops_for_any_days_clocks_and_repeats(spark_engine, deployment, tmp_path_factory, request):
     vectors = {"a": [1.0, 0.0, 0.0, 0.0], "b": [0.0, 0.6, 0.8, 0.0], "c": [0.5] * 4, "new": [0.0, 0.0, 0.0, 1.0]}
 
-    @settings(max_examples=6)
+    # A lake an example takes Apache Spark ten seconds.
+    @settings(max_examples=3 if "apache_spark" in request.node.name else 6)
     @given(written=st.lists(STRANGE_EVENT, min_size=1, max_size=25), count=st.sampled_from(["each", "distinct"]))
     def check(written, count):
         lake = Lake(spark_engine, str(tmp_path_factory.mktemp("lake")))
