@@ -25,9 +25,9 @@ from pyspark.sql.types import ArrayType, IntegerType, StructField, StructType
 
 from jobs.basis import configured_basis, read_basis
 from jobs.config import Deployment, LteWindow, parse_config
-from jobs.entry import is_off, run_job
+from jobs.entry import is_off, run_job, say
 from jobs.histories import in_window, known_items
-from jobs.tables import Lake, open_lake
+from jobs.tables import Lake, Predicate, open_lake
 from schemas import EVENT_DAYS, INTERACTIONS, TRAINING_EXAMPLES
 
 JOB = "build_examples"
@@ -50,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         lake.renew(TRAINING_EXAMPLES)
         anchors = missing_anchors(lake, config.deployment, config.ds, basis_version)
         n_rows = write_examples(lake, config.deployment, anchors, basis_version)
-        lake.record_metrics(config.ds, JOB, {"n_anchors": float(len(anchors)), "n_examples": float(n_rows)})
+        say(JOB, f"{len(anchors)} anchors built, {n_rows} examples")
+        # What the day has, not what this run built: a rerun builds nothing and records the same.
+        newest: Predicate = {"basis_version": basis_version, "anchor_ds": config.ds - timedelta(days=1)}
+        n_examples = lake.read(TRAINING_EXAMPLES, where=newest).count()
+        lake.record_metrics(config.ds, JOB, {"n_examples": float(n_examples)})
 
 
 def missing_anchors(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> dict[date, str]:

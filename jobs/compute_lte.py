@@ -220,7 +220,9 @@ def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> dict[str | tuple[str, 
 
     The settings are recorded because LTEs of two days can be compared only where these agree.
     """
-    slices = lake.read(USER_LTE, where={"ds": ds}).groupBy("method", "lte_window")
+    # Of this job's methods only: those of a model are there on a rerun, and were not the first time.
+    pooled = lake.read(USER_LTE, where={"ds": ds, "method": POOLED_METHODS})
+    slices = pooled.groupBy("method", "lte_window")
     totals = slices.agg(
         F.count("*").alias("n_users"),
         F.sum("n_items").alias("n_items"),
