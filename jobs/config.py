@@ -26,8 +26,8 @@ LOCAL_MASTER = re.compile(r"^(sail|local(\[(\*|\d+)(,\d+)?\])?|yarn|(spark|k8s|s
 CONFIG_EXIT_CODE = 2
 # Packages whose code the code version stands for.
 PACKAGES = ("jobs", "lte_models", "schemas")
-# Windows reach as far back; both together fit into the bits of an age.
-LONGEST_OFFSET_DAYS = 3650
+# Of a window, and of an offset before it: both together fit into the bits of an age.
+LONGEST_DAYS = 3650
 # A copy of lte_models.ranker.LTE_MODES: reading a configuration must not load torch. A test holds them equal.
 LTE_MODES = ("none", "late_fusion", "feature_injection", "prefix_token")
 
@@ -85,7 +85,7 @@ class LteWindow:
         assert match is not None  # for the type checker: _require has raised
         window = cls(int(match[1]), int(match[2]))
         _require(window.start_days > window.end_days, key, text, "the older end comes first and is the larger")
-        _require(window.start_days <= 3650, key, text, "longer than ten years")
+        _require(window.start_days <= LONGEST_DAYS, key, text, "longer than ten years")
         return window
 
     def __str__(self) -> str:
@@ -208,11 +208,11 @@ class DriftSection:
         """Refuse offsets that are no days, and none of one day: gates and `lte user` compare with yesterday."""
         _require(
             min(self.offsets_days, default=0) == 1
-            and max(self.offsets_days) <= LONGEST_OFFSET_DAYS
+            and max(self.offsets_days) <= LONGEST_DAYS
             and len(set(self.offsets_days)) == len(self.offsets_days),
             "drift.offsets_days",
             self.offsets_days,
-            f"whole days up to {LONGEST_OFFSET_DAYS}, each once, 1 among them",
+            f"whole days up to {LONGEST_DAYS}, each once, 1 among them",
         )
 
 

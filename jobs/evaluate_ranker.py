@@ -122,9 +122,10 @@ def next_items(lake: Lake, ds: date, basis_version: str) -> dict[str, float]:
         ``n_next_items``, and ``n_next_items_unknown``: without a vector at the end of the day before.
     """
     taken = lake.read(INTERACTIONS, where={"event_date": ds}).select("user_id", "item_id").distinct()
-    known = known_items(read_basis(lake, basis_version), ds - timedelta(days=1)).select("item_id")
-    unknown = taken.join(F.broadcast(known), "item_id", "left_anti")
-    return {"n_next_items": float(taken.count()), "n_next_items_unknown": float(unknown.count())}
+    known = known_items(read_basis(lake, basis_version), ds - timedelta(days=1)).select("item_id", "item_index")
+    both = taken.join(F.broadcast(known), "item_id", "left")
+    [counts] = both.agg(F.count("*").alias("taken"), F.count("item_index").alias("known")).collect()
+    return {"n_next_items": float(counts.taken), "n_next_items_unknown": float(counts.taken - counts.known)}
 
 
 def was_too_early(lake: Lake, ds: date) -> bool:

@@ -13,18 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.experiment_plan import SEQUENCE
-from jobs.experiment_statistics import MAIN_METRIC, NEXT_ITEM_METRIC, SIGNIFICANT, groups
+from jobs.experiment_statistics import MAIN_METRIC, NEXT_ITEM_METRIC, SHORT_GROUPS, SIGNIFICANT, groups
 
 Row = Mapping[str, Any]
 # Of groups() without the first, which is everything.
-GROUP_NAMES = (
-    "short history 0",
-    "short history 1-5",
-    "short history 6-20",
-    "short history >20",
-    "new items",
-    "repeated",
-)
+GROUP_NAMES = (*(f"short history {name}" for name in SHORT_GROUPS), "new items", "repeated")
 HEAD = ("variant", "NDCG", "uplift", "95 % interval", "p", "seeds", "verdict", "next-item", "paper")
 
 
