@@ -44,7 +44,7 @@ test-control: $(READY) ## the made shop's negative control, with trained rankers
 	@$(BIN)/python -m pytest -m control $(PYTEST_ARGS)
 
 test-backfill: $(READY) ## a week's backfill under a real scheduler, all jobs, twice (20 minutes)
-	@$(BIN)/python -m pytest tests/test_airflow.py -k backfill --backfill-days 7
+	@$(BIN)/python -m pytest tests/system/test_airflow.py -k backfill --backfill-days 7
 
 lint: $(READY) ## ruff, format, mypy --strict, import-linter
 	$(BIN)/ruff check .

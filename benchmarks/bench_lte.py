@@ -40,10 +40,12 @@ from made_shop import BASIS, DS, Events, MadeShop, events, ids, vectors, write_l
 from scipy import sparse
 
 from jobs.compute_lte import write_lte
-from jobs.config import LteWindow, load_deployment
-from jobs.histories import window_days
-from jobs.sessions import spark_session
-from jobs.tables import arrow_batches, open_lake
+from jobs.config.loading import load_deployment
+from jobs.config.window import LteWindow
+from jobs.lake.delta_files import arrow_batches
+from jobs.lake.lake import open_lake
+from jobs.lake.sessions import spark_session
+from jobs.lte.windows import window_days
 from schemas import USER_LTE
 
 WINDOW = LteWindow(365, 60)

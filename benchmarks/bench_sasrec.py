@@ -35,19 +35,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lte_models.data import (
-    EXAMPLE_COLUMNS,
-    ExampleBatch,
-    ExampleCollate,
-    RowGroupStream,
-    StagedRows,
-    StreamConfig,
-    batches,
-    stage,
-)
-from lte_models.metrics import query_metrics
-from lte_models.ranker import Catalogue, Context, Objective, Ranker, RankerConfig, ranker_loss
-from lte_models.train import Task, TrainConfig, Trainer
+from lte_models.evaluation.metrics import query_metrics
+from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, ExampleCollate
+from lte_models.ranker.loss import Objective, ranker_loss
+from lte_models.ranker.model import Context, Ranker
+from lte_models.ranker.towers import Catalogue, RankerConfig
+from lte_models.training.stream import RowGroupStream, StagedRows, StreamConfig, batches, stage
+from lte_models.training.trainer import Task, TrainConfig, Trainer
 
 PEER = "rectools[torch]==0.19.0"
 ENVIRONMENT = Path(__file__).resolve().parent.parent / "build" / "peer-rectools"

@@ -34,10 +34,11 @@ import psutil
 import pyarrow as pa
 import redis
 
-from jobs.online_store import OnlineStore, SnapshotReader
-from jobs.store_lmdb import LmdbStore
-from jobs.store_publish import SnapshotSource, publish
-from jobs.store_redis import RedisStore
+from jobs.store.lmdb_store import LmdbStore
+from jobs.store.protocol import OnlineStore
+from jobs.store.publish import SnapshotSource, publish
+from jobs.store.reader import SnapshotReader
+from jobs.store.redis_store import RedisStore
 
 BATCH_ROWS = 4096
 

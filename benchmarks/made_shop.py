@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.tables import Lake, table_path
+from jobs.lake.delta_files import table_path
+from jobs.lake.lake import Lake
 from schemas import EVENT_DAYS, INTERACTIONS, ITEM_EMBEDDINGS, Table
 
 DS = date(2025, 6, 30)

@@ -7,25 +7,25 @@ failed before, with what is there; what is missing is named.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import jinja2
 
-from jobs.config import Deployment, code_version, job_parser, load_deployment
-from jobs.entry import run_job
-from jobs.gate_pages import claim, docs_index, docs_page, report_page
-from jobs.report_facts import Facts, Row, coverage, gather
-from jobs.report_plots import activity_plot, coverage_plot, curve_plot, drift_plot, n_items_plot, norm_plot
+from jobs.config.loading import load_deployment
+from jobs.config.sections import Deployment
+from jobs.report.facts import Facts, coverage, gather
+from jobs.report.plots import activity_plot, coverage_plot, curve_plot, drift_plot, n_items_plot, norm_plot
+from jobs.report.tables import _link, autoencoder, drifts, gates, ingest_totals, ranker, slices, verdict
+from jobs.runtime.code_version import code_version
+from jobs.runtime.entry import run_job
+from jobs.runtime.flags import job_parser
+from jobs.runtime.pages import claim, docs_index, report_page
 
 JOB = "build_report"
 TEMPLATES = Path(__file__).parent / "templates"
-SAMPLE_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def parse_flags(argv: Sequence[str] | None) -> ReportConfig:
     """Read the flags and the configuration.
 
     Raises:
-        jobs.config.ConfigError: See :func:`jobs.config.load_deployment`.
+        jobs.config.window.ConfigError: See :func:`jobs.config.loading.load_deployment`.
         SystemExit: The flags are wrong (exit code 2).
     """
     parser = job_parser(JOB, __doc__)
@@ -104,11 +104,6 @@ def page(facts: Facts, deployment: Deployment) -> str:
     )
 
 
-def _link(target: Path, deployment: Deployment, ds: date) -> str:
-    """Address of a file relative to the page, so that both folders can be moved together."""
-    return quote(os.path.relpath(target, report_page(deployment, ds).parent))
-
-
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
@@ -121,19 +116,6 @@ def _share(value: float | None) -> str:
 
 def _cosine(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-def verdict(facts: Facts) -> dict[str, str]:
-    """The first line: what came of this day."""
-    failed = [gate for gate in facts.gates if not gate["success"]]
-    missing = [step.task for step in facts.steps if step.tone == "bad"]
-    is_live = facts.live is not None and facts.live["ds"] == str(facts.ds)
-    if failed:
-        return {"tone": "bad", "text": f"Not published: {len(failed)} of {len(facts.gates)} expectations failed"}
-    if missing:
-        live = "Live, but incomplete" if is_live else "Incomplete"
-        return {"tone": "bad", "text": f"{live}: {', '.join(missing)} failed or left nothing"}
-    return {"tone": "good", "text": "Live" if is_live else "Complete; another day is live"}
 
 
 def plots(facts: Facts) -> dict[str, str]:
@@ -151,132 +133,6 @@ def plots(facts: Facts) -> dict[str, str]:
         if curves := facts.curves(job):
             pictures[job] = curve_plot(curves)
     return pictures
-
-
-def ingest_totals(facts: Facts) -> list[dict[str, Any]]:
-    """A row a target: files, read, accepted, duplicate, quarantined, and whether none is lost."""
-    totals = []
-    for target in sorted({row["target"] for row in facts.ingest}):
-        rows = [row for row in facts.ingest if row["target"] == target]
-        n = {
-            name: sum(row[f"rows_{name}"] for row in rows) for name in ("read", "accepted", "duplicate", "quarantined")
-        }
-        is_conserved = n["read"] == n["accepted"] + n["duplicate"] + n["quarantined"]
-        files = sum(bool(row["source_file"]) for row in rows)
-        totals.append({"target": target, "files": files, **n, "is_conserved": is_conserved})
-    return totals
-
-
-def slices(facts: Facts) -> list[dict[str, Any]]:
-    """A row a method and window: users, interactions, norms."""
-    measured = facts.of_job("compute_lte") | facts.of_job("validate") | facts.of_job("compute_drift")
-    labels = sorted({label for metric, label in measured if metric in ("norm_min", "n_zero_users")})
-    names = ("n_users", "n_zero_users", "n_items", "n_unknown", "unknown_share", "norm_min", "norm_mean", "norm_max")
-    lte = facts.of_job("validate") | facts.of_job("compute_lte") | facts.of_job("compute_drift")
-    return [{"label": label, **{name: lte.get((name, label)) for name in names}} for label in labels]
-
-
-def drifts(facts: Facts) -> list[dict[str, Any]]:
-    """A row a method, window and offset: Table 2 of the paper and how close drift came to its bound."""
-    found = facts.of_job("compute_drift")
-    labels = sorted({label for metric, label in found if metric == "n_bound_broken"}, key=_by_offset)
-    names = ("n_users", "n_stale", "n_bound_broken", "mean_tau", "mean_cosine", "cosine_p01", "drift_p50", "drift_p99")
-    more = ("bound_share_max", "mean_centred_cosine", "own_nearest_share")
-    return [{"label": label, **{name: found.get((name, label)) for name in (*names, *more)}} for label in labels]
-
-
-def _by_offset(label: str) -> tuple[str, int]:
-    head, _, offset = label.rpartition("/")
-    return head, int(offset)
-
-
-def autoencoder(facts: Facts) -> dict[str, Any] | None:
-    """Quantiles against yesterday and uniform by activity, and what the training measured; None where there is none."""
-    measured, trained = facts.of_job("validate"), facts.of_job("train_autoencoder")
-    labels = [label for metric, label in measured if metric == "autoencoder_uniform_cosine_p50"]
-    if not labels and not trained:
-        return None
-    names = [
-        "n_users",
-        *(f"{name}_{q}" for name in ("cosine", "drift", "uniform_cosine") for q in ("p01", "p50", "p99")),
-    ]
-    rows = [{"label": each, **{name: measured.get((f"autoencoder_{name}", each)) for name in names}} for each in labels]
-    plain = {metric: value for (metric, label), value in trained.items() if not label}
-    return {"rows": rows, "trained": plain}
-
-
-def ranker(facts: Facts) -> dict[str, Any] | None:
-    """Metrics a model, the candidate's comparisons, and what the training measured; None where there is none."""
-    measured, trained = facts.of_job("evaluate_ranker"), facts.of_job("train_ranker")
-    if not measured and not trained:
-        return None
-    main = _main_metric(measured)
-    models = [label for metric, label in measured if metric == main and "/" not in label]
-    names = list(dict.fromkeys(metric for metric, label in measured if label in models))
-    rows = [{"model": model, "values": [measured.get((name, model)) for name in names]} for model in models]
-    compared = [
-        {"label": label, **{name: measured.get((name, label)) for name in ("uplift", "uplift_low", "uplift_high", "p")}}
-        for metric, label in measured
-        if metric == "uplift"
-    ]
-    groups = _groups(measured, models, main)
-    plain = {metric: value for (metric, label), value in trained.items() if not label}
-    day = {metric: value for (metric, label), value in measured.items() if not label}
-    return {"names": names, "rows": rows, "compared": compared, "groups": groups, "trained": plain, "day": day}
-
-
-def _main_metric(measured: Mapping[tuple[str, str], float]) -> str:
-    """NDCG at the largest cutoff, which models are compared by."""
-    cutoffs = {int(metric.removeprefix("ndcg_at_")) for metric, _ in measured if metric.startswith("ndcg_at_")}
-    return f"ndcg_at_{max(cutoffs, default=0)}"
-
-
-def _groups(measured: Mapping[tuple[str, str], float], models: Sequence[str], main: str) -> dict[str, Any]:
-    """NDCG by the length of the short history, and apart for repeated and new items."""
-    names = list(dict.fromkeys(label.split("/", 1)[1] for metric, label in measured if metric == main and "/" in label))
-    rows = [{"model": model, "values": [measured.get((main, f"{model}/{name}")) for name in names]} for model in models]
-    return {"names": names, "rows": rows}
-
-
-def gates(facts: Facts, deployment: Deployment) -> dict[str, Any]:
-    """Failed, skipped and held expectations, each with its page in the Data Docs and its sample rows."""
-    has_docs = docs_index(deployment, facts.ds).exists()
-    rows = [
-        {**gate, "page": _docs_link(gate, facts, deployment) if has_docs else None, **_sample(gate)}
-        for gate in facts.gates
-    ]
-    held = [row for row in rows if row["success"] and row["skipped"] is None]
-    return {
-        "failed": [row for row in rows if not row["success"]],
-        "skipped": [row for row in rows if row["skipped"] is not None],
-        "held": {
-            table: [row for row in held if row["table"] == table]
-            for table in dict.fromkeys(row["table"] for row in held)
-        },
-        "n": len(rows),
-    }
-
-
-def _docs_link(gate: Row, facts: Facts, deployment: Deployment) -> str:
-    folder = docs_index(deployment, facts.ds).parent
-    return _link(folder / docs_page(gate["table"], gate["expectation"], facts.ds), deployment, facts.ds)
-
-
-def _sample(gate: Row) -> dict[str, Any]:
-    """Sample rows as a table: columns and values."""
-    found = _rows_of(gate["sample"])
-    if found and all(isinstance(row, dict) for row in found):
-        columns = list(found[0])
-        return {"columns": columns, "rows": [[row.get(name) for name in columns] for row in found[:SAMPLE_ROWS]]}
-    return {"columns": ["value"] if found else [], "rows": [[value] for value in found[:SAMPLE_ROWS]]}
-
-
-def _rows_of(sample: str | None) -> list[Any]:
-    try:
-        found = json.loads(sample or "[]")
-    except ValueError:  # a user was erased from it
-        found = [sample]
-    return found if isinstance(found, list) else [found]
 
 
 if __name__ == "__main__":

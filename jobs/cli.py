@@ -13,11 +13,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs.config import Deployment, default_config, load_deployment, parse_ds
-from jobs.entry import FAILED_EXIT_CODE, run_job
+from jobs.config.loading import default_config, load_deployment
+from jobs.config.sections import Deployment
+from jobs.runtime.entry import FAILED_EXIT_CODE, run_job
+from jobs.runtime.flags import parse_ds
 
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 SECRET_NAME = re.compile(r"secret|password|token|credential|access[._-]?key", re.IGNORECASE)
+
 EPILOG = """
 The deployment is named by --config or the variable LTE_CONFIG. LTE_SECTION__KEY variables override single settings,
 LTE_ENGINE__MASTER='local[2]' for one. Every command takes --json and then prints one JSON value on standard output;
@@ -43,7 +46,7 @@ def _print(as_json: bool, value: Any, text: str) -> None:
 
 
 def _run(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.pipeline import run_day
+    from jobs.commands.run import run_day
 
     results = run_day(args.config, args.ds)
     lines = [
@@ -57,21 +60,21 @@ def _run(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _status(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.status import deployment_status, status_text
+    from jobs.commands.status import deployment_status, status_text
 
     status = deployment_status(deployment, last=args.last)
     _print(args.json, status.as_json(), status_text(status))
 
 
 def _user(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.user_view import user_text, user_view
+    from jobs.commands.user import user_text, user_view
 
     view = user_view(deployment, args.user_id, n_nearest=args.nearest)
     _print(args.json, view.as_json(), user_text(view))
 
 
 def _recommend(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.recommend import recommendations, recommendations_text
+    from jobs.commands.recommend import recommendations, recommendations_text
 
     found = recommendations(deployment, args.user_id, ds=args.ds, k=args.k)
     _print(args.json, found, recommendations_text(found))
@@ -79,7 +82,7 @@ def _recommend(args: argparse.Namespace, deployment: Deployment) -> None:
 
 def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
     if deployment.publish.store == "redis":
-        from jobs.publish_snapshot import open_store
+        from jobs.store.opening import open_store
 
         # Connects to nothing, but looks at the address and the files.
         open_store(deployment).close()
@@ -111,7 +114,7 @@ def _plain(value: Any) -> Any:
 
 
 def _items(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.search_items import found_text, search_items, write_sheet
+    from jobs.commands.items import found_text, search_items, write_sheet
 
     found = search_items(deployment, like=args.like, like_image=args.like_image, n=args.nearest)
     write_sheet(deployment, found, args.out)
@@ -119,7 +122,7 @@ def _items(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.operations import roll_back
+    from jobs.commands.rollback import roll_back
 
     if args.ranker:
         _rollback_ranker(args, deployment)
@@ -131,7 +134,7 @@ def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _rollback_ranker(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.operations import roll_back_ranker
+    from jobs.commands.rollback import roll_back_ranker
 
     live = roll_back_ranker(deployment, force=args.force)
     text = (
@@ -141,7 +144,7 @@ def _rollback_ranker(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.operations import erase_user
+    from jobs.commands.erase import erase_user
 
     done = erase_user(deployment, args.user_id)
     lines = [f"erased {args.user_id!r}", *(f"  {name:20}{count:>8} rows" for name, count in done["tables"].items())]
@@ -154,7 +157,7 @@ def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _maintain(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.operations import maintain
+    from jobs.commands.maintain import maintain
 
     done = maintain(deployment)
     lines = [
@@ -166,9 +169,9 @@ def _maintain(args: argparse.Namespace, deployment: Deployment) -> None:
 
 # Commands with flags of their own.
 TOOLS = {
-    "make-sample": ("jobs.make_sample_data", "write The Complete Journey as landing files"),
-    "make-fashion": ("jobs.make_fashion_data", "make a fashion shop: items with pictures, users with tastes"),
-    "train-clip": ("jobs.train_clip", "train a CLIP on a catalogue's own pictures and texts"),
+    "make-sample": ("jobs.samples.complete_journey", "write The Complete Journey as landing files"),
+    "make-fashion": ("jobs.samples.fashion.shop", "make a fashion shop: items with pictures, users with tastes"),
+    "train-clip": ("jobs.samples.train_clip", "train a CLIP on a catalogue's own pictures and texts"),
     "experiment": ("jobs.experiment", "which LTE helps, how, and what leaks: on this deployment's own data"),
 }
 
@@ -246,7 +249,7 @@ def dispatch(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
     Raises:
-        jobs.config.ConfigError: The configuration is wrong.
+        jobs.config.window.ConfigError: The configuration is wrong.
         SystemExit: The flags are wrong (2), or a task of the day failed (1).
     """
     arguments = sys.argv[1:] if argv is None else list(argv)

@@ -17,14 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import DoubleType, IntegerType, LongType, StringType, StructField, StructType
+from pyspark.sql.types import StructField, StructType
 
-from jobs.basis import read_basis, single_basis
-from jobs.basis_matrix import BasisKey, load_matrix, pinned_basis
-from jobs.compute_lte import BLOCK_USERS, LteError, lte_settings, lte_windows, n_partitions, weightings
-from jobs.compute_lte import JOB as LTE_JOB
-from jobs.config import Deployment, LteSection, LteWindow, parse_config
-from jobs.drift_summaries import (
+from jobs.basis.matrix import load_matrix, pinned_basis
+from jobs.config.sections import Deployment
+from jobs.drift.references import find_references
+from jobs.drift.summaries import (
     SLICE,
     USER,
     MetricValues,
@@ -36,23 +34,15 @@ from jobs.drift_summaries import (
     texts,
     vectors_of,
 )
-from jobs.entry import run_job
-from jobs.histories import in_window, known_items, packed_interactions, reach, window_ages
-from jobs.history_batches import collected
-from jobs.tables import Lake, open_lake
-from lte_models import drift
-from lte_models.pooling import Histories, Weighting, window_pairs
-from schemas import EVENT_DAYS, INTERACTIONS, LTE_DRIFT, METHODS, METRICS, POOLED_METHODS, USER_LTE
+from jobs.drift.turnover import _COUNTS, lake_turnover
+from jobs.lake.lake import Lake, open_lake
+from jobs.lte.settings import BLOCK_USERS
+from jobs.runtime.entry import run_job
+from jobs.runtime.flags import parse_config
+from lte_models.averages import drift
+from schemas import LTE_DRIFT, METHODS, POOLED_METHODS, USER_LTE
 
 JOB = "compute_drift"
-
-_COUNTS = ("n_now", "n_before", "n_in", "n_out")
-_TURNOVER_SCHEMA = StructType(
-    [StructField(name, StringType()) for name in USER]
-    + [StructField("offset_days", IntegerType())]
-    + [StructField(name, LongType()) for name in _COUNTS]
-    + [StructField(name, DoubleType()) for name in ("mass_factor", "weight_distance")]
-)
 _JUDGED_SCHEMA = StructType([StructField(f.name, f.dataType) for f in LTE_DRIFT.schema if f.name != "ds"])
 
 
@@ -76,7 +66,7 @@ def write_drift(lake: Lake, deployment: Deployment, ds: date) -> MetricValues:
 
     Raises:
         LteError: user_lte has no rows of ``ds``, or they were made with other settings.
-        jobs.basis.BasisError: It holds two bases, or the basis is damaged.
+        jobs.basis.basis.BasisError: It holds two bases, or the basis is damaged.
     """
     references = find_references(lake, deployment, ds)
     basis = pinned_basis(lake, references.basis_version)
@@ -97,124 +87,6 @@ def write_drift(lake: Lake, deployment: Deployment, ds: date) -> MetricValues:
 def _whole(ds: date) -> dict[str, date | tuple[str, ...]]:
     """Slices of settings that are no longer configured go with the others."""
     return {"ds": ds, "method": METHODS}
-
-
-@dataclass(frozen=True)
-class References:
-    """Which earlier days can be compared with ds.
-
-    Attributes:
-        basis_version: Basis of the LTEs of ds.
-        offsets: Offsets, in days, of the days whose LTEs have the same basis.
-        other_settings: Those of them whose LTEs were made with another half-life or way to count: not judged.
-        other_basis: Offsets of days whose LTEs have another basis: vectors of two bases cannot be compared.
-    """
-
-    basis_version: str
-    offsets: tuple[int, ...]
-    other_settings: tuple[int, ...]
-    other_basis: tuple[int, ...]
-
-    def metrics(self) -> MetricValues:
-        """How many reference days there were, by kind."""
-        kinds = {"n_reference_days": self.offsets, "n_other_settings_days": self.other_settings}
-        kinds["n_other_basis_days"] = self.other_basis
-        return {name: float(len(offsets)) for name, offsets in kinds.items()}
-
-
-def find_references(lake: Lake, deployment: Deployment, ds: date) -> References:
-    """See which of the configured offsets have LTEs to compare with.
-
-    Raises:
-        LteError: user_lte has no rows of ``ds``, or they were made with other settings than the configured.
-        jobs.basis.BasisError: A day's rows have two bases.
-    """
-    days = {ds - timedelta(days=offset): offset for offset in deployment.drift.offsets_days}
-    averages = lake.read(USER_LTE, where={"ds": [ds, *days], "method": POOLED_METHODS})
-    found = averages.select("ds", "basis_version").distinct()
-    bases = {day: single_basis(found.where(F.col("ds") == day), f"table user_lte, ds={day}") for day in _days(found)}
-    if ds not in bases:
-        raise LteError(f"table user_lte: no rows for ds={ds}: run compute_lte first")
-    settings = lte_settings(deployment.lte)
-    recorded = _recorded_settings(lake, [ds, *days])
-    if recorded.get(ds) != settings:
-        raise LteError(
-            f"table user_lte, ds={ds}: made with {recorded.get(ds)}, configured is {settings}: run compute_lte"
-        )
-    same = {days[day] for day, basis_version in bases.items() if day != ds and basis_version == bases[ds]}
-    others = {days[day] for day in bases if day != ds} - same
-    changed = {offset for offset in same if recorded.get(ds - timedelta(days=offset)) != settings}
-    return References(bases[ds], tuple(sorted(same)), tuple(sorted(changed)), tuple(sorted(others)))
-
-
-def _days(rows: DataFrame) -> list[date]:
-    return sorted({row["ds"] for row in rows.select("ds").distinct().collect()})
-
-
-def _recorded_settings(lake: Lake, days: Sequence[date]) -> dict[date, dict[str, float]]:
-    """Settings that compute_lte recorded with its LTEs."""
-    names = list(lte_settings(LteSection()))
-    rows = lake.read(METRICS, where={"ds": list(days), "job": LTE_JOB, "metric": names}).collect()
-    found: dict[date, dict[str, float]] = {}
-    for row in rows:
-        found.setdefault(row["ds"], {})[row["metric"]] = row["value"]
-    return found
-
-
-def lake_turnover(lake: Lake, deployment: Deployment, ds: date, references: References, basis: BasisKey) -> DataFrame:
-    """What entered and left each user's windows since each reference day, from the lake's interactions."""
-    windows, offsets = lte_windows(deployment.lte), references.offsets
-    window = reach(windows, offset_days=max(offsets, default=0))
-    total = lake.read(EVENT_DAYS).where(in_window(ds, window)).agg(F.sum("n_events").alias("n")).collect()[0]["n"]
-    items = known_items(read_basis(lake, references.basis_version), ds)
-    codes = packed_interactions(lake.read(INTERACTIONS), items, ds, window)
-    task = TurnoverTask(basis, ds, tuple(windows), tuple(weightings(deployment.lte).values()), offsets)
-    partitions = n_partitions(total or 0, deployment.engine.partitions)
-    return codes.repartition(partitions, "user_id").mapInArrow(task, _TURNOVER_SCHEMA)
-
-
-@dataclass(frozen=True)
-class TurnoverTask:
-    """Counts what changed in the histories of a partition's users.
-
-    Attributes:
-        basis: Says since when each item is known.
-        ds: The later day.
-        windows: Windows to compare.
-        weightings: Methods, each over each window.
-        offsets: Days back to the earlier days.
-    """
-
-    basis: BasisKey
-    ds: date
-    windows: tuple[LteWindow, ...]
-    weightings: tuple[Weighting, ...]
-    offsets: tuple[int, ...]
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Turn (user_id, code) rows of whole users into turnover rows."""
-        users, histories = collected(batches)
-        known_age = load_matrix(self.basis).known_ages(self.ds)
-        for start in range(0, histories.n_users, BLOCK_USERS):
-            stop = min(start + BLOCK_USERS, histories.n_users)
-            yield from self._block(users.slice(start, stop - start), histories.block(start, stop), known_age)
-
-    def _block(self, users: pa.Array, histories: Histories, known_age: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
-        for window in self.windows:
-            ages = window_ages(window)
-            now = window_pairs(histories, ages)
-            for offset in self.offsets:
-                before = drift.earlier_window(histories, ages, offset_days=offset, known_age=known_age)
-                for weighting in self.weightings:
-                    changes = drift.turnover(now, before, weighting, len(known_age))
-                    yield _turnover_batch(users, (weighting.method, str(window)), offset, changes)
-
-
-def _turnover_batch(users: pa.Array, key: Slice, offset_days: int, changes: drift.Turnover) -> pa.RecordBatch:
-    labels = [pa.repeat(text, len(users)) for text in key]
-    offsets = pa.repeat(pa.scalar(offset_days, pa.int32()), len(users))
-    numbers = [pa.array(getattr(changes, name)) for name in (*_COUNTS, "mass_factor", "weight_distance")]
-    return pa.record_batch([users, *labels, offsets, *numbers], names=_TURNOVER_SCHEMA.fieldNames())
 
 
 def judged(user_lte: DataFrame, changes: DataFrame, ds: date, offsets: Sequence[int], task: JudgeTask) -> DataFrame:

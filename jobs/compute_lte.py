@@ -7,29 +7,30 @@ eight bytes a row, and each worker multiplies sparse weights by the memory-mappe
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
-from jobs.basis import configured_basis, read_basis
-from jobs.basis_matrix import BasisKey, load_matrix, pinned_basis
-from jobs.config import Deployment, LteSection, LteWindow, code_version, parse_config
-from jobs.entry import run_job
-from jobs.histories import in_window, known_items, packed_interactions, reach, window_ages
-from jobs.history_batches import collected
-from jobs.tables import Lake, open_lake
-from lte_models.pooling import (
-    DISTINCT,
+from jobs.basis.basis import configured_basis, known_items, read_basis
+from jobs.basis.matrix import BasisKey, load_matrix, pinned_basis
+from jobs.config.sections import Deployment, LteSection
+from jobs.config.window import LteWindow
+from jobs.lake.lake import Lake, open_lake
+from jobs.lte.inputs import _event_days, input_fingerprint_as_of
+from jobs.lte.packing import collected, packed_interactions
+from jobs.lte.settings import BLOCK_USERS, LteError, lte_settings, lte_windows, n_partitions, weightings
+from jobs.lte.windows import reach, window_ages
+from jobs.runtime.code_version import code_version
+from jobs.runtime.entry import run_job
+from jobs.runtime.flags import parse_config
+from lte_models.averages.pooling import (
     FloatArray,
     Histories,
     Pooled,
@@ -37,19 +38,11 @@ from lte_models.pooling import (
     long_term_embeddings,
     window_pairs,
 )
-from schemas import EVENT_DAYS, INTERACTIONS, POOLED_METHODS, RUNS, USER_LTE
+from schemas import INTERACTIONS, POOLED_METHODS, RUNS, USER_LTE
 
 JOB = "compute_lte"
-# What one partition may hold: 8 bytes an interaction in a worker, and its user ids.
-MAX_PARTITION_ROWS = 2_000_000
-# Users in one Arrow batch: 16 MB of vectors at D = 512. Sail joins smaller ones to batches of this size, which copies.
-BLOCK_USERS = 8192
 _WORKER_COLUMNS = ("user_id", "embedding", "n_items", "n_unknown", "method", "lte_window")
 _WORKER_SCHEMA = StructType([StructField(name, USER_LTE.schema[name].dataType) for name in _WORKER_COLUMNS])
-
-
-class LteError(ValueError):
-    """LTEs that cannot be computed or do not fit together; the message names table, value and ds."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,16 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_lake(config.deployment, JOB) as lake:
         write_lte(lake, config.deployment, config.ds, basis_version)
         lake.record_metrics(config.ds, JOB, lte_metrics(lake, config.deployment.lte, config.ds))
-
-
-def weightings(lte: LteSection) -> dict[str, Weighting]:
-    """The configured methods by name."""
-    return {method: Weighting(method, lte.half_life_days, lte.count) for method in lte.methods}
-
-
-def lte_windows(lte: LteSection) -> list[LteWindow]:
-    """The configured windows."""
-    return [LteWindow.parse(text) for text in lte.windows]
 
 
 def write_lte(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> None:
@@ -81,7 +64,7 @@ def write_lte(lake: Lake, deployment: Deployment, ds: date, basis_version: str) 
         basis_version: Basis to use.
 
     Raises:
-        jobs.basis.BasisError: The basis is missing or damaged.
+        jobs.basis.basis.BasisError: The basis is missing or damaged.
         LteError: There is no interaction in any window.
     """
     # The fingerprint comes first: of data that arrive meanwhile it says that the run is stale, never the contrary.
@@ -97,11 +80,6 @@ def write_lte(lake: Lake, deployment: Deployment, ds: date, basis_version: str) 
     slices = {"method": deployment.lte.methods, "lte_window": deployment.lte.windows}
     lake.replace(rows, USER_LTE, {"ds": ds, "method": POOLED_METHODS}, within=slices)
     _record_run(lake, ds, basis_version, fingerprint)
-
-
-def n_partitions(n_interactions: int, least: int) -> int:
-    """How many partitions keep each at a size that a worker can hold."""
-    return max(least, math.ceil(n_interactions / MAX_PARTITION_ROWS))
 
 
 def user_lte(
@@ -181,34 +159,6 @@ def _lte_batch(
     return pa.record_batch(columns, names=list(_WORKER_COLUMNS))
 
 
-def _event_days(lake: Lake, lte: LteSection, ds: date) -> list[Row]:
-    days = lake.read(EVENT_DAYS).where(in_window(ds, reach(lte_windows(lte))))
-    return days.select("event_date", "n_events", "checksum").collect()
-
-
-def input_fingerprint(
-    event_days: Iterable[tuple[date, int, str]], *, lte: LteSection, basis_version: str, n_known: int
-) -> str:
-    """Hash of all that LTEs follow from: equal fingerprints, equal LTEs.
-
-    Args:
-        event_days: event_date, n_events, checksum of the days that any window reaches, in any order.
-        lte: Windows, methods, half-life, way to count.
-        basis_version: Basis.
-        n_known: Items of the basis that were known by ds; they never change and never go.
-    """
-    days = sorted([day.isoformat(), n_events, checksum] for day, n_events, checksum in event_days)
-    content = {"days": days, "lte": asdict(lte), "basis_version": basis_version, "n_known": n_known}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def input_fingerprint_as_of(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> str:
-    """Fingerprint of what the tables hold now for ``ds``; a run that recorded another one is stale."""
-    days = [(day["event_date"], day["n_events"], day["checksum"]) for day in _event_days(lake, deployment.lte, ds)]
-    n_known = known_items(read_basis(lake, basis_version), ds).count()
-    return input_fingerprint(days, lte=deployment.lte, basis_version=basis_version, n_known=n_known)
-
-
 def _record_run(lake: Lake, ds: date, basis_version: str, fingerprint: str) -> None:
     row = (basis_version, fingerprint, code_version(), ds, JOB)
     runs = lake.spark.createDataFrame([row], StructType([StructField(f.name, f.dataType) for f in RUNS.schema]))
@@ -235,11 +185,6 @@ def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> dict[str | tuple[str, 
         label = f"{row['method']}/{row['lte_window']}"
         metrics |= {(name, label): row[name] for name in totals.columns if name not in ("method", "lte_window")}
     return metrics
-
-
-def lte_settings(lte: LteSection) -> dict[str, float]:
-    """The settings that decide which LTE a history gives, as metrics."""
-    return {"half_life_days": lte.half_life_days, "counts_distinct": float(lte.count == DISTINCT)}
 
 
 if __name__ == "__main__":

@@ -17,15 +17,17 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
-from jobs.basis import BasisError, catalogue_versions, encoder_config
-from jobs.config import parse_config
-from jobs.encode_task import NONE, TEXT_COLUMNS, EncodeTask
-from jobs.entry import run_job, say
-from jobs.tables import Lake, open_lake
-from lte_models.encoders import EncoderConfig, EncoderError, basis_version
+from jobs.basis.basis import BasisError, catalogue_versions, encoder_config
+from jobs.basis.encode import NONE, TEXT_COLUMNS, EncodeTask
+from jobs.lake.lake import Lake, open_lake
+from jobs.runtime.entry import run_job, say
+from jobs.runtime.flags import parse_config
+from lte_models.encoders.base import EncoderConfig, EncoderError
+from lte_models.encoders.loading import basis_version
 from schemas import ITEM_EMBEDDINGS, ITEMS
 
 JOB = "embed_items"
+
 # A text with any of these is certainly not empty.
 VISIBLE = r"[\p{L}\p{N}\p{P}\p{S}]"
 _STRING_SCHEMA = StructType([StructField("item_id", StringType())])
@@ -71,7 +73,7 @@ def extend_basis(
 
     Raises:
         BasisError: The basis in the lake is damaged.
-        lte_models.encoders.EncoderError: The encoder cannot be built, or gave a vector that cannot be used.
+        lte_models.encoders.base.EncoderError: The encoder cannot be built, or gave a vector that cannot be used.
     """
     state = _basis_state(lake, basis_version(encoder))
     task = EncodeTask(encoder, state.version, str(landing))

@@ -21,21 +21,22 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FloatType, IntegerType, StringType, StructField, StructType
 
-from jobs.basis import configured_basis
-from jobs.config import parse_config
-from jobs.entry import is_off, run_job
-from jobs.model_data import ModelError, bundle_folder, item_ids
-from jobs.tables import Lake, open_lake
-from jobs.train_autoencoder import ranked_histories
+from jobs.autoencoder.histories import ranked_histories
+from jobs.basis.basis import configured_basis
+from jobs.basis.matrix import item_ids
+from jobs.lake.lake import Lake, open_lake
+from jobs.registry.bundles import ModelError, bundle_folder
+from jobs.runtime.entry import is_off, run_job
+from jobs.runtime.flags import parse_config
 from lte_models.autoencoder import Autoencoder, AutoencoderConfig
-from lte_models.checkpoint import load_bundle, load_weights
-from lte_models.data import list_parts
+from lte_models.training.bundle import load_bundle, load_weights
+from lte_models.training.stream import list_parts
 from schemas import USER_HISTORIES, USER_LTE
 
 JOB = "embed_users"
 METHOD = "autoencoder"
-
 READ = ("user_id", "items", "n_unknown")
+
 ENCODED = StructType(
     [
         StructField("user_id", StringType()),
@@ -127,7 +128,7 @@ def encode_task(lake: Lake, folder: Path, basis_version: str, window: str) -> En
         window: Of the histories.
 
     Raises:
-        lte_models.checkpoint.CheckpointError: There is no bundle, or one that must not be used.
+        lte_models.training.bundle.CheckpointError: There is no bundle, or one that must not be used.
     """
     bundle = load_bundle(folder, kind="autoencoder", basis_version=basis_version, lte_window=window)
     rank = {item_id: row for row, item_id in enumerate(bundle.item_ids)}

@@ -16,42 +16,30 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
-import numpy as np
 from pyspark.sql import functions as F
 
-from jobs.basis import configured_basis, read_basis
-from jobs.config import Deployment, job_parser, load_deployment
-from jobs.entry import is_off, run_job, say
-from jobs.histories import known_items
-from jobs.live_ranker import live_bundle_folder, live_ranker, make_live, require_pair
-from jobs.model_data import ModelError, bundle_folder, record_model
-from jobs.publish_snapshot import RUN_TYPES
-from jobs.ranker_data import ExampleReader, Shop, days_with_examples, load_shop, stage_examples
-from jobs.ranker_scores import (
-    BATCH_USERS,
-    TOP,
-    FloatArray,
-    HoldoutFacts,
-    MetricRows,
-    Scored,
-    Scorer,
-    baseline_scorers,
-    holdout_facts,
-    ranker_scorer,
-    score,
-    table_rows,
-)
-from jobs.tables import Lake, open_lake
-from lte_models.checkpoint import Bundle, CheckpointError, load_bundle, read_manifest
-from lte_models.data import ExampleCollate
-from lte_models.metrics import compare
-from lte_models.train import leave_a_core_free
+from jobs.basis.basis import configured_basis, known_items, read_basis
+from jobs.config.loading import load_deployment
+from jobs.config.sections import Deployment
+from jobs.lake.lake import Lake, open_lake
+from jobs.ranker.evaluation import Scored, holdout_facts, score
+from jobs.ranker.items import Shop, load_shop
+from jobs.ranker.live import live_bundle_folder, live_ranker, make_live, require_pair
+from jobs.ranker.readers import ExampleReader, days_with_examples, stage_examples
+from jobs.ranker.scorers import BATCH_USERS, TOP, Scorer, baseline_scorers, ranker_scorer
+from jobs.ranker.verdict import Verdict, judge, nobody_came
+from jobs.registry.bundles import ModelError, bundle_folder
+from jobs.registry.records import record_model
+from jobs.runtime.entry import is_off, run_job, say
+from jobs.runtime.flags import RUN_TYPES, job_parser
+from lte_models.ranker.examples import ExampleCollate
+from lte_models.training.bundle import Bundle, load_bundle
+from lte_models.training.manifest import CheckpointError, read_manifest
+from lte_models.training.trainer import leave_a_core_free
 from schemas import INTERACTIONS, LIVE_SNAPSHOT, METRICS
 
 JOB = "evaluate_ranker"
 EASE_ANCHORS = 14
-MIN_COVERAGE_SHARE = 0.5
-SIGNIFICANT = 0.05
 MIN_USERS = 2
 
 
@@ -70,21 +58,6 @@ class EvaluateConfig:
     ds: date
     is_backfill: bool = False
     force: bool = False
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the gate found.
-
-    Attributes:
-        metrics: Metric, or (metric, label), to value, for table metrics.
-        reasons: Why the new ranker must not go live; empty where it may.
-        n_users: Users with a known target; below two there was nothing to judge by.
-    """
-
-    metrics: MetricRows
-    reasons: list[str]
-    n_users: int
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -138,7 +111,7 @@ def parse_flags(argv: Sequence[str] | None) -> EvaluateConfig:
     """Read the flags and the configuration.
 
     Raises:
-        ConfigError: See :func:`jobs.config.load_deployment`.
+        ConfigError: See :func:`jobs.config.loading.load_deployment`.
         SystemExit: The flags are wrong (exit code 2).
     """
     parser = job_parser(JOB, __doc__)
@@ -160,8 +133,8 @@ def evaluate(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -
         basis_version: Basis of the items.
 
     Raises:
-        jobs.model_data.ModelError: A score is not finite.
-        lte_models.checkpoint.CheckpointError: The bundle of ``ds`` is missing, damaged or of another basis.
+        jobs.registry.records.ModelError: A score is not finite.
+        lte_models.training.bundle.CheckpointError: The bundle of ``ds`` is missing, damaged or of another basis.
     """
     settings, folder = deployment.ranker, bundle_folder(deployment, "ranker", ds)
     bundle = load_bundle(folder, kind="ranker", basis_version=basis_version)
@@ -203,15 +176,6 @@ def compared(
     scorers |= live_scorer(deployment, ds, basis_version, shop)
     scorers |= baseline_scorers(shop, recent)
     return judge(scored(scorers, holdout, settings.cutoff), facts, shop, settings.cutoff)
-
-
-def nobody_came(n_users: int) -> Verdict:
-    """The verdict of a day with fewer than two users to judge by.
-
-    Args:
-        n_users: Users with a known target.
-    """
-    return Verdict({("n_users", ""): float(n_users)}, [], n_users)
 
 
 def live_scorer(deployment: Deployment, ds: date, basis_version: str, shop: Shop) -> dict[str, Scorer]:
@@ -260,57 +224,6 @@ def scored(scorers: Mapping[str, Scorer], holdout: ExampleReader, cutoff: int) -
         except ValueError as error:
             raise ModelError(f"{name}: {error}; the live ranker stays") from error
     return found
-
-
-def judge(results: Mapping[str, Scored], facts: HoldoutFacts, shop: Shop, cutoff: int) -> Verdict:
-    """Put all models into one table and decide whether the candidate may go live.
-
-    Args:
-        results: By model: "candidate", "live" where there is one, and the baselines.
-        facts: Of the holdout.
-        shop: For popularity bias and coverage.
-        cutoff: k of the NDCG that decides.
-    """
-    metrics: MetricRows = {("n_users", ""): float(facts.n_users)}
-    for model, result in results.items():
-        metrics |= table_rows(model, result, facts, shop)
-    reasons = []
-    ours = results["candidate"].values[f"ndcg_at_{cutoff}", "all"]
-    for rival in [name for name in results if name != "candidate"]:
-        found, reason = against(ours, results[rival].values[f"ndcg_at_{cutoff}", "all"], rival)
-        metrics |= {(metric, f"candidate over {rival}"): value for metric, value in found.items()}
-        reasons += reason
-    return Verdict(metrics, reasons + collapsed(metrics), facts.n_users)
-
-
-def against(ours: FloatArray, theirs: FloatArray, rival: str) -> tuple[dict[str, float], list[str]]:
-    """Compare the candidate with one rival over the same users.
-
-    Args:
-        ours: float [B], NDCG; NaN where a user has no known target.
-        theirs: float [B], of the rival.
-        rival: Its name.
-
-    Returns:
-        Uplift with its interval and p, and the reason against going live, if that is one.
-    """
-    kept = ~np.isnan(ours)
-    if not theirs[kept].any():
-        return {}, []  # a rival that finds nothing is not better, and there is no uplift over zero
-    found = compare(ours[kept], theirs[kept], np.flatnonzero(kept))
-    is_worse = found.uplift < 0 and found.p < SIGNIFICANT
-    reason = f"NDCG {found.model:.4f} is below {rival}'s {found.baseline:.4f} (p = {found.p:.2g})"
-    values = {"uplift": found.uplift, "uplift_low": found.low, "uplift_high": found.high, "p": found.p}
-    return values, [reason] if is_worse else []
-
-
-def collapsed(metrics: MetricRows) -> list[str]:
-    """The reason against a candidate that shows far fewer items than the live ranker, if it does."""
-    name = f"coverage_at_{TOP}"
-    now, before = metrics[name, "candidate"], metrics.get((name, "live"))
-    if before is None or now >= MIN_COVERAGE_SHARE * before:
-        return []
-    return [f"coverage at {TOP} is {now:.3f}, less than {MIN_COVERAGE_SHARE:.0%} of the live ranker's {before:.3f}"]
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,14 @@ from itertools import chain
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField, StructType
+from pyspark.sql.types import StructType
 
-from jobs.config import Deployment, parse_config
-from jobs.entry import run_job, say
-from jobs.ingest_rules import (
+from jobs.config.sections import Deployment
+from jobs.lake.lake import Lake, open_lake
+from jobs.landing.checks import RowRules
+from jobs.landing.event_days import DAYS_BACK, _existing, _nullable, _states, _write_event_days
+from jobs.landing.files import LandingError, LandingFile, filesystem, landing_files, misplaced_files
+from jobs.landing.merge import (
     Batch,
     Counts,
     DayState,
@@ -37,18 +40,15 @@ from jobs.ingest_rules import (
     require_conserved,
     state_columns,
 )
-from jobs.landing_rows import FILE_LINE, TALLY_LINE, landing_rows, quarantine_rows, staged_schema, value_columns
-from jobs.landing_rules import RowRules
-from jobs.sources import LandingError, LandingFile, filesystem, landing_files, misplaced_files
-from jobs.tables import Lake, open_lake
-from schemas import EVENT_DAYS, INGEST_LOG, INTERACTIONS, ITEMS, METRICS, QUARANTINE, Table
+from jobs.landing.rows import FILE_LINE, TALLY_LINE, landing_rows, quarantine_rows, staged_schema, value_columns
+from jobs.runtime.entry import run_job, say
+from jobs.runtime.flags import parse_config
+from schemas import INGEST_LOG, INTERACTIONS, ITEMS, METRICS, QUARANTINE, Table
 from schemas.ingest import TARGETS
 
 JOB = "ingest"
 STAGING = "_staging/ingest"
 SHOWN_FAULTS = 3
-# Metric: how many days before ds the first landing day lies that its runs wrote; the gate reads from there.
-DAYS_BACK = "n_days_back"
 
 
 @dataclass(frozen=True)
@@ -232,16 +232,6 @@ def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date])
     _say_done(batch, staged.counts)
 
 
-def _existing(lake: Lake, days: Sequence[date]) -> DataFrame:
-    return lake.read(INTERACTIONS, where={"event_date": days}) if days else lake.read(INTERACTIONS).where("false")
-
-
-def _states(rows: DataFrame) -> dict[date, DayState]:
-    """State of each event day of rows that are all kept."""
-    found = rows.groupBy("event_date").agg(*[c.alias(n) for n, c in state_columns(F.lit(True)).items()]).collect()
-    return day_states((row.event_date, row.n_kept, row.key_sum, row.row_sum) for row in found)
-
-
 def _tally_interactions(merged: DataFrame, counts: Mapping[str, FileCounts]) -> dict[date, DayState]:
     """Count accepted and duplicate rows of each file; returns what each affected day will hold."""
     aggregates = {**state_columns(F.col("position") == 1), "n_rows": F.count("*")}
@@ -273,27 +263,6 @@ def _write_quarantine(lake: Lake, batch: Batch, staged: Staged, ranked: Mapping[
         raise LandingError(f"table quarantine, ds={batch.ds}: {n_rows} rows were written where {expected} were counted")
 
 
-def _write_event_days(lake: Lake, affected: Sequence[date], wanted: Mapping[date, DayState]) -> None:
-    """Say what the days will hold, before they do: after a crash in between, the same rows are written again."""
-    if not affected:
-        return
-    rows = [(day, state.n_events, state.checksum) for day, state in sorted(wanted.items())]
-    found = [tuple(row) for row in lake.read(EVENT_DAYS, where={"event_date": affected}).collect()]
-    if sorted(found) != rows:
-        df = lake.spark.createDataFrame(rows, _nullable(EVENT_DAYS))
-        lake.replace(df, EVENT_DAYS, {"event_date": affected}, is_retried=False)
-
-
-def refresh_event_days(lake: Lake, days: Sequence[date]) -> None:
-    """Say again what event days hold, after something other than an ingest took rows out of them.
-
-    Args:
-        lake: The deployment's lake.
-        days: Event days to count again; one that holds nothing any more loses its row.
-    """
-    _write_event_days(lake, days, _states(_existing(lake, days)))
-
-
 def _write_interactions(
     lake: Lake, merged: DataFrame, wanted: Mapping[date, DayState], found: Mapping[date, DayState]
 ) -> None:
@@ -307,10 +276,6 @@ def _write_interactions(
     expected = sum(wanted[day].n_events for day in changed if day in wanted)
     if n_rows != expected:
         raise LandingError(f"table interactions: {n_rows} rows were written where {expected} were counted")
-
-
-def _nullable(table: Table) -> StructType:
-    return StructType([StructField(f.name, f.dataType) for f in table.schema])
 
 
 def _log_rows(batch: Batch, counts: Counts) -> tuple[list[tuple[object, ...]], StructType]:

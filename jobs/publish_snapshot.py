@@ -6,33 +6,31 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField, StructType
 
-from jobs.bundles import ModelError
-from jobs.config import ConfigError, Deployment, code_version, job_parser, load_deployment
-from jobs.entry import run_job
-from jobs.live_ranker import live_manifest, require_pair
-from jobs.online_store import OnlineStore, Switch
-from jobs.store_lmdb import LmdbStore
-from jobs.store_publish import (
+from jobs.config.loading import load_deployment
+from jobs.config.sections import Deployment
+from jobs.lake.lake import Lake, open_lake
+from jobs.lake.predicates import Predicate
+from jobs.ranker.live import live_manifest, require_pair
+from jobs.registry.bundles import ModelError
+from jobs.runtime.code_version import code_version
+from jobs.runtime.entry import run_job
+from jobs.runtime.flags import RUN_TYPES, job_parser
+from jobs.store.journal import log_switches
+from jobs.store.opening import open_store
+from jobs.store.protocol import OnlineStore
+from jobs.store.publish import (
     NewerIsLiveError,
     Publication,
     PublishRefusedError,
     SnapshotSource,
-    pending_switches,
     publish,
 )
-from jobs.store_redis import RedisStore
-from jobs.tables import Lake, Predicate, open_lake
-from schemas import GATE_RESULTS, LIVE_SNAPSHOT, USER_LTE
+from schemas import GATE_RESULTS, USER_LTE
 
-# Airflow's own names of what started a run.
-RUN_TYPES = ("scheduled", "manual", "backfill", "operator_triggered", "asset_triggered", "asset_materialization")
 SERVED_COLUMNS = ("user_id", "embedding", "n_items")
 SAMPLE_ROWS = 200
 PROGRESS_CHUNKS = 25
@@ -66,7 +64,7 @@ def parse_flags(argv: Sequence[str] | None) -> PublishConfig:
     """Read the flags and the configuration.
 
     Raises:
-        ConfigError: See :func:`jobs.config.load_deployment`.
+        ConfigError: See :func:`jobs.config.loading.load_deployment`.
         SystemExit: The flags are wrong (exit code 2).
     """
     parser = job_parser("publish_snapshot", __doc__)
@@ -86,29 +84,6 @@ def parse_flags(argv: Sequence[str] | None) -> PublishConfig:
     )
 
 
-def open_store(deployment: Deployment) -> OnlineStore:
-    """The online store of a deployment; nothing is opened before it is used.
-
-    Raises:
-        ConfigError: The settings of Redis cannot be right.
-    """
-    settings = deployment.publish
-    if settings.store == "lmdb":
-        return LmdbStore(Path(deployment.paths.online_store))
-    try:
-        return RedisStore(
-            settings.redis_url,
-            username=settings.redis_username,
-            password=settings.redis_password,
-            ca_file=settings.redis_ca_file,
-            cert_file=settings.redis_cert_file,
-            key_file=settings.redis_key_file,
-            prefix=settings.redis_prefix,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def publish_day(config: PublishConfig) -> str:
     """Publish the slice of one ds that the deployment serves.
 
@@ -121,7 +96,7 @@ def publish_day(config: PublishConfig) -> str:
     Raises:
         PublishRefusedError: A gate of ds failed or did not run, the slice is empty or mixes bases, another basis is
             live, or the live ranker reads other LTEs.
-        jobs.online_store.OnlineStoreError: The store failed; what was live still is.
+        jobs.store.snapshot.OnlineStoreError: The store failed; what was live still is.
     """
     if config.is_backfill:
         return f"ds={config.ds}: a backfill never publishes; the live snapshot stays as it is"
@@ -222,41 +197,6 @@ def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSou
         batches=batches,
         sample=lambda: sample.toArrow().to_batches(),
     )
-
-
-def log_switches(lake: Lake, store: OnlineStore) -> int:
-    """Write the switches of the store's journal that the table live_snapshot lacks; running again changes nothing.
-
-    Returns:
-        The largest sequence number logged; 0 where there is none.
-    """
-    logged = [row["sequence"] for row in lake.read(LIVE_SNAPSHOT).select("sequence").collect()]
-    rows = [_log_row(switch, store.name) for switch in pending_switches(store, logged)]
-    if rows:
-        schema = StructType([StructField(field.name, field.dataType) for field in LIVE_SNAPSHOT.schema])
-        tuples = [tuple(row[name] for name in LIVE_SNAPSHOT.columns) for row in rows]
-        # Replacing, so that two processes that find the same row missing write it once.
-        sequences = [row["sequence"] for row in rows]
-        lake.replace(lake.spark.createDataFrame(tuples, schema), LIVE_SNAPSHOT, {"sequence": sequences})
-        logged += sequences
-    return max(logged, default=0)
-
-
-def _log_row(switch: Switch, store: str) -> dict[str, Any]:
-    manifest = switch.manifest
-    return {
-        "sequence": switch.sequence,
-        "action": switch.action,
-        "ds": manifest.ds,
-        "basis_version": manifest.basis_version,
-        "method": manifest.method,
-        "lte_window": manifest.lte_window,
-        "dim": manifest.dim,
-        "n_rows": manifest.row_count,
-        "checksum": manifest.checksum,
-        "store": store,
-        "code_version": manifest.code_version,
-    }
 
 
 class _Progress:

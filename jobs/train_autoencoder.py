@@ -6,49 +6,40 @@ Starts from yesterday's bundle where there is one in the same basis, and goes on
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import torch
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.basis import configured_basis, read_basis
-from jobs.config import AutoencoderSection, Deployment, LteWindow, code_version, parse_config
-from jobs.entry import is_off, run_job, say
-from jobs.histories import in_window, known_items, reach
-from jobs.model_data import (
-    FloatMatrix,
-    ModelError,
-    basis_matrix,
-    bundle_folder,
-    curve_metrics,
-    earlier_bundle,
-    fingerprint,
-    item_ids,
-    prune_bundles,
-    record_model,
-)
-from jobs.tables import Lake, open_lake
-from jobs.tracking import TrainingRecord, track
+from jobs.autoencoder.histories import HistoryReader, IntArray, _partition, write_histories
+from jobs.autoencoder.scores import CUTOFF, held_out_scores
+from jobs.basis.basis import configured_basis
+from jobs.basis.matrix import FloatMatrix, basis_matrix, item_ids
+from jobs.config.sections import AutoencoderSection, Deployment
+from jobs.lake.lake import Lake, open_lake
+from jobs.registry.bundles import ModelError, bundle_folder, prune_bundles
+from jobs.registry.records import curve_metrics, earlier_bundle, fingerprint, record_model
+from jobs.registry.tracking import TrainingRecord, track
+from jobs.runtime.code_version import code_version
+from jobs.runtime.entry import is_off, run_job, say
+from jobs.runtime.flags import parse_config
 from lte_models.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
-    HiddenScores,
     Histories,
     autoencoder_loss,
-    hidden_scores,
 )
-from lte_models.checkpoint import MANIFEST, Bundle, Manifest, save_bundle
-from lte_models.data import RowGroupStream, StreamConfig, batches, list_parts, stage
-from lte_models.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
-from lte_models.train import (
+from lte_models.training.bundle import Bundle, save_bundle
+from lte_models.training.manifest import MANIFEST, Manifest
+from lte_models.training.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
+from lte_models.training.stream import stage
+from lte_models.training.trainer import (
     Progress,
     Task,
     TrainConfig,
@@ -59,15 +50,9 @@ from lte_models.train import (
     shape_of,
     warm_start,
 )
-from schemas import INTERACTIONS, USER_HISTORIES
+from schemas import USER_HISTORIES
 
 JOB = "train_autoencoder"
-N_FOLDS = 20
-HELD_OUT_FOLD = 0
-HIDDEN_SHARE = 0.2
-CUTOFF = 100
-
-IntArray = npt.NDArray[np.int64]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,89 +75,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 class NoKnownItemError(ModelError):
     """No user has an interaction with a known item in the window yet: there is nothing to train on."""
-
-
-def write_histories(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> None:
-    """Write the partition of ``ds``.
-
-    Args:
-        lake: Reads interactions and the basis.
-        deployment: Settings.
-        ds: Data day.
-        basis_version: Basis that numbers the items.
-    """
-    settings = deployment.autoencoder
-    window = LteWindow.parse(settings.window)
-    histories = user_histories(lake.read(INTERACTIONS), read_basis(lake, basis_version), ds, window)
-    lake.replace(histories.withColumn("basis_version", F.lit(basis_version)), USER_HISTORIES, _partition(ds, settings))
-
-
-def _partition(ds: date, settings: AutoencoderSection) -> dict[str, str | date]:
-    return {"ds": ds, "lte_window": settings.window}
-
-
-def user_histories(interactions: DataFrame, basis: DataFrame, ds: date, window: LteWindow) -> DataFrame:
-    """One row a user with an interaction in ``[E - start, E)``: the distinct known items of the window.
-
-    Args:
-        interactions: Rows of interactions.
-        basis: Rows of item_embeddings of one basis.
-        ds: Data day.
-        window: LTE window.
-
-    Returns:
-        user_id, items, n_unknown, fold, ds, lte_window.
-    """
-    events = interactions.where(in_window(ds, reach([window])))
-    joined = events.join(known_items(basis, ds), "item_id", "left")
-    counts = in_window(ds, window)
-    items = F.array_sort(F.collect_set(F.when(counts, F.col("item_index"))))
-    n_unknown = F.sum(F.when(counts & F.col("item_index").isNull(), 1).otherwise(0)).cast("int")
-    grouped = joined.groupBy("user_id").agg(items.alias("items"), n_unknown.alias("n_unknown"))
-    fold = (F.crc32(F.col("user_id").cast("binary")) % N_FOLDS).cast("int")
-    return grouped.withColumns({"fold": fold, "ds": F.lit(ds), "lte_window": F.lit(str(window))})
-
-
-@dataclass(frozen=True)
-class HistoryCollate:
-    """Maps histories to vocabulary ranks, of one side of the held-out split.
-
-    Attributes:
-        rank_of_index: int64 [n], vocabulary rank of each item_index, -1 where it is outside the vocabulary.
-        is_held_out: Which side to keep; None for both.
-    """
-
-    rank_of_index: IntArray
-    is_held_out: bool | None
-
-    def __call__(self, rows: pa.Table) -> Histories:
-        """Collate; users without a known item teach nothing and are left out."""
-        if self.is_held_out is not None:
-            is_wanted = (rows["fold"].to_numpy() == HELD_OUT_FOLD) == self.is_held_out
-            rows = rows.filter(pa.array(is_wanted))
-        index, lengths = list_parts(rows["items"])
-        return ranked_histories(index, lengths, self.rank_of_index, keep_empty=False)
-
-
-def ranked_histories(index: IntArray, lengths: IntArray, rank_of_index: IntArray, *, keep_empty: bool) -> Histories:
-    """Map flat histories of item_index to vocabulary ranks.
-
-    Args:
-        index: int [N], item_index of all users one after another.
-        lengths: int64 [B].
-        rank_of_index: int64 [n]; an index past its end is unknown.
-        keep_empty: Whether users without an item of the vocabulary keep their place.
-
-    Returns:
-        Histories of B users, or of those that are not empty.
-    """
-    user = np.repeat(np.arange(len(lengths)), lengths)
-    inside = index < len(rank_of_index)
-    ranks = np.where(inside, rank_of_index[np.where(inside, index, 0)], -1)
-    counts = np.bincount(user[ranks >= 0], minlength=len(lengths))
-    counts = counts if keep_empty else counts[counts > 0]
-    offsets = np.cumsum(counts) - counts
-    return Histories(torch.from_numpy(ranks[ranks >= 0].astype(np.int64)), torch.from_numpy(offsets.astype(np.int64)))
 
 
 @dataclass(frozen=True)
@@ -211,45 +113,6 @@ def vocabulary(histories: DataFrame, n_indices: int, what: str, max_items: int |
     return Vocabulary(indices, ranks)
 
 
-@dataclass(frozen=True)
-class HistoryReader:
-    """Streams the histories of one ds.
-
-    Attributes:
-        files: Staged Parquet files.
-        ranks: Vocabulary rank of each item_index.
-        settings: Batch size and seed.
-        is_split: Whether the held-out users are left out of training.
-    """
-
-    files: list[Path]
-    ranks: IntArray
-    settings: AutoencoderSection
-    is_split: bool = True
-
-    def epoch(self, epoch: int) -> Iterator[Histories]:
-        """Yield the training batches of an epoch, shuffled."""
-        config = StreamConfig(self.settings.batch_size, n_workers=self.settings.n_workers, seed=self.settings.seed)
-        return self._read(config, epoch, is_held_out=False if self.is_split else None)
-
-    def held_out(self) -> Iterator[Histories]:
-        """Yield the held-out batches in the order of the files."""
-        return self._in_order(is_held_out=True)
-
-    def with_somebody_to_train_on(self) -> HistoryReader:
-        """The same reader, or one that trains on the held-out users too, where all users are held out (tiny data)."""
-        return replace(self, is_split=next(self._in_order(is_held_out=False), None) is not None)
-
-    def _in_order(self, *, is_held_out: bool) -> Iterator[Histories]:
-        return self._read(StreamConfig(self.settings.batch_size, shuffle_buffer=0), 0, is_held_out=is_held_out)
-
-    def _read(self, config: StreamConfig, epoch: int, *, is_held_out: bool | None) -> Iterator[Histories]:
-        collate = HistoryCollate(self.ranks, is_held_out)
-        for batch in batches(RowGroupStream(self.files, ["items", "fold"], collate, config, epoch)):
-            if batch.offsets.numel():  # a batch may lie on the other side of the split altogether
-                yield batch
-
-
 def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> dict[str | tuple[str, str], float]:
     """Train on the partition of ``ds`` and save the bundle.
 
@@ -264,7 +127,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
 
     Raises:
         NoKnownItemError: No user has a known item.
-        lte_models.checkpoint.CheckpointError: A checkpoint is damaged.
+        lte_models.training.bundle.CheckpointError: A checkpoint is damaged.
     """
     settings, where = deployment.autoencoder, _partition(ds, deployment.autoencoder)
     matrix = basis_matrix(lake, basis_version)
@@ -359,27 +222,6 @@ def _run(
 
     task = Task(model, loss, reader.epoch, validate, name, partial(say, JOB))
     return Trainer(task, config, folder).run()
-
-
-def held_out_scores(model: Autoencoder, reader: HistoryReader) -> dict[str, float]:
-    """Look for hidden items of the held-out users; of the training users where none is held out (tiny data).
-
-    Args:
-        model: In eval mode.
-        reader: Streams the histories.
-
-    Returns:
-        Means over users of ``auc``, ``recall`` and ``precision`` at 100; zeros where no user has a hidden item.
-    """
-    for batches_ in (reader.held_out(), reader.epoch(0)):
-        rng, sums = torch.Generator().manual_seed(0), np.zeros(4)
-        with torch.no_grad():
-            for batch in batches_:
-                moved = Histories(*(part.to(model.basis.device) for part in batch))
-                sums += hidden_scores(model, moved, share=HIDDEN_SHARE, k=CUTOFF, rng=rng)
-        if sums[3]:
-            return dict(zip(HiddenScores._fields[:3], (sums[:3] / sums[3]).tolist(), strict=True))
-    return {"auc": 0.0, "recall": 0.0, "precision": 0.0}
 
 
 def _start_from(model: Autoencoder, ids: list[str], earlier: Bundle) -> int:

@@ -18,41 +18,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.basis import configured_basis
-from jobs.config import Deployment, RankerSection, code_version, parse_config
-from jobs.entry import is_off, run_job, say
-from jobs.model_data import (
-    ModelError,
-    bundle_folder,
-    curve_metrics,
-    earlier_bundle,
-    fingerprint,
-    prune_bundles,
-    record_model,
-)
-from jobs.ranker_data import (
-    METADATA,
-    ExampleReader,
-    Shop,
-    catalogue,
-    context_of,
-    days_with_examples,
-    example_collate,
-    load_shop,
-    lte_window,
-    metadata_codes,
-    own_id_rows,
-    stage_examples,
-)
-from jobs.ranker_scores import RankerScorer
-from jobs.tables import Lake, Metrics, open_lake
-from jobs.tracking import TrainingRecord, track
-from lte_models.checkpoint import MANIFEST, Bundle, Manifest, save_bundle, vocabulary_hash
-from lte_models.data import ExampleBatch
-from lte_models.metrics import query_metrics, target_ranks
-from lte_models.ranker import DailyCounts, LteStatistics, Objective, Ranker, RankerConfig, ranker_loss
-from lte_models.sampling import LogUniformSampler, negatives_for_share
-from lte_models.train import (
+from jobs.basis.basis import configured_basis
+from jobs.config.sections import Deployment, RankerSection
+from jobs.lake.lake import Lake, Metrics, open_lake
+from jobs.ranker.items import METADATA, Shop, catalogue, load_shop, lte_window, metadata_codes, own_id_rows
+from jobs.ranker.readers import ExampleReader, context_of, days_with_examples, example_collate, stage_examples
+from jobs.ranker.scorers import RankerScorer
+from jobs.registry.bundles import ModelError, bundle_folder, prune_bundles
+from jobs.registry.records import curve_metrics, earlier_bundle, fingerprint, record_model
+from jobs.registry.tracking import TrainingRecord, track
+from jobs.runtime.code_version import code_version
+from jobs.runtime.entry import is_off, run_job, say
+from jobs.runtime.flags import parse_config
+from lte_models.evaluation.metrics import query_metrics, target_ranks
+from lte_models.ranker.examples import ExampleBatch
+from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.loss import Objective, ranker_loss
+from lte_models.ranker.model import Ranker
+from lte_models.ranker.towers import LteStatistics, RankerConfig
+from lte_models.training.bundle import Bundle, save_bundle
+from lte_models.training.manifest import MANIFEST, Manifest, vocabulary_hash
+from lte_models.training.sampling import LogUniformSampler, negatives_for_share
+from lte_models.training.trainer import (
     Progress,
     Task,
     TrainConfig,
@@ -126,8 +113,8 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
 
     Raises:
         TooFewDaysError: Too few days have examples.
-        jobs.model_data.ModelError: There is no item.
-        lte_models.checkpoint.CheckpointError: Yesterday's bundle is damaged.
+        jobs.registry.records.ModelError: There is no item.
+        lte_models.training.bundle.CheckpointError: Yesterday's bundle is damaged.
     """
     settings, folder = deployment.ranker, bundle_folder(deployment, "ranker", ds)
     anchors = training_anchors(lake, ds, settings, basis_version)
@@ -193,7 +180,7 @@ def example_readers(
         folder: Gets ``rows`` and ``held_out``.
 
     Raises:
-        jobs.model_data.ModelError: There is no example on either side.
+        jobs.registry.records.ModelError: There is no example on either side.
     """
     collates = (example_collate(shop, settings, settings.objective), example_collate(shop, settings))
     train_reader, held_out = (
@@ -291,7 +278,7 @@ def fit(
         is_warm: Whether the model comes from an earlier training: it is kept where no epoch makes it better.
 
     Raises:
-        lte_models.checkpoint.CheckpointError: The checkpoint is damaged or of another training.
+        lte_models.training.bundle.CheckpointError: The checkpoint is damaged or of another training.
         FloatingPointError: The loss is not finite.
     """
     device = model.item_tower.content.device

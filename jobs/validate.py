@@ -12,17 +12,18 @@ from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
 
+from great_expectations.expectations.expectation import Expectation
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
-from jobs.basis_matrix import BasisMatrix, load_matrix, pinned_basis
-from jobs.compute_lte import JOB as LTE_JOB
-from jobs.compute_lte import input_fingerprint_as_of
-from jobs.config import Deployment, parse_config
-from jobs.entry import run_job
-from jobs.expectations import (
-    Expectation,
+from jobs.basis.matrix import BasisMatrix, load_matrix, pinned_basis
+from jobs.config.sections import Deployment
+from jobs.gates.autoencoder_measures import measure_autoencoder
+from jobs.gates.checkpoints import GateRun, Outcome
+from jobs.gates.measured import Measured, one_a_label
+from jobs.gates.measures import measure_basis, measure_catalogue, measure_drift, measure_slices
+from jobs.gates.suites import (
     basis_suite,
     drift_suite,
     event_day_suite,
@@ -35,21 +36,15 @@ from jobs.expectations import (
     with_interaction_rules,
     with_lte_rules,
 )
-from jobs.gate_measures import (
-    Measured,
-    measure_autoencoder,
-    measure_basis,
-    measure_catalogue,
-    measure_drift,
-    measure_slices,
-    one_a_label,
-)
-from jobs.gate_pages import claim, docs_index
-from jobs.gate_runs import GateRun, Outcome
-from jobs.ingest import DAYS_BACK
-from jobs.ingest import JOB as INGEST_JOB
-from jobs.tables import Lake, Metrics, Predicate, open_lake
-from lte_models.drift import BasisExtent, basis_extent
+from jobs.lake.lake import Lake, Metrics, open_lake
+from jobs.lake.predicates import Predicate
+from jobs.landing.event_days import DAYS_BACK
+from jobs.lte.inputs import input_fingerprint_as_of
+from jobs.runtime.day import INGEST_JOB, LTE_JOB
+from jobs.runtime.entry import run_job
+from jobs.runtime.flags import parse_config
+from jobs.runtime.pages import claim, docs_index
+from lte_models.averages.drift import BasisExtent, basis_extent
 from schemas import (
     EVENT_DAYS,
     GATE_RESULTS,
@@ -70,9 +65,9 @@ from schemas import (
 JOB = "validate"
 FAILURES_SHOWN = 20
 ROWS_SHOWN = 600
+
 # The ranker's branch, which must keep no LTE from being published, runs beside this job.
 LTE_JOBS = ("ingest", "embed_items", "compute_lte", "train_autoencoder", "embed_users", "compute_drift")
-
 Checked = tuple[Table, DataFrame, list[Expectation]]
 
 
@@ -104,7 +99,7 @@ def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[Outcome]:
 
     Raises:
         GateError: user_lte has no rows of ds.
-        jobs.basis.BasisError: The basis is damaged.
+        jobs.basis.basis.BasisError: The basis is damaged.
     """
     # An earlier pass is about rows that may be others by now: publishing asks for these rows, and for nothing else.
     lake.delete(GATE_RESULTS, {"ds": ds})

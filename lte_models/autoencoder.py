@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lte_models.losses import sampled_bce_loss
-from lte_models.sampling import LogUniformSampler
+from lte_models.training.losses import sampled_bce_loss
+from lte_models.training.sampling import LogUniformSampler
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from jobs.experiment_plan import EXPERIMENT_NAMES, INTEGRATION, SEQUENCE
+from jobs.experiments.plan import EXPERIMENT_NAMES, INTEGRATION, SEQUENCE
 
 METRIC = "ndcg_at_500"
 

@@ -35,7 +35,7 @@ started=$SECONDS
 lte check-config --config "$LTE_CONFIG" >/dev/null
 echo "config: $LTE_CONFIG"
 case "$LTE_CONFIG" in
-  "$LTE_HOME/configs/complete_journey.toml") python "$LTE_HOME/jobs/make_sample_data.py" --config "$LTE_CONFIG" ;;
+  "$LTE_HOME/configs/complete_journey.toml") python -m jobs.samples.complete_journey --config "$LTE_CONFIG" ;;
   "$LTE_HOME/configs/fashion.toml") make_fashion ;;
 esac
 prepare_airflow

@@ -14,28 +14,14 @@ from hypothesis import settings
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from jobs.config import Deployment, EngineSection, load_deployment
-from jobs.sessions import delta_jar, spark_session
-from jobs.tables import Lake
+from deployments import CONFIG
+from jobs.config.loading import load_deployment
+from jobs.config.sections import Deployment, EngineSection
+from jobs.lake.lake import Lake
+from jobs.lake.sessions import delta_jar, spark_session
 
 settings.register_profile("default", deadline=None, print_blob=True, derandomize=True)
 settings.load_profile("default")
-
-CONFIG = """
-[deployment]
-name = "test"
-[paths]
-landing = "landing"
-lake = "lake"
-online_store = "online.lmdb"
-reports = "reports"
-data_docs = "data_docs"
-[engine]
-partitions = 2
-[interactions]
-types = ["click", "purchase"]
-max_bad_share = 0.5
-"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # What an engine must do, held to on both by `make test`: all Delta I/O and the LTE job.
-CONFORMANCE = {"test_tables", "test_compute_lte"}
+CONFORMANCE = {"test_lake", "test_compute_lte"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,0 +1,150 @@
+"""User histories for the autoencoder: written to user_histories, mapped to vocabulary ranks, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.basis.basis import known_items, read_basis
+from jobs.config.sections import AutoencoderSection, Deployment
+from jobs.config.window import LteWindow
+from jobs.lake.lake import Lake
+from jobs.lte.windows import in_window, reach
+from lte_models.autoencoder import Histories
+from lte_models.training.stream import RowGroupStream, StreamConfig, batches, list_parts
+from schemas import INTERACTIONS, USER_HISTORIES
+
+N_FOLDS = 20
+HELD_OUT_FOLD = 0
+IntArray = npt.NDArray[np.int64]
+
+
+def write_histories(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> None:
+    """Write the partition of ``ds``.
+
+    Args:
+        lake: Reads interactions and the basis.
+        deployment: Settings.
+        ds: Data day.
+        basis_version: Basis that numbers the items.
+    """
+    settings = deployment.autoencoder
+    window = LteWindow.parse(settings.window)
+    histories = user_histories(lake.read(INTERACTIONS), read_basis(lake, basis_version), ds, window)
+    lake.replace(histories.withColumn("basis_version", F.lit(basis_version)), USER_HISTORIES, _partition(ds, settings))
+
+
+def _partition(ds: date, settings: AutoencoderSection) -> dict[str, str | date]:
+    return {"ds": ds, "lte_window": settings.window}
+
+
+def user_histories(interactions: DataFrame, basis: DataFrame, ds: date, window: LteWindow) -> DataFrame:
+    """One row a user with an interaction in ``[E - start, E)``: the distinct known items of the window.
+
+    Args:
+        interactions: Rows of interactions.
+        basis: Rows of item_embeddings of one basis.
+        ds: Data day.
+        window: LTE window.
+
+    Returns:
+        user_id, items, n_unknown, fold, ds, lte_window.
+    """
+    events = interactions.where(in_window(ds, reach([window])))
+    joined = events.join(known_items(basis, ds), "item_id", "left")
+    counts = in_window(ds, window)
+    items = F.array_sort(F.collect_set(F.when(counts, F.col("item_index"))))
+    n_unknown = F.sum(F.when(counts & F.col("item_index").isNull(), 1).otherwise(0)).cast("int")
+    grouped = joined.groupBy("user_id").agg(items.alias("items"), n_unknown.alias("n_unknown"))
+    fold = (F.crc32(F.col("user_id").cast("binary")) % N_FOLDS).cast("int")
+    return grouped.withColumns({"fold": fold, "ds": F.lit(ds), "lte_window": F.lit(str(window))})
+
+
+@dataclass(frozen=True)
+class HistoryCollate:
+    """Maps histories to vocabulary ranks, of one side of the held-out split.
+
+    Attributes:
+        rank_of_index: int64 [n], vocabulary rank of each item_index, -1 where it is outside the vocabulary.
+        is_held_out: Which side to keep; None for both.
+    """
+
+    rank_of_index: IntArray
+    is_held_out: bool | None
+
+    def __call__(self, rows: pa.Table) -> Histories:
+        """Collate; users without a known item teach nothing and are left out."""
+        if self.is_held_out is not None:
+            is_wanted = (rows["fold"].to_numpy() == HELD_OUT_FOLD) == self.is_held_out
+            rows = rows.filter(pa.array(is_wanted))
+        index, lengths = list_parts(rows["items"])
+        return ranked_histories(index, lengths, self.rank_of_index, keep_empty=False)
+
+
+def ranked_histories(index: IntArray, lengths: IntArray, rank_of_index: IntArray, *, keep_empty: bool) -> Histories:
+    """Map flat histories of item_index to vocabulary ranks.
+
+    Args:
+        index: int [N], item_index of all users one after another.
+        lengths: int64 [B].
+        rank_of_index: int64 [n]; an index past its end is unknown.
+        keep_empty: Whether users without an item of the vocabulary keep their place.
+
+    Returns:
+        Histories of B users, or of those that are not empty.
+    """
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    inside = index < len(rank_of_index)
+    ranks = np.where(inside, rank_of_index[np.where(inside, index, 0)], -1)
+    counts = np.bincount(user[ranks >= 0], minlength=len(lengths))
+    counts = counts if keep_empty else counts[counts > 0]
+    offsets = np.cumsum(counts) - counts
+    return Histories(torch.from_numpy(ranks[ranks >= 0].astype(np.int64)), torch.from_numpy(offsets.astype(np.int64)))
+
+
+@dataclass(frozen=True)
+class HistoryReader:
+    """Streams the histories of one ds.
+
+    Attributes:
+        files: Staged Parquet files.
+        ranks: Vocabulary rank of each item_index.
+        settings: Batch size and seed.
+        is_split: Whether the held-out users are left out of training.
+    """
+
+    files: list[Path]
+    ranks: IntArray
+    settings: AutoencoderSection
+    is_split: bool = True
+
+    def epoch(self, epoch: int) -> Iterator[Histories]:
+        """Yield the training batches of an epoch, shuffled."""
+        config = StreamConfig(self.settings.batch_size, n_workers=self.settings.n_workers, seed=self.settings.seed)
+        return self._read(config, epoch, is_held_out=False if self.is_split else None)
+
+    def held_out(self) -> Iterator[Histories]:
+        """Yield the held-out batches in the order of the files."""
+        return self._in_order(is_held_out=True)
+
+    def with_somebody_to_train_on(self) -> HistoryReader:
+        """The same reader, or one that trains on the held-out users too, where all users are held out (tiny data)."""
+        return replace(self, is_split=next(self._in_order(is_held_out=False), None) is not None)
+
+    def _in_order(self, *, is_held_out: bool) -> Iterator[Histories]:
+        return self._read(StreamConfig(self.settings.batch_size, shuffle_buffer=0), 0, is_held_out=is_held_out)
+
+    def _read(self, config: StreamConfig, epoch: int, *, is_held_out: bool | None) -> Iterator[Histories]:
+        collate = HistoryCollate(self.ranks, is_held_out)
+        for batch in batches(RowGroupStream(self.files, ["items", "fold"], collate, config, epoch)):
+            if batch.offsets.numel():  # a batch may lie on the other side of the split altogether
+                yield batch

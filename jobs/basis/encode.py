@@ -1,0 +1,195 @@
+"""What the engine runs in each partition to encode items: Arrow batches in, Arrow batches out.
+
+Nothing here knows tables or sessions. The model is loaded once a process, at the first row; only names of encoder and
+basis cross process borders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lte_models.encoders.base import EncoderConfig, FloatArray, ItemEncoder, aggregate, item_text
+from lte_models.encoders.images import ImageError, decode_image, image_bytes
+from lte_models.encoders.loading import load_encoder
+
+TEXT_COLUMNS = ("title", "description", "category", "brand")
+IMAGE_COLUMNS = ("image", "image_path")
+
+# Vectors of texts that a partition keeps, so that items with one text are encoded once: 32 k x 512 floats are 64 MiB.
+MAX_KEPT_TEXTS = 32_768
+
+# An engine's batch has some 10,000 rows: too many pictures to hold twice.
+MAX_PICTURED_ROWS = 1024
+
+# A picture that can be read now, of an item whose vector was made without it, and an item that names none.
+LATER, NONE = "came_later", "none"
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """How items become rows of the basis; the engine sends it to its workers.
+
+    Attributes:
+        encoder: Builds the model, once a process.
+        basis_version: The basis that the driver named; a worker with other weights fails.
+        landing: Folder that ``image_path`` is relative to, as the workers see it.
+    """
+
+    encoder: EncoderConfig
+    basis_version: str
+    landing: str
+
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """Columns of items that the encoder can use beside the text."""
+        return IMAGE_COLUMNS if self.encoder.reads_images else ()
+
+    def encode(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Encode catalogue rows to rows of item_embeddings; the weights are loaded at the first row."""
+        kept: dict[str, FloatArray] = {}
+        for batch in batches:
+            step = MAX_PICTURED_ROWS if self.encoder.reads_images else max(1, batch.num_rows)
+            for start in range(0, batch.num_rows, step):
+                encoder = load_encoder(self.encoder, self.basis_version)
+                yield self._encode_batch(batch.slice(start, step), encoder, kept)
+
+    def encodable(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Pass the ids of items that have a text or a readable picture."""
+        for batch in batches:
+            rows = batch.to_pylist()
+            ids = [row["item_id"] for row in rows if _text(row) or self._picture_problem(row) == LATER]
+            yield pa.record_batch({"item_id": pa.array(ids, pa.string())})
+
+    def picture_problems(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Say for each item why its picture is not part of its vector."""
+        for batch in batches:
+            reasons = [self._picture_problem(row) for row in batch.to_pylist()]
+            yield pa.record_batch({"reason": pa.array(reasons, pa.string())})
+
+    def _picture_problem(self, row: dict[str, Any]) -> str:
+        try:
+            encoded = image_bytes(row.get("image"), row.get("image_path"), Path(self.landing))
+            if encoded is None:
+                return NONE
+            decode_image(encoded)
+        except ImageError as error:
+            return error.reason
+        return LATER
+
+    def _encode_batch(self, batch: pa.RecordBatch, encoder: ItemEncoder, kept: dict[str, FloatArray]) -> pa.RecordBatch:
+        rows = batch.to_pylist()
+        items = _Items([row["item_id"] for row in rows], [_text(row) for row in rows], encoder.dim)
+        n_texts = _encode_texts(items, encoder, kept)
+        if self.encoder.reads_images:
+            self._encode_pictures(items, rows, encoder)
+        _report(f"encoded {len(rows)} items: {n_texts} texts not seen before, {int(items.has_image.sum())} pictures")
+        vectors = items.vectors()  # [N, D]
+        return pa.record_batch(
+            {
+                "item_id": pa.array(items.ids, pa.string()),
+                "basis_version": pa.array([self.basis_version] * len(rows), pa.string()),
+                "item_index": batch.column("item_index"),
+                "content_hash": pa.array(items.content_hashes(), pa.string()),
+                "source": pa.array(items.sources(), pa.string()),
+                "first_ds": batch.column("first_ds"),
+                "embedding": _lists(vectors),
+            }
+        )
+
+    def _encode_pictures(self, items: _Items, rows: Sequence[dict[str, Any]], encoder: ItemEncoder) -> None:
+        """Decode and encode a few pictures at a time: decoded ones are large. One that is unusable is passed over."""
+        pictured = [number for number, row in enumerate(rows) if row["image"] or row["image_path"]]
+        for start in range(0, len(pictured), self.encoder.batch_size):
+            numbers, pictures = [], []
+            for number in pictured[start : start + self.encoder.batch_size]:
+                try:
+                    encoded = image_bytes(rows[number]["image"], rows[number]["image_path"], Path(self.landing))
+                    assert encoded is not None  # for the type checker: the row names a picture
+                    pictures.append(decode_image(encoded))
+                except ImageError:
+                    continue  # counted from the table afterwards, by picture_problems
+                numbers.append(number)
+                items.image_digests[number] = hashlib.sha256(encoded).hexdigest()
+            if numbers:
+                items.images[numbers] = encoder.encode_images(pictures)
+
+
+def _text(row: dict[str, Any]) -> str:
+    return item_text(*(row[name] for name in TEXT_COLUMNS))
+
+
+@dataclass
+class _Items:
+    """The items of one batch on their way to vectors; N rows, D floats."""
+
+    ids: list[str]
+    words: list[str]
+    dim: int
+    image_digests: dict[int, str] = field(default_factory=dict)
+    texts: FloatArray = field(init=False)
+    images: FloatArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = np.zeros((len(self.ids), self.dim), dtype=np.float32)
+        self.images = np.zeros((len(self.ids), self.dim), dtype=np.float32)
+
+    @property
+    def has_text(self) -> NDArray[np.bool_]:
+        return np.array([bool(words) for words in self.words])
+
+    @property
+    def has_image(self) -> NDArray[np.bool_]:
+        return np.array([number in self.image_digests for number in range(len(self.ids))])
+
+    def sources(self) -> list[str]:
+        """Values of column ``source``; an item with nothing is an error of ours, found by :meth:`vectors`."""
+        names = {(True, True): "image+text", (True, False): "image", (False, True): "text", (False, False): ""}
+        return [names[bool(i), bool(t)] for i, t in zip(self.has_image, self.has_text, strict=True)]
+
+    def content_hashes(self) -> list[str]:
+        """Hash of what was encoded: the text, and the picture's bytes where it was used."""
+        contents = ((words, self.image_digests.get(number, "")) for number, words in enumerate(self.words))
+        return [hashlib.sha256(f"{words}\0{image}".encode()).hexdigest()[:32] for words, image in contents]
+
+    def vectors(self) -> FloatArray:
+        """Aggregate each item's picture and text: float32 [N, D], rows of length 1."""
+        whole = np.zeros_like(self.texts)
+        sources = np.array(self.sources())
+        for source in np.unique(sources):
+            rows = np.flatnonzero(sources == source)
+            images = self.images[rows] if "image" in source else None
+            texts = self.texts[rows] if "text" in source else None
+            whole[rows] = aggregate(images, texts, [self.ids[row] for row in rows])
+        return whole
+
+
+def _encode_texts(items: _Items, encoder: ItemEncoder, kept: dict[str, FloatArray]) -> int:
+    """Fill in the text vectors; texts that this partition has met are not encoded again. Returns how many were."""
+    unseen = sorted({words for words in items.words if words} - kept.keys())
+    if len(kept) + len(unseen) > MAX_KEPT_TEXTS:
+        unseen = sorted({words for words in items.words if words})
+        kept.clear()
+    kept.update(zip(unseen, encoder.encode_texts(unseen), strict=True))
+    for number in np.flatnonzero(items.has_text):
+        items.texts[number] = kept[items.words[number]]
+    return len(unseen)
+
+
+def _lists(vectors: FloatArray) -> pa.ListArray:
+    n, dim = vectors.shape
+    offsets = pa.array(np.arange(0, (n + 1) * dim, dim, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
+
+
+def _report(progress: str) -> None:
+    """Write to the worker's log; with the engine in this process, a person sees it."""
+    print(f"embed_items: {progress}", file=sys.stderr, flush=True)

@@ -1,0 +1,197 @@
+"""Recommend as a server would: the live ranker, the user's live LTE, and the user's interactions up to the end of ds.
+
+Candidates are what the towers retrieve and the user's own past items. A ranker and a snapshot that do not belong
+together are refused, so that no vector is read by a model that was trained on another basis or window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import pyarrow as pa
+import torch
+from pyspark.sql import functions as F
+
+from jobs.basis.basis import known_items, read_basis
+from jobs.basis.nearest import item_titles
+from jobs.config.sections import Deployment, RankerSection
+from jobs.lake.lake import Lake, open_lake
+from jobs.lake.reader import lake_reader
+from jobs.ranker.examples import ExamplesOfUser, examples_batch, user_events
+from jobs.ranker.items import Shop, load_shop
+from jobs.ranker.live import live_bundle_folder, require_pair
+from jobs.ranker.readers import example_collate
+from jobs.ranker.scorers import bundled_ranker
+from jobs.registry.bundles import ModelError
+from jobs.store.opening import open_store
+from jobs.store.reader import SnapshotReader
+from lte_models.ranker.examples import ExampleBatch
+from lte_models.ranker.model import Context
+from lte_models.ranker.retrieval import N_RETRIEVED, Retriever
+from lte_models.training.bundle import load_bundle
+from lte_models.training.manifest import Manifest
+from schemas import INTERACTIONS
+
+JOB = "recommend"
+DAY_SECONDS = 86_400
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item for a user; a larger ``score`` is better, and scores of two users cannot be compared."""
+
+    item_id: str
+    title: str
+    score: float
+
+
+def recommendations(deployment: Deployment, user_id: str, *, ds: date | None = None, k: int = 10) -> dict[str, Any]:
+    """The best items of a user as of the end of a day, by what is live.
+
+    Args:
+        deployment: Whose store, tables and ranker.
+        user_id: The user; a stranger is served, too.
+        ds: Last day whose interactions count; by default that of the live snapshot.
+        k: Items wanted.
+
+    Returns:
+        ``user_id``, ``ds``, ``ranker_ds`` and ``items``, best first, as plain values.
+
+    Raises:
+        ModelError: No ranker is live, or it reads other LTEs than those that are live.
+        jobs.store.snapshot.OnlineStoreError: The store failed, or nothing was published.
+    """
+    store = open_store(deployment)
+    try:
+        reader = SnapshotReader(store)
+        day = ds or reader.manifest().ds
+        with open_lake(deployment, JOB) as lake:
+            served = served_ranker(lake, deployment, day, k)
+            batch = example_of(lake, deployment, served, user_id)
+            found = recommend(served, reader, user_id, batch, k)
+    finally:
+        store.close()
+    titles = item_titles(lake_reader(deployment), [item_id for item_id, _ in found])
+    items = [Recommendation(item_id, titles.get(item_id) or "", round(score, 4)) for item_id, score in found]
+    live = {"user_id": user_id, "ds": str(day), "ranker_ds": str(served.manifest.ds)}
+    return live | {"items": [asdict(item) for item in items]}
+
+
+def recommendations_text(found: Mapping[str, Any]) -> str:
+    """The same for a person."""
+    lines = [f"user {found['user_id']}, up to ds={found['ds']}, ranker of ds={found['ranker_ds']}"]
+    return "\n".join(
+        [*lines, *(f"  {item['score']:8.4f}  {item['item_id']}  {item['title']}" for item in found["items"])]
+    )
+
+
+@dataclass(frozen=True)
+class ServedRanker:
+    """The live ranker, ready to serve.
+
+    Attributes:
+        manifest: Of its bundle.
+        retriever: Its items, embedded.
+        shop: Items and popularity as of the end of ``ds``.
+        ds: Last day whose interactions count.
+    """
+
+    manifest: Manifest
+    retriever: Retriever
+    shop: Shop
+    ds: date
+
+
+def served_ranker(lake: Lake, deployment: Deployment, ds: date, k: int = N_RETRIEVED) -> ServedRanker:
+    """Load the live ranker with the items that are known at the end of ``ds``.
+
+    Args:
+        lake: Reads the basis, items and interactions.
+        deployment: Whose live ranker.
+        ds: Day.
+        k: Items that will be wanted at most.
+
+    Raises:
+        ModelError: No ranker is live.
+        lte_models.training.bundle.CheckpointError: The live bundle is damaged.
+    """
+    folder = live_bundle_folder(deployment)
+    if folder is None:
+        raise ModelError("no ranker is live: evaluate_ranker makes the first one")
+    bundle = load_bundle(folder, kind="ranker")
+    shop = load_shop(lake, ds + timedelta(days=1), bundle.manifest.basis_version, 1)
+    retriever = Retriever(bundled_ranker(bundle, shop), max(N_RETRIEVED, k))
+    return ServedRanker(bundle.manifest, retriever, shop, ds)
+
+
+def example_of(lake: Lake, deployment: Deployment, served: ServedRanker, user_id: str) -> ExampleBatch:
+    """The user's interactions up to the end of ds, as the ranker reads them; a stranger has none.
+
+    Args:
+        lake: Reads interactions and the basis.
+        deployment: Half-life.
+        served: Numbers the items and the interaction types.
+        user_id: The user.
+    """
+    items = known_items(read_basis(lake, served.manifest.basis_version), served.ds)
+    own = lake.read(INTERACTIONS).where(F.col("user_id") == user_id)
+    # as the ranker was trained, whatever is configured now; a type that it does not know is none to it
+    found = user_events(own, items, served.manifest.config["types"], [served.ds]).toArrow().to_pylist()
+    events = found[0]["events"] if found else []
+    rows = serving_rows(user_id, events, served.ds, deployment.lte.half_life_days)
+    settings = RankerSection(**served.manifest.config["settings"])
+    return example_collate(served.shop, settings)(rows)
+
+
+def serving_rows(user_id: str, events: Sequence[Mapping[str, Any]], ds: date, half_life_days: float) -> pa.Table:
+    """One example by the code that makes training examples.
+
+    It makes one for each day after an anchor on which the user came, so it is told of a visit on that day; nothing but
+    the targets depends on it (no example sees its future).
+
+    Args:
+        user_id: The user.
+        events: Interactions with ``ts``, ``item`` and ``type``.
+        ds: Anchor.
+        half_life_days: Of the recency weights.
+    """
+    anchor = (ds - date(1970, 1, 1)).days
+    past = [event for event in events if event["ts"] < (anchor + 1) * DAY_SECONDS]
+    visit = {"ts": (anchor + 1) * DAY_SECONDS, "item": 0, "type": 0}
+    return pa.Table.from_batches(
+        [examples_batch(list(ExamplesOfUser((anchor,), half_life_days).examples(user_id, [*past, visit])))]
+    )
+
+
+def recommend(
+    served: ServedRanker, reader: SnapshotReader, user_id: str, batch: ExampleBatch, k: int
+) -> list[tuple[str, float]]:
+    """The k best items of a user, best first.
+
+    Args:
+        served: The ranker.
+        reader: The online store.
+        user_id: The user; one without an LTE in the store is served without.
+        batch: The user's example.
+        k: Items wanted.
+
+    Returns:
+        Item ids and scores.
+
+    Raises:
+        ModelError: The ranker reads other LTEs than those that are live.
+        jobs.store.snapshot.OnlineStoreError: The store failed, or nothing was published.
+    """
+    stored = reader.get_many([user_id])
+    manifest = stored.manifest
+    require_pair(served.manifest, (manifest.basis_version, manifest.lte_window, manifest.method), manifest.ds)
+    lte = torch.from_numpy(stored.embeddings.copy())
+    has_lte = torch.from_numpy(stored.n_items > 0)
+    device = served.retriever.rows.device
+    daily = served.shop.daily._replace(cumulative=served.shop.daily.cumulative.to(device))
+    context = Context(lte.to(device), has_lte.to(device), daily)
+    rows, scores = served.retriever.recommend(batch.to(device), context, min(k, len(served.shop.item_ids)))
+    return [(served.shop.item_ids[row - 1], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]

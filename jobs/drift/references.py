@@ -1,0 +1,80 @@
+"""Which earlier days a day can be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.basis.basis import single_basis
+from jobs.config.sections import Deployment, LteSection
+from jobs.drift.summaries import MetricValues
+from jobs.lake.lake import Lake
+from jobs.lte.settings import LteError, lte_settings
+from jobs.runtime.day import LTE_JOB
+from schemas import METRICS, POOLED_METHODS, USER_LTE
+
+
+@dataclass(frozen=True)
+class References:
+    """Which earlier days can be compared with ds.
+
+    Attributes:
+        basis_version: Basis of the LTEs of ds.
+        offsets: Offsets, in days, of the days whose LTEs have the same basis.
+        other_settings: Those of them whose LTEs were made with another half-life or way to count: not judged.
+        other_basis: Offsets of days whose LTEs have another basis: vectors of two bases cannot be compared.
+    """
+
+    basis_version: str
+    offsets: tuple[int, ...]
+    other_settings: tuple[int, ...]
+    other_basis: tuple[int, ...]
+
+    def metrics(self) -> MetricValues:
+        """How many reference days there were, by kind."""
+        kinds = {"n_reference_days": self.offsets, "n_other_settings_days": self.other_settings}
+        kinds["n_other_basis_days"] = self.other_basis
+        return {name: float(len(offsets)) for name, offsets in kinds.items()}
+
+
+def find_references(lake: Lake, deployment: Deployment, ds: date) -> References:
+    """See which of the configured offsets have LTEs to compare with.
+
+    Raises:
+        LteError: user_lte has no rows of ``ds``, or they were made with other settings than the configured.
+        jobs.basis.basis.BasisError: A day's rows have two bases.
+    """
+    days = {ds - timedelta(days=offset): offset for offset in deployment.drift.offsets_days}
+    averages = lake.read(USER_LTE, where={"ds": [ds, *days], "method": POOLED_METHODS})
+    found = averages.select("ds", "basis_version").distinct()
+    bases = {day: single_basis(found.where(F.col("ds") == day), f"table user_lte, ds={day}") for day in _days(found)}
+    if ds not in bases:
+        raise LteError(f"table user_lte: no rows for ds={ds}: run compute_lte first")
+    settings = lte_settings(deployment.lte)
+    recorded = _recorded_settings(lake, [ds, *days])
+    if recorded.get(ds) != settings:
+        raise LteError(
+            f"table user_lte, ds={ds}: made with {recorded.get(ds)}, configured is {settings}: run compute_lte"
+        )
+    same = {days[day] for day, basis_version in bases.items() if day != ds and basis_version == bases[ds]}
+    others = {days[day] for day in bases if day != ds} - same
+    changed = {offset for offset in same if recorded.get(ds - timedelta(days=offset)) != settings}
+    return References(bases[ds], tuple(sorted(same)), tuple(sorted(changed)), tuple(sorted(others)))
+
+
+def _days(rows: DataFrame) -> list[date]:
+    return sorted({row["ds"] for row in rows.select("ds").distinct().collect()})
+
+
+def _recorded_settings(lake: Lake, days: Sequence[date]) -> dict[date, dict[str, float]]:
+    """Settings that compute_lte recorded with its LTEs."""
+    names = list(lte_settings(LteSection()))
+    rows = lake.read(METRICS, where={"ds": list(days), "job": LTE_JOB, "metric": names}).collect()
+    found: dict[date, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(row["ds"], {})[row["metric"]] = row["value"]
+    return found

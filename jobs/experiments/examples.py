@@ -1,0 +1,347 @@
+"""What the experiments read from the lake, once for all variants: days, items, examples and histories, on local disk.
+
+Training examples end before the first holdout day; the holdout's examples are as of each holdout day's eve, like the
+LTEs in them. Rows stay on disk only while an experiment runs: the table experiment_examples is where they are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructField, StructType
+
+from jobs.autoencoder.histories import write_histories
+from jobs.basis.basis import known_items, read_basis
+from jobs.config.sections import Deployment, ExperimentSection
+from jobs.experiments.plan import ExampleSet
+from jobs.lake.lake import Lake
+from jobs.ranker.examples import ExamplesOfUser, user_events
+from jobs.ranker.items import Shop, load_shop
+from jobs.registry.bundles import ModelError
+from jobs.runtime.code_version import code_version
+from lte_models.ranker.examples import EXAMPLE_COLUMNS
+from lte_models.ranker.history_logits import DailyCounts
+from lte_models.training.stream import stage
+from schemas import EVENT_DAYS, EXPERIMENT_EXAMPLES, INTERACTIONS, ITEM_EMBEDDINGS, USER_HISTORIES
+
+TRAIN, HELD_OUT, HOLDOUT = "train", "held_out", "holdout"
+PARTS = (TRAIN, HELD_OUT, HOLDOUT)
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Days:
+    """Target days of an experiment, each ascending; an example's anchor is the day before.
+
+    Attributes:
+        train: Days whose interactions are trained on.
+        held_out: Days that decide which epoch is kept.
+        holdout: Days that results are of.
+    """
+
+    train: tuple[date, ...]
+    held_out: tuple[date, ...]
+    holdout: tuple[date, ...]
+
+    @property
+    def cutoff(self) -> date:
+        """First holdout day: nothing of it is known when a model is trained."""
+        return self.holdout[0]
+
+    def anchors(self, part: str) -> list[date]:
+        """Anchor days of a part, oldest first."""
+        days: tuple[date, ...] = getattr(self, part)
+        return [day - timedelta(days=1) for day in days]
+
+
+def experiment_days(event_days: Sequence[date], settings: ExperimentSection, ds: date | None) -> Days:
+    """Split the days on which anybody came; a shop that is closed on Saturdays has no holdout there.
+
+    Args:
+        event_days: Days with interactions, in any order.
+        settings: How many days of each kind.
+        ds: Last holdout day; the last day with interactions by default.
+
+    Raises:
+        ModelError: There are not enough days.
+    """
+    days = sorted(day for day in event_days if ds is None or day <= ds)
+    n_after = settings.holdout_days + settings.held_out_days
+    if len(days) <= n_after or (ds is not None and days[-1] != ds):
+        until = f" up to ds {ds}, the newest is {days[-1] if days else 'none'}" if ds else ""
+        raise ModelError(
+            f"table event_days: {len(days)} days with interactions{until}; an experiment needs more than {n_after}"
+            f" (experiment.holdout_days + held_out_days) that end with ds; run ingest and embed_items first"
+        )
+    holdout, held_out = days[-settings.holdout_days :], days[-n_after : -settings.holdout_days]
+    first = holdout[0] - timedelta(days=settings.train_days)
+    train = [day for day in days[:-n_after] if day >= first][:: -settings.stride_days][::-1]
+    if not train:
+        raise ModelError(
+            f"experiment.train_days = {settings.train_days}: no day with interactions from {first} on is left to train "
+            f"on, the {n_after} from {held_out[0]} on are held out (table event_days)"
+        )
+    return Days(tuple(train), tuple(held_out), tuple(holdout))
+
+
+@dataclass(frozen=True)
+class Built:
+    """One set of examples in the table experiment_examples.
+
+    Attributes:
+        examples: Which set.
+        inputs_id: Hash of everything that decides its rows.
+        n_rows: Examples of each part.
+        seconds: It took to build.
+    """
+
+    examples: ExampleSet
+    inputs_id: str
+    n_rows: dict[str, int]
+    seconds: float
+
+
+class ExampleBuilder:
+    """Builds sets of examples with Spark and copies them to local disk."""
+
+    def __init__(self, lake: Lake, deployment: Deployment, days: Days, basis_version: str, folder: Path) -> None:
+        self.lake, self.deployment, self.days, self.folder = lake, deployment, days, folder
+        self.basis_version, self.settings = basis_version, deployment.experiment
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def build(self, examples: ExampleSet) -> Built:
+        """Write a set into the table, unless it is there, built from the same inputs.
+
+        Args:
+            examples: Which set.
+
+        Raises:
+            ModelError: A part has no example.
+        """
+        inputs_id = self._inputs_id(examples)
+        note = self.folder / f"{examples.name}.json"
+        if note.exists():
+            found = json.loads(note.read_text())
+            if found["inputs_id"] == inputs_id and self._is_in_table(examples, inputs_id):
+                return Built(examples, inputs_id, found["n_rows"], found["seconds"])
+        started = time.monotonic()
+        self._write(examples, inputs_id)
+        built = Built(examples, inputs_id, self._count(examples), round(time.monotonic() - started, 2))
+        note.write_text(json.dumps({name: getattr(built, name) for name in ("inputs_id", "n_rows", "seconds")}))
+        return built
+
+    def _inputs_id(self, examples: ExampleSet) -> str:
+        named = {
+            "examples": asdict(examples),
+            "days": asdict(self.days),
+            "basis_version": self.basis_version,
+            "versions": [self.lake.version(INTERACTIONS), self.lake.version(ITEM_EMBEDDINGS)],
+            "half_life_days": self.deployment.lte.half_life_days,
+            "types": self.deployment.interactions.types,
+            "code": code_version(),
+        }
+        return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _is_in_table(self, examples: ExampleSet, inputs_id: str) -> bool:
+        where = {"examples": examples.name, "inputs_id": inputs_id}
+        return (
+            next(iter(self.lake.batches(EXPERIMENT_EXAMPLES, columns=("anchor_day",), where=where)), None) is not None
+        )
+
+    def _write(self, examples: ExampleSet, inputs_id: str) -> None:
+        anchors = sorted(anchor for part in PARTS for anchor in self.days.anchors(part))
+        items = known_items(read_basis(self.lake, self.basis_version), self.days.cutoff - timedelta(days=1))
+        numbers = tuple((anchor - date(1970, 1, 1)).days for anchor in anchors)
+        task = ExamplesOfUser(
+            numbers,
+            self.deployment.lte.half_life_days,
+            sequence_days=examples.sequence_days,
+            max_sequence=examples.max_sequence,
+            long_days=examples.long_days,
+        )
+        reach = max(examples.long_days, examples.sequence_days)
+        interactions = self.lake.read(INTERACTIONS)
+        events = user_events(interactions, items, self.deployment.interactions.types, anchors, reach)
+        rows = events.mapInArrow(task, _COMPUTED).withColumns(
+            {
+                "basis_version": F.lit(self.basis_version),
+                "anchor_ds": F.expr("date_add(DATE '1970-01-01', anchor_day)"),
+                "inputs_id": F.lit(inputs_id),
+                "examples": F.lit(examples.name),
+            }
+        )
+        self.lake.replace(rows, EXPERIMENT_EXAMPLES, {"examples": examples.name})
+
+    def _count(self, examples: ExampleSet) -> dict[str, int]:
+        rows = self.lake.read(EXPERIMENT_EXAMPLES, where={"examples": examples.name})
+        counted = {row["anchor_ds"]: row["count"] for row in rows.groupBy("anchor_ds").count().collect()}
+        found = {part: sum(counted.get(anchor, 0) for anchor in self.days.anchors(part)) for part in PARTS}
+        for part, n_rows in found.items():
+            if n_rows == 0:
+                anchors = self.days.anchors(part)
+                raise ModelError(
+                    f"table experiment_examples, examples {examples.name!r}: no {part} example of anchor_ds "
+                    f"{anchors[0] if anchors else 'none'} to {anchors[-1] if anchors else 'none'}"
+                )
+        return found
+
+    def stage(self, built: Built) -> str:
+        """Copy a set to local files, under ``<folder>/<set>/<part>``, no more rows than the settings allow.
+
+        Args:
+            built: The set.
+
+        Returns:
+            SHA-256 over the rows: names the data of a training.
+        """
+        limits = {TRAIN: self.settings.max_examples, HELD_OUT: self.settings.max_examples // 20, HOLDOUT: 0}
+        limits[HOLDOUT] = self.settings.max_holdout
+        digests = []
+        for part in PARTS:
+            where: dict[str, Any] = {"examples": built.examples.name, "anchor_ds": self.days.anchors(part)}
+            rows = self.lake.batches(EXPERIMENT_EXAMPLES, columns=("user_id", *EXAMPLE_COLUMNS), where=where)
+            share = max(limits[part], 1) / built.n_rows[part]
+            folder = self.folder / built.examples.name / part
+            digests.append(stage(sampled(rows, share), ("anchor_day", "user_id"), folder).digest)
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def stage_histories(self) -> str:
+        """Write and copy the histories that the autoencoder learns from: as of the eve of the first holdout day."""
+        eve = self.days.cutoff - timedelta(days=1)
+        write_histories(self.lake, self.deployment, eve, self.basis_version)
+        where: dict[str, Any] = {"ds": eve, "lte_window": self.deployment.autoencoder.window}
+        rows = self.lake.batches(USER_HISTORIES, columns=("user_id", "items", "fold"), where=where)
+        return stage(rows, ("user_id",), self.folder / "histories").digest
+
+
+_COMPUTED = StructType(
+    [
+        StructField(field.name, field.dataType)
+        for field in EXPERIMENT_EXAMPLES.schema
+        if field.name not in ("basis_version", "anchor_ds", "inputs_id", "examples")
+    ]
+)
+
+
+def sampled(parts: Iterable[pa.RecordBatch], share: float) -> Iterator[pa.RecordBatch]:
+    """Keep about ``share`` of the rows, the same ones in every set: the user and the day decide, nothing else.
+
+    Args:
+        parts: Rows with ``user_id`` and ``anchor_day``.
+        share: All of them where it is 1 or more.
+    """
+    for part in parts:
+        if share >= 1:
+            yield part
+            continue
+        keys = zip(part.column("user_id").to_pylist(), part.column("anchor_day").to_pylist(), strict=True)
+        chance = np.array([zlib.crc32(f"{user}:{day}".encode()) / 2**32 for user, day in keys])
+        yield part.filter(pa.array(chance < share))
+
+
+def experiment_shop(lake: Lake, days: Days, basis_version: str, train_days: int) -> Shop:
+    """Items known on the eve of the first holdout day, with counts that reach to the eve of the last one.
+
+    The later counts are for the popularity as of later holdout days, which a model reads but was not trained on.
+
+    Args:
+        lake: Reads interactions, items, item_embeddings.
+        days: Of the experiment.
+        basis_version: Basis of the items.
+        train_days: Days before the first holdout day whose popularity is wanted.
+    """
+    shop = load_shop(lake, days.cutoff, basis_version, train_days)
+    if len(days.holdout) == 1:
+        return shop
+    span = (days.holdout[-1] - days.cutoff).days
+    later = load_shop(lake, days.holdout[-1], basis_version, train_days + span)
+    index = np.flatnonzero(shop.row_of_index)
+    columns = np.zeros(len(shop.item_ids) + 1, dtype=np.int64)
+    columns[shop.row_of_index[index]] = later.row_of_index[index]
+    counts = later.daily.cumulative.numpy()[:, columns]
+    return replace(shop, daily=DailyCounts(later.daily.first_day, torch.from_numpy(counts)))
+
+
+def leading_directions(shop: Shop, n_directions: int) -> tuple[Shop, float]:
+    """Turn the basis to its leading directions and keep so many: LTEs stay linear combinations of fixed vectors.
+
+    The models' first layers are linear in the basis, so a turn changes nothing for them; leaving out the directions
+    that hold little makes them faster.
+
+    Args:
+        shop: Items.
+        n_directions: To keep; all of a basis that has no more.
+
+    Returns:
+        The shop with content [V + 1, n_directions], and the share of the sum of squares that is kept.
+    """
+    if shop.content.shape[1] <= n_directions:
+        return shop, 1.0
+    content = shop.content.astype(np.float64)
+    values, vectors = np.linalg.eigh(content.T @ content)
+    kept = vectors[:, ::-1][:, :n_directions]
+    kept *= np.where(kept[np.abs(kept).argmax(axis=0), np.arange(n_directions)] < 0, -1.0, 1.0)  # one sign, always
+    share = float(values[::-1][:n_directions].sum() / values.sum())
+    return replace(shop, content=np.ascontiguousarray(content @ kept, dtype=np.float32)), share
+
+
+def save_shop(shop: Shop, folder: Path) -> str:
+    """Write a shop for the workers, who map its arrays into memory; returns its digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "row_of_index": shop.row_of_index,
+        "content": shop.content,
+        "counts": shop.counts,
+        "cumulative": shop.daily.cumulative.numpy(),
+    }
+    texts = {"item_ids": shop.item_ids, "metadata": dict(shop.metadata), "first_day": shop.daily.first_day}
+    content = json.dumps(texts).encode()
+    digest = hashlib.sha256(content)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+        digest.update(np.ascontiguousarray(array).tobytes())
+    (folder / "shop.json").write_bytes(content)
+    return digest.hexdigest()
+
+
+def read_shop(folder: Path) -> Shop:
+    """Read what :func:`save_shop` wrote; arrays are mapped, not copied."""
+    texts = json.loads((folder / "shop.json").read_text())
+    names = ("row_of_index", "content", "counts", "cumulative")
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}
+    return Shop(
+        item_ids=texts["item_ids"],
+        row_of_index=arrays["row_of_index"],
+        content=arrays["content"],
+        metadata=texts["metadata"],
+        counts=arrays["counts"],
+        daily=DailyCounts(texts["first_day"], torch.from_numpy(arrays["cumulative"])),
+    )
+
+
+def event_days(lake: Lake) -> list[date]:
+    """Days with interactions, from the table that ingest keeps."""
+    parts = [batch.column("event_date").to_pylist() for batch in lake.batches(EVENT_DAYS, columns=("event_date",))]
+    return [day for part in parts for day in part]
+
+
+def user_numbers(files: Sequence[Path]) -> IntArray:
+    """Number the users of staged examples, one number a row, in the order of the files; ids are not kept."""
+    ids = pa.concat_tables(pq.read_table(file, columns=["user_id"]) for file in files)["user_id"]
+    numbers: IntArray = pc.rank(ids, sort_keys="ascending", tiebreaker="dense").to_numpy().astype(np.int64)
+    return numbers

@@ -1,0 +1,94 @@
+"""Trainings side by side in worker processes, within a budget of minutes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from jobs.config.sections import ExperimentSection
+from jobs.experiments.training import AnyWork, result_file, run_work
+
+
+class ExperimentError(RuntimeError):
+    """An experiment could not be finished; the message says what is left."""
+
+
+def say(text: str) -> None:
+    """Print progress; standard output is for findings."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _pool(settings: ExperimentSection) -> Iterator[ProcessPoolExecutor]:
+    # spawned, not forked: the engine's threads would be copied in an unknown state
+    context = get_context("spawn")
+    with ProcessPoolExecutor(settings.parallel, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+        yield pool
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent is gone: a killed experiment leaves no process behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@dataclass
+class Runner:
+    """Runs works in a pool until they are done or the time is up.
+
+    Attributes:
+        pool: Of worker processes.
+        settings: Budget.
+        started: When the call began.
+        is_fresh: Run finished ones, too.
+    """
+
+    pool: ProcessPoolExecutor
+    settings: ExperimentSection
+    started: float
+    is_fresh: bool
+
+    def run(self, works: Sequence[AnyWork]) -> None:
+        """Run what is not finished.
+
+        Raises:
+            ExperimentError: The budget is used up; what is finished is kept.
+        """
+        left = [work for work in works if self.is_fresh or not result_file(work.folder, work.result).exists()]
+        say(f"  {len(works) - len(left)} of {len(works)} trainings are finished already")
+        pending = {self.pool.submit(run_work, work) for work in left}
+        n_done, began = 0, time.monotonic()
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    n_done += 1
+                    self._report(future, n_done, len(left), began)
+                self._check_time(len(pending))
+        except BaseException:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+    def _report(self, future: Future[str], n_done: int, n_all: int, began: float) -> None:
+        line = future.result()
+        minutes = (time.monotonic() - began) / n_done * (n_all - n_done) / 60
+        say(f"  [{n_done}/{n_all}] {line}; about {minutes:.1f} minutes left")
+
+    def _check_time(self, n_left: int) -> None:
+        if n_left and time.monotonic() - self.started > self.settings.budget_minutes * 60:
+            raise ExperimentError(
+                f"the budget of {self.settings.budget_minutes:g} minutes is used up with {n_left} trainings left; what "
+                "is finished is kept: call again to go on, or raise --budget-minutes"
+            )

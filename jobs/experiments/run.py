@@ -1,0 +1,429 @@
+"""Run experiments: prepare, train what is not finished, compare, write."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pyspark.sql.types import StructField, StructType
+
+from jobs.basis.basis import configured_basis
+from jobs.config.sections import Deployment
+from jobs.experiments.examples import (
+    ExampleBuilder,
+    event_days,
+    experiment_days,
+    experiment_shop,
+    leading_directions,
+    save_shop,
+)
+from jobs.experiments.plan import AUTOENCODER, INTEGRATION, LTE_SET, SEQUENCE, Contrast, Variant, contrasts, variants
+from jobs.experiments.pool import Runner, _pool, say
+from jobs.experiments.statistics import (
+    Compared,
+    Holdout,
+    best_baseline,
+    best_power,
+    contrast_rows,
+    plain_row,
+    value_rows,
+)
+from jobs.experiments.tables import experiment_text, write_csv, write_plot
+from jobs.experiments.training import CUTOFF, AnyWork, AutoencoderWork, Work, remove_staged, result_file, result_name
+from jobs.lake.lake import Lake, open_lake
+from jobs.registry.bundles import ModelError
+from jobs.runtime.code_version import code_version
+from schemas import EXPERIMENTS
+
+JOB = "experiment"
+
+BASELINE_LABELS = {
+    "popularity_7d": "popularity, 7 days",
+    "last_basket": "last basket",
+    "frequency_60d": "personal frequency, 60 days",
+    "frequency_365d": "personal frequency, 365 days",
+    "ease": "EASE",
+}
+
+# Seconds of one core: an example of an epoch, and what a training costs beside (measured, see docs/results.md).
+EXAMPLE_SECONDS, FIXED_SECONDS = 4e-4, 4.0
+
+# Settings that change no result.
+OPERATIONAL = ("parallel", "budget_minutes", "powers", "sequence_days", "seeds")
+Row = dict[str, Any]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def experiments_folder(deployment: Deployment) -> Path:
+    """Where staged rows and results are: under ``models``, where `lte erase` looks for copies of rows.
+
+    Raises:
+        ModelError: The lake is not a folder.
+    """
+    if "://" in deployment.paths.lake:
+        raise ModelError(f"paths.lake = {deployment.paths.lake!r}: experiments need a lake that is a mounted folder")
+    return Path(deployment.paths.lake) / "models" / "experiments"
+
+
+def run_experiments(
+    deployment: Deployment, names: Sequence[str], *, ds: date | None = None, is_fresh: bool = False
+) -> dict[str, list[Row]]:
+    """Prepare, train what is not finished, compare, write.
+
+    Args:
+        deployment: Settings and data.
+        names: Experiments, each once.
+        ds: Last holdout day; the last day with interactions by default.
+        is_fresh: Train again what is finished.
+
+    Returns:
+        Experiment to its rows of table experiments.
+
+    Raises:
+        ModelError: There are no data to experiment with.
+        ExperimentError: The time is up before all is trained.
+    """
+    started, folder = time.monotonic(), experiments_folder(deployment)
+    say(announcement(deployment, names, folder))
+    try:
+        inputs = prepare(deployment, names, ds, folder)
+        results = train_all(deployment, names, inputs, is_fresh, started)
+    finally:
+        remove_staged(folder)
+    found = {}
+    with open_lake(deployment, JOB) as lake:
+        for name in names:
+            rows = [_whole(row, name, deployment, inputs) for row in experiment_rows(name, results, deployment, inputs)]
+            write_rows(lake, rows, inputs.last_day, name)
+            write_files(rows, deployment, name)
+            found[name] = rows
+    say(f"experiments: done in {(time.monotonic() - started) / 60:.1f} minutes")
+    return found
+
+
+# --- before ---------------------------------------------------------------------------------------------------
+
+
+def announcement(deployment: Deployment, names: Sequence[str], folder: Path) -> str:
+    """What will be trained and about how long it takes, before anything starts.
+
+    Args:
+        deployment: Settings.
+        names: Experiments.
+        folder: Where earlier results tell how long a training takes here.
+    """
+    settings = deployment.experiment
+    n_rankers = len(variants(names, settings.sequence_days)) * len(settings.seeds)
+    n_encoders = len(settings.powers) * len(settings.seeds) if AUTOENCODER in names else 0
+    known = [float(np.load(file)["seconds"]) for file in sorted(folder.glob("results/ranker-*.npz"))[:100]]
+    each = float(np.mean(known)) if known else settings.max_examples * settings.epochs * EXAMPLE_SECONDS + FIXED_SECONDS
+    source = f"mean of {len(known)} earlier ones here" if known else "an estimate from the settings"
+    minutes = (n_rankers + n_encoders) * each / settings.parallel / 60 + 1.5
+    lines = [
+        f"experiments: {', '.join(names)} on {deployment.deployment.name}",
+        f"  {n_rankers} trainings of the ranker and {n_encoders} of the autoencoder ({len(settings.seeds)} seeds), at "
+        f"most {settings.max_examples:,} examples x {settings.epochs} epochs each",
+        f"  expected: {minutes:.0f} minutes; {settings.parallel} trainings at a time, one core each, {each:.0f} s "
+        f"each ({source}), less what is finished already",
+        f"  budget: {settings.budget_minutes:g} minutes; what is not trained by then is left for the next call",
+    ]
+    if minutes > settings.budget_minutes:
+        lines.append("  this is MORE than the budget: raise --budget-minutes, or call again until all is trained")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was prepared.
+
+    Attributes:
+        folder: Staged rows, shop and results.
+        basis_version: Basis of the items.
+        last_day: Last holdout day.
+        digests: Set of examples, "shop" or "histories" to a hash of its rows.
+        prepare_seconds: Set of examples to the seconds that building it took.
+        kept_share: Share of the basis' squares that the leading directions hold.
+    """
+
+    folder: Path
+    basis_version: str
+    last_day: date
+    digests: dict[str, str]
+    prepare_seconds: dict[str, float]
+    kept_share: float
+
+
+def prepare(deployment: Deployment, names: Sequence[str], ds: date | None, folder: Path) -> Inputs:
+    """Build and stage what the trainings read.
+
+    Args:
+        deployment: Settings and data.
+        names: Experiments.
+        ds: Last holdout day.
+        folder: Of the experiments.
+    """
+    settings, basis_version = deployment.experiment, configured_basis(deployment)
+    sets = {variant.examples for variant in variants(names, settings.sequence_days)} | {LTE_SET}
+    digests, seconds = {}, {}
+    with open_lake(deployment, JOB) as lake:
+        days = experiment_days(event_days(lake), settings, ds)
+        say(f"  trained on {len(days.train)} days from {days.train[0]} to {days.train[-1]}; epochs are chosen on")
+        say(
+            f"  {len(days.held_out)} days, results are of {len(days.holdout)} days: {days.cutoff} to {days.holdout[-1]}"
+        )
+        builder = ExampleBuilder(lake, deployment, days, basis_version, folder)
+        for examples in sorted(sets, key=lambda each: each.name):
+            built = builder.build(examples)
+            digests[examples.name], seconds[examples.name] = builder.stage(built), built.seconds
+            say(f"  {examples.name}: {', '.join(f'{n:,} {part}' for part, n in built.n_rows.items())} examples")
+        shop = experiment_shop(lake, days, basis_version, settings.train_days)
+        shop, kept_share = leading_directions(shop, settings.content_dim)
+        digests["shop"] = save_shop(shop, folder / "shop")
+        if AUTOENCODER in names:
+            digests["histories"] = builder.stage_histories()
+    say(f"  {len(shop.item_ids):,} items; {kept_share:.1%} of the basis in {shop.content.shape[1]} directions")
+    return Inputs(folder, basis_version, days.holdout[-1], digests, seconds, kept_share)
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Results:
+    """Arrays of all trainings.
+
+    Attributes:
+        rankers: Variant to one result a seed.
+        baselines: Ranks of the baselines and the facts of the holdout.
+        autoencoders: Power to one result a seed; empty where no experiment asked for them.
+        power: The best of them.
+    """
+
+    rankers: dict[Variant, list[Arrays]]
+    baselines: Arrays
+    autoencoders: dict[float, list[Arrays]]
+    power: float
+
+
+def train_all(deployment: Deployment, names: Sequence[str], inputs: Inputs, is_fresh: bool, started: float) -> Results:
+    """Do all trainings that are not done, two stages: the rankers need the best autoencoder.
+
+    Args:
+        deployment: Settings.
+        names: Experiments.
+        inputs: What to train on.
+        is_fresh: Train again what is finished.
+        started: When the call began, for its budget.
+    """
+    settings = deployment.experiment
+    encoders = autoencoder_works(deployment, inputs) if AUTOENCODER in names else {}
+    baselines = _ranker_work(deployment, inputs, None, 0)
+    with _pool(settings) as pool:
+        runner = Runner(pool, settings, started, is_fresh)
+        runner.run([baselines, *(work for works in encoders.values() for work in works)])
+        autoencoders = {power: [read_result(work) for work in works] for power, works in encoders.items()}
+        power = best_power({power: _mean_scores(found) for power, found in autoencoders.items()}) if encoders else 0.0
+        chosen = [work.result for work in encoders[power]] if encoders else [""] * len(settings.seeds)
+        works: dict[Variant, list[AnyWork]] = {}
+        for variant in variants(names, settings.sequence_days):
+            works[variant] = [
+                _ranker_work(deployment, inputs, variant, seed, learned if _is_learned(variant) else "")
+                for seed, learned in zip(settings.seeds, chosen, strict=True)
+            ]
+        runner.run([work for seeds in works.values() for work in seeds])
+    rankers = {variant: [read_result(work) for work in seeds] for variant, seeds in works.items()}
+    return Results(rankers, read_result(baselines), autoencoders, power)
+
+
+def _is_learned(variant: Variant) -> bool:
+    return variant.method == "autoencoder"
+
+
+def _mean_scores(found: Sequence[Arrays]) -> dict[str, float]:
+    return {name: float(np.mean([float(each[name]) for each in found])) for name in ("auc", "recall", "precision")}
+
+
+def autoencoder_works(deployment: Deployment, inputs: Inputs) -> dict[float, list[AutoencoderWork]]:
+    """Trainings of the autoencoder: each power factor with each seed."""
+    settings = deployment.experiment
+    sizes = {"items": settings.autoencoder_items, "epochs": settings.autoencoder_epochs}
+    found: dict[float, list[AutoencoderWork]] = {}
+    for power in settings.powers:
+        found[power] = []
+        for seed in settings.seeds:
+            named = {"autoencoder": asdict(deployment.autoencoder), "power": power, "seed": seed, **sizes}
+            data = [inputs.digests["shop"], inputs.digests["histories"]]
+            result = f"autoencoder-{result_name(named | {'data': data})}"
+            work = AutoencoderWork(inputs.folder, result, power, seed, settings, deployment.autoencoder)
+            found[power].append(work)
+    return found
+
+
+def _ranker_work(
+    deployment: Deployment, inputs: Inputs, variant: Variant | None, seed: int, autoencoder: str = ""
+) -> Work:
+    settings, n_types = deployment.experiment, len(deployment.interactions.types)
+    sizes = {name: value for name, value in asdict(settings).items() if name not in OPERATIONAL}
+    examples = variant.examples.name if variant else LTE_SET.name
+    named = {
+        "variant": asdict(variant) if variant else None,
+        "seed": seed,
+        "settings": sizes,
+        "n_types": n_types,
+        "autoencoder": autoencoder,
+        "data": [inputs.digests["shop"], inputs.digests[examples]],
+    }
+    result = f"{'ranker' if variant else 'baselines'}-{result_name(named)}"
+    return Work(inputs.folder, result, variant, seed, settings, n_types, autoencoder)
+
+
+def read_result(work: AnyWork) -> Arrays:
+    """Arrays of a finished training."""
+    with np.load(result_file(work.folder, work.result)) as found:
+        return dict(found)
+
+
+# --- after ----------------------------------------------------------------------------------------------------
+
+
+def experiment_rows(name: str, results: Results, deployment: Deployment, inputs: Inputs) -> list[Row]:
+    """All rows of one experiment.
+
+    Args:
+        name: Which.
+        results: Of the trainings.
+        deployment: Settings.
+        inputs: Seconds of preparation.
+    """
+    facts = ("user", "day", "n_short", "target_query", "is_repeat")
+    holdout = Holdout(**{fact: results.baselines[fact] for fact in facts})
+    found = contrasts(name, deployment.experiment.sequence_days)
+    rows: list[Row] = []
+    if name == INTEGRATION:
+        rows += _baseline_rows(results.baselines, holdout)
+    each = {variant: None for contrast in found for variant in (contrast.baseline, contrast.variant)}
+    for variant in each:
+        rows += _variant_rows(variant, results.rankers[variant], holdout)
+    pairs = [_pair(contrast, results) for contrast in found]
+    if name == INTEGRATION:
+        pairs += _against_counting(results, holdout)
+    for pair in pairs:
+        rows += contrast_rows(pair, holdout, CUTOFF)
+    if name == SEQUENCE:
+        counts = _counts(holdout)
+        seconds = inputs.prepare_seconds
+        rows += [
+            plain_row(variant.label, "off", "prepare_seconds", [seconds[variant.examples.name]], **counts)
+            for variant in each
+        ]
+    if name == AUTOENCODER:
+        rows += _power_rows(results, holdout)
+    return rows
+
+
+def _pair(contrast: Contrast, results: Results) -> Compared:
+    variant, baseline = contrast.variant, contrast.baseline
+    history = "on" if variant.history else "off"
+    ranks, theirs = ([each["ranks"] for each in results.rankers[one]] for one in (variant, baseline))
+    return Compared(variant.label, baseline.label, history, ranks, theirs, contrast.paper)
+
+
+def _against_counting(results: Results, holdout: Holdout) -> Iterator[Compared]:
+    """What would go live, with and without an LTE, against the best of the baselines: it must beat them all."""
+    ranks = {name: results.baselines[f"ranks.{name}"] for name in BASELINE_LABELS}
+    best = best_baseline(ranks, holdout, CUTOFF)
+    for lte in ("none", "prefix_token"):
+        variant = Variant(lte, history=True)
+        ours = [each["ranks"] for each in results.rankers[variant]]
+        yield Compared(variant.label, BASELINE_LABELS[best], "on", ours, [ranks[best]])
+
+
+def _counts(holdout: Holdout) -> dict[str, int]:
+    n_users, n_days = len(np.unique(holdout.user)), len(np.unique(holdout.day))
+    return {"n_users": n_users, "n_queries": len(holdout.user), "n_days": n_days}
+
+
+def _variant_rows(variant: Variant, seeds: Sequence[Arrays], holdout: Holdout) -> Iterator[Row]:
+    history, counts = "on" if variant.history else "off", _counts(holdout)
+    yield from value_rows(variant.label, history, [each["ranks"] for each in seeds], holdout, CUTOFF)
+    for metric, array in (("coverage_at_10", "coverage"), ("popularity_bias_at_10", "popularity_bias")):
+        yield plain_row(variant.label, history, metric, [float(each[array]) for each in seeds], **counts)
+    if variant.examples != LTE_SET:
+        seconds = [float(each["train_seconds"]) for each in seeds]
+        yield plain_row(variant.label, history, "train_seconds", seconds, **counts)
+
+
+def _baseline_rows(found: Arrays, holdout: Holdout) -> Iterator[Row]:
+    counts = _counts(holdout)
+    for name, label in BASELINE_LABELS.items():
+        yield from value_rows(label, "none", [found[f"ranks.{name}"]], holdout, CUTOFF)
+        for metric, array in (("coverage_at_10", "coverage"), ("popularity_bias_at_10", "popularity_bias")):
+            yield plain_row(label, "none", metric, [float(found[f"{array}.{name}"])], **counts)
+
+
+def _power_rows(results: Results, holdout: Holdout) -> Iterator[Row]:
+    counts = _counts(holdout)
+    for power, seeds in results.autoencoders.items():
+        label = f"autoencoder, power factor {power:g}{' (chosen)' if power == results.power else ''}"
+        for metric in ("auc", "recall", "precision"):
+            values = [float(each[metric]) for each in seeds]
+            yield plain_row(label, "none", f"{metric}_of_hidden_items", values, **counts)
+
+
+def _whole(row: Row, name: str, deployment: Deployment, inputs: Inputs) -> Row:
+    """Add what all rows of a call share; columns without a value become null."""
+    settings = json.dumps(asdict(deployment.experiment), default=list)
+    shared = {
+        "settings": settings,
+        "basis_version": inputs.basis_version,
+        "code_version": code_version(),
+        "ds": inputs.last_day,
+        "experiment": name,
+    }
+    return {**dict.fromkeys(EXPERIMENTS.columns), **row, **shared}
+
+
+def write_rows(lake: Lake, rows: Sequence[Row], ds: date, name: str) -> None:
+    """Replace the rows of one experiment and day.
+
+    Args:
+        lake: Holds table experiments.
+        rows: All columns.
+        ds: Last holdout day.
+        name: Of the experiment.
+    """
+    schema = StructType([StructField(field.name, field.dataType) for field in EXPERIMENTS.schema])
+    values = [tuple(row[column] for column in EXPERIMENTS.columns) for row in rows]
+    lake.replace(lake.spark.createDataFrame(values, schema), EXPERIMENTS, {"ds": ds, "experiment": name})
+
+
+def _report_path(deployment: Deployment, name: str) -> Path:
+    return Path(deployment.paths.reports) / "experiments" / deployment.deployment.name / name
+
+
+def write_files(rows: Sequence[Row], deployment: Deployment, name: str) -> None:
+    """Write CSV, tables and plot of one experiment under ``reports/experiments/<deployment>``.
+
+    Args:
+        rows: Of one experiment.
+        deployment: Where reports are.
+        name: Of the experiment.
+    """
+    path = _report_path(deployment, name)
+    write_csv(rows, EXPERIMENTS.columns, path.with_suffix(".csv"))
+    write_plot([{**row, "deployment": deployment.deployment.name} for row in rows], CUTOFF, path.with_suffix(".png"))
+    path.with_suffix(".md").write_text(experiment_text(rows, CUTOFF), encoding="utf-8")
+
+
+def shown(deployment: Deployment, name: str, rows: Sequence[Row]) -> str:
+    """What a person is shown of one experiment."""
+    path = _report_path(deployment, name)
+    where = f"{path}.csv, .md and .png; table experiments, ds {rows[0]['ds']}, experiment {name}"
+    return f"{experiment_text(rows, CUTOFF)}\n{where}"

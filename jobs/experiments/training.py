@@ -1,0 +1,570 @@
+"""One training of an experiment, in a process of its own with one core: staged examples in, ranks of targets out.
+
+A training takes seconds, so it keeps no checkpoint: one that is killed starts again, one that is finished is kept
+under the hash of everything that decides its result and never done twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from jobs.autoencoder.histories import HistoryReader
+from jobs.autoencoder.scores import held_out_scores
+from jobs.config.sections import AutoencoderSection, ExperimentSection
+from jobs.experiments.examples import HELD_OUT, HOLDOUT, TRAIN, read_shop, user_numbers
+from jobs.experiments.plan import LTE_SET, Variant
+from jobs.ranker.evaluation import repeated_targets
+from jobs.ranker.items import METADATA, Shop, catalogue, metadata_codes, own_id_rows
+from jobs.ranker.readers import ExampleReader
+from jobs.ranker.scorers import baseline_scorers
+from jobs.runtime.code_version import code_version
+from lte_models.autoencoder import Autoencoder, AutoencoderConfig, Histories, autoencoder_loss
+from lte_models.evaluation.metrics import coverage, popularity_bias, query_metrics, target_ranks, top_items
+from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, ExampleCollate, Past, averaged_lte, lte_weights
+from lte_models.ranker.loss import Objective, ranker_loss
+from lte_models.ranker.model import Context, Ranker
+from lte_models.ranker.towers import LteStatistics, RankerConfig
+from lte_models.training.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
+from lte_models.training.stream import StagedRows, list_parts
+from lte_models.training.trainer import deterministic
+
+CUTOFF = 500
+TOP = 10
+
+# Causal training has a query at each position: so many negatives do, and so many fewer examples.
+CLM_NEGATIVES = 256
+CLM_SHARE = 8
+CLIP_NORM = 1.0
+BASELINES = "baselines"
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One training, or the scoring of the baselines.
+
+    Attributes:
+        folder: Holds the staged rows and the shop, and the results.
+        result: Name of the result: hash of everything that decides it.
+        variant: What to train; None scores the baselines.
+        seed: Of weights, order, dropout and negatives.
+        settings: Sizes.
+        n_types: Interaction types.
+        autoencoder: Result of the autoencoder that makes the LTEs, where the variant takes one.
+    """
+
+    folder: Path
+    result: str
+    variant: Variant | None
+    seed: int
+    settings: ExperimentSection
+    n_types: int
+    autoencoder: str = ""
+
+
+@dataclass(frozen=True)
+class AutoencoderWork:
+    """One training of the autoencoder.
+
+    Attributes:
+        folder: Holds the staged histories and the shop, and the results.
+        result: Name of the result.
+        power: Power factor of its negatives.
+        seed: Of weights, order and negatives.
+        settings: Sizes.
+        autoencoder: Section [autoencoder]: rates and batch size.
+    """
+
+    folder: Path
+    result: str
+    power: float
+    seed: int
+    settings: ExperimentSection
+    autoencoder: AutoencoderSection
+
+
+def result_name(named: dict[str, Any]) -> str:
+    """Hash of everything that decides a result; the code's version is one of them."""
+    content = json.dumps(named | {"code": code_version()}, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def result_file(folder: Path, result: str) -> Path:
+    """Where a result is."""
+    return folder / "results" / f"{result}.npz"
+
+
+def run_work(work: Work | AutoencoderWork) -> str:
+    """Do one piece of work and keep its result, whole or not at all.
+
+    Args:
+        work: What to do.
+
+    Returns:
+        A line that says what was done.
+    """
+    torch.set_num_threads(1)
+    switches: Any = torch.utils.deterministic  # replaces itself by an object whose attributes no stub names
+    switches.fill_uninitialized_memory = False  # deterministic kernels do not read what nobody wrote
+    started = time.monotonic()
+    if isinstance(work, AutoencoderWork):
+        name, arrays = f"autoencoder, power {work.power:g}, seed {work.seed}", _autoencoder_result(work)
+    elif work.variant is None:
+        name, arrays = "baselines", _baseline_result(work)
+    else:
+        history = "on" if work.variant.history else "off"
+        name = f"{work.variant.label}, history {history}, seed {work.seed}"
+        arrays = _ranker_result(work, work.variant)
+    seconds = time.monotonic() - started
+    file = result_file(work.folder, work.result)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, seconds=np.array(seconds), **arrays)
+    partial.replace(file)
+    return f"{name}: {seconds:.1f} s"
+
+
+# --- examples ---------------------------------------------------------------------------------------------------
+
+
+class Prepared(NamedTuple):
+    """A batch and the LTEs of its users as of their anchors."""
+
+    batch: ExampleBatch
+    context: Context
+
+
+@lru_cache(maxsize=1)
+def _shop(folder: Path) -> Shop:
+    return read_shop(folder / "shop")
+
+
+def _files(folder: Path, examples: str, part: str) -> list[Path]:
+    return sorted((folder / examples / part).glob("*.parquet"))
+
+
+@lru_cache(maxsize=1)
+def _train_batches(folder: Path, examples: str, max_length: int, objective: str, size: int) -> list[ExampleBatch]:
+    """Collated once for all seeds: which examples share a batch is fixed, the order of batches is the seed's.
+
+    Sequences of about the same length share a batch, so that few positions are padding.
+    """
+    rows = pa.concat_tables(
+        pq.read_table(file, columns=list(EXAMPLE_COLUMNS)) for file in _files(folder, examples, TRAIN)
+    )
+    order = np.random.default_rng(0).permutation(rows.num_rows)
+    if objective == "clm":
+        order = order[: max(1, rows.num_rows // CLM_SHARE)]
+        size = max(1, size // CLM_SHARE)
+    lengths = list_parts(rows["items"])[1][order]
+    chunk = np.arange(len(order)) // (16 * size)
+    order = order[np.lexsort((lengths, chunk))]
+    collate = ExampleCollate(_shop(folder).row_of_index, max_length, objective)
+    found = (collate(rows.take(order[start : start + size])) for start in range(0, len(order), size))
+    return [batch for batch in found if batch.targets.numel()]
+
+
+@lru_cache(maxsize=2)
+def _batches(folder: Path, examples: str, max_length: int, part: str, size: int) -> list[ExampleBatch]:
+    collate = ExampleCollate(_shop(folder).row_of_index, max_length)
+    reader = ExampleReader(StagedRows(_files(folder, examples, part), ""), collate, size, 0)
+    return list(reader.in_order())
+
+
+def _prepared(batches: Iterable[ExampleBatch], variant: Variant, ltes: LteMaker, shop: Shop) -> list[Prepared]:
+    """LTEs are computed once, not each epoch; the past goes where only the LTE needed it."""
+    found = []
+    for batch in batches:
+        kept = batch if variant.history else batch._replace(past=Past(*(part[:0] for part in batch.past)))
+        found.append(Prepared(kept, Context(*ltes(batch), shop.daily)))
+    return found
+
+
+LteMaker = Callable[[ExampleBatch], tuple[Tensor, Tensor]]
+
+
+def lte_maker(variant: Variant, shop: Shop, encoder: LteMaker | None) -> LteMaker:
+    """How the LTEs of a batch are made, as of each example's anchor.
+
+    Args:
+        variant: Method and window; a ranker without LTE gets none.
+        shop: The basis in row order.
+        encoder: Makes the LTEs of method autoencoder.
+
+    Returns:
+        Batch to float [B, C] and bool [B].
+
+    Raises:
+        ValueError: The method is autoencoder and there is no encoder.
+    """
+    content = torch.from_numpy(shop.content)
+    if variant.lte == "none":
+        return lambda batch: (torch.zeros(len(batch.items), content.shape[1]), torch.zeros(len(batch.items)).bool())
+    if variant.method == "autoencoder":
+        if encoder is None:
+            raise ValueError("method autoencoder needs an encoder")
+        return encoder
+
+    def average(batch: ExampleBatch) -> tuple[Tensor, Tensor]:
+        weights = lte_weights(batch.past, method=variant.method, lagged=variant.lagged)
+        return averaged_lte(batch.past, weights, content, len(batch.items))
+
+    return average
+
+
+# --- ranker -----------------------------------------------------------------------------------------------------
+
+
+def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
+    started, settings, shop = time.monotonic(), work.settings, _shop(work.folder)
+    name, length = variant.examples.name, variant.examples.max_sequence
+    encoder = autoencoder_ltes(work.folder, work.autoencoder, shop) if work.autoencoder else None
+    ltes = lte_maker(variant, shop, encoder)
+    batches = _train_batches(work.folder, name, length, variant.objective, settings.batch_size)
+    train = _prepared(batches, variant, ltes, shop)
+    held_out, holdout = (
+        _prepared(_batches(work.folder, name, length, part, 256), variant, ltes, shop) for part in (HELD_OUT, HOLDOUT)
+    )
+    model = new_ranker(work, variant, shop)
+    _store_statistics(model, train)
+    read_seconds = time.monotonic() - started
+    loss = _ranker_loss(model, variant, settings)
+    curve, train_seconds = fit(
+        model,
+        loss,
+        lambda rng: [train[at] for at in rng.permutation(len(train))],
+        lambda: mean_ndcg(model, held_out),
+        FitConfig(settings.epochs, settings.learning_rate, work.seed),
+    )
+    ranks, top = ranked(model, holdout)
+    targets = np.concatenate([item.batch.targets.numpy() - 1 for item in holdout])
+    return {
+        "ranks": ranks.astype(np.int32),
+        "coverage": np.array(coverage(top, model.n_items)),
+        "popularity_bias": np.array(popularity_bias(top, shop.counts[1:], targets)),
+        "curve": np.array(curve),
+        "train_seconds": np.array(train_seconds),
+        "read_seconds": np.array(read_seconds),
+    }
+
+
+def new_ranker(work: Work, variant: Variant, shop: Shop) -> Ranker:
+    """A ranker with fresh weights.
+
+    Args:
+        work: Seed, width, interaction types.
+        variant: Where the LTE comes in.
+        shop: Items.
+    """
+    codes, id_rows = metadata_codes(shop), own_id_rows(shop)
+    n_categories, n_brands, n_price_tiers = (len(codes[name]) + 1 for name in METADATA)
+    config = RankerConfig(
+        content_dim=shop.content.shape[1],
+        n_types=work.n_types,
+        dim=work.settings.dim,
+        max_length=variant.examples.max_sequence,
+        dropout=0.0,  # a few epochs overfit nothing, and attention without dropout is a fused kernel
+        lte=variant.lte,
+        history_features=variant.history,
+        n_ids=len(id_rows) + 1,
+        n_categories=n_categories,
+        n_brands=n_brands,
+        n_price_tiers=n_price_tiers,
+        seed=work.seed,
+    )
+    return Ranker(config, catalogue(shop, codes, id_rows))
+
+
+def _store_statistics(model: Ranker, train: Sequence[Prepared]) -> None:
+    if model.config.lte == "none":
+        return
+    statistics = LteStatistics(model.config.content_dim)
+    for item in train:
+        statistics.add(item.context.lte, item.context.has_lte)
+    statistics.store(model.user_tower.projection)
+
+
+def _ranker_loss(
+    model: Ranker, variant: Variant, settings: ExperimentSection
+) -> Callable[[Prepared, torch.Generator], Tensor]:
+    n_samples = negatives_for_share(model.n_items, settings.negatives_share)
+    if variant.objective == "clm":
+        n_samples = min(n_samples, CLM_NEGATIVES)
+    sampler = LogUniformSampler(model.n_items, n_samples) if n_samples < model.n_items else None
+    # the metric is a mean over user-days: a wholesaler's hundred lines must not decide what is learnt
+    objective = Objective(sampler, equal_users=True)
+    return lambda item, rng: ranker_loss(model, item.batch, item.context, objective, rng)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long and how fast to train: the rate of the first epoch falls linearly to 0 after the last."""
+
+    epochs: int
+    learning_rate: float
+    seed: int
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[Any, torch.Generator], Tensor],
+    batches: Callable[[np.random.Generator], Iterable[Any]],
+    validate: Callable[[], float],
+    config: FitConfig,
+) -> tuple[list[float], float]:
+    """Train for a fixed number of epochs, each slower than the one before, and keep the best one.
+
+    Args:
+        model: Whose parameters are trained.
+        loss: Of a batch.
+        batches: Generator of the order to the batches of an epoch.
+        validate: Value on the held-out days; larger is better.
+        config: Epochs, rate, seed.
+
+    Returns:
+        The value after each epoch, and the seconds of the steps alone.
+
+    Raises:
+        FloatingPointError: The loss is not finite.
+    """
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], config.learning_rate, fused=True)
+    order, rng = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
+    curve: list[float] = []
+    best: dict[str, Tensor] = {}
+    seconds = 0.0
+    with deterministic(config.seed):
+        for epoch in range(config.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * (1 - epoch / config.epochs)
+            started = time.monotonic()
+            model.train()
+            for batch in batches(order):
+                _step(model, optimizer, loss(batch, rng))
+            seconds += time.monotonic() - started
+            model.eval()
+            with torch.no_grad():
+                curve.append(validate())
+            if curve[-1] == max(curve):
+                best = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.load_state_dict(best, strict=False)
+    return curve, seconds
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise FloatingPointError(f"the loss is {float(loss)}")
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+    optimizer.step()
+
+
+def ranked(model: Ranker, items: Sequence[Prepared]) -> tuple[IntArray, IntArray]:
+    """Rank the targets; the catalogue is embedded once for all batches.
+
+    Args:
+        model: In eval mode.
+        items: Batches of the next_day objective.
+
+    Returns:
+        int64 [T] ranks from 1, and int64 [B, 10], columns of the best items.
+    """
+    candidates = torch.arange(1, model.n_items + 1)
+    ranks, top = [], []
+    with torch.no_grad():
+        embedded = model.embed(candidates)
+        for batch, context in items:
+            queries = model.queries(batch, context, *embedded)
+            scores = model.candidate_logits(queries, candidates, batch, context, embedded)
+            ranks.append(target_ranks(scores, batch.target_query, batch.targets - 1))
+            top.append(top_items(scores, TOP))
+    return torch.cat(ranks).numpy(), torch.cat(top).numpy()
+
+
+def mean_ndcg(model: Ranker, items: Sequence[Prepared]) -> float:
+    """Mean NDCG at the cutoff over users with a known target; 0 where there is none."""
+    ranks, _ = ranked(model, items)
+    n_users = [len(item.batch.items) for item in items]
+    starts = np.cumsum([0, *n_users[:-1]])
+    query = np.concatenate([item.batch.target_query.numpy() + start for item, start in zip(items, starts, strict=True)])
+    ndcg = query_metrics(ranks, query, sum(n_users), CUTOFF)["ndcg"]
+    return float(np.nanmean(ndcg)) if np.isfinite(ndcg).any() else 0.0
+
+
+# --- autoencoder ------------------------------------------------------------------------------------------------
+
+
+def _autoencoder_result(work: AutoencoderWork) -> dict[str, npt.NDArray[Any]]:
+    shop, files = _shop(work.folder), sorted((work.folder / "histories").glob("*.parquet"))
+    rows = frequent_rows(files, shop, work.settings.autoencoder_items)
+    rank_of_index = _ranks(rows, len(shop.content))[shop.row_of_index]
+    settings = AutoencoderSection(**{**asdict(work.autoencoder), "seed": work.seed, "power": work.power})
+    reader = HistoryReader(files, rank_of_index, settings)
+    config = AutoencoderConfig(
+        n_items=len(rows),
+        dim=shop.content.shape[1],
+        l2=settings.l2,
+        n_negatives=negatives_for_share(len(rows), settings.negatives_share),
+        power=work.power,
+        seed=work.seed,
+    )
+    model = Autoencoder(config, torch.from_numpy(shop.content[rows]))
+    sampler = LogUniformSampler(config.n_items, config.n_negatives, config.power)
+    curve, seconds = fit(
+        model,
+        lambda batch, rng: autoencoder_loss(model, sampler, batch, rng),
+        lambda rng: reader.epoch(int(rng.integers(2**31))),
+        lambda: held_out_scores(model, reader)["recall"],
+        FitConfig(work.settings.autoencoder_epochs, settings.learning_rate, work.seed),
+    )
+    scores = held_out_scores(model, reader)
+    weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    target = result_file(work.folder, work.result).with_suffix(".safetensors")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights | {"rows": torch.from_numpy(rows)}, target)
+    return {
+        **{name: np.array(value) for name, value in scores.items()},
+        "curve": np.array(curve),
+        "train_seconds": np.array(seconds),
+    }
+
+
+def frequent_rows(files: Sequence[Path], shop: Shop, limit: int) -> IntArray:
+    """Rows of the items that most histories hold, most frequent first.
+
+    Args:
+        files: Staged histories.
+        shop: Maps item_index to rows.
+        limit: Items at most.
+
+    Returns:
+        int64 [n].
+
+    Raises:
+        ValueError: No history holds a known item.
+    """
+    counts = np.zeros(len(shop.content), dtype=np.int64)
+    for file in files:
+        index, _ = list_parts(pq.read_table(file, columns=["items"])["items"])
+        known = index[index < len(shop.row_of_index)]
+        counts += np.bincount(shop.row_of_index[known], minlength=len(counts))
+    counts[0] = 0
+    rows: IntArray = rank_by_frequency(counts)[: min(limit, int((counts > 0).sum()))].astype(np.int64)
+    if not len(rows):
+        raise ValueError("table user_histories: no user has a known item; there is nothing to train on")
+    return rows
+
+
+def _ranks(rows: IntArray, n_rows: int) -> IntArray:
+    ranks = np.full(n_rows, -1, dtype=np.int64)
+    ranks[rows] = np.arange(len(rows))
+    return ranks
+
+
+def autoencoder_ltes(folder: Path, result: str, shop: Shop) -> LteMaker:
+    """Encode the long window of each example with a trained autoencoder, as embed_users does for each user.
+
+    A user without history gets the cold-start vector; one of whose items the autoencoder knows none gets the uniform
+    average.
+
+    Args:
+        folder: Of the experiments.
+        result: Name of the autoencoder's result.
+        shop: The basis in row order.
+    """
+    content = torch.from_numpy(shop.content)
+    weights = load_file(result_file(folder, result).with_suffix(".safetensors"))
+    rows = weights.pop("rows")
+    model = Autoencoder(AutoencoderConfig(n_items=len(rows), dim=content.shape[1]), content[rows])
+    model.load_state_dict(weights, strict=False)
+    model.eval()
+    ranks = torch.from_numpy(_ranks(rows.numpy(), len(content)))
+
+    def encode(batch: ExampleBatch) -> tuple[Tensor, Tensor]:
+        past, n_users = batch.past, len(batch.items)
+        is_long = past.n_long > 0
+        known = is_long & (ranks[past.items] >= 0)
+        n_known, n_long = (torch.bincount(past.user[each], minlength=n_users) for each in (known, is_long))
+        with torch.no_grad():
+            latent = model(Histories(ranks[past.items[known]], torch.cumsum(n_known, 0) - n_known))
+        average, _ = averaged_lte(past, lte_weights(past, method="uniform", lagged=True), content, n_users)
+        is_lost = (n_long > 0) & (n_known == 0)
+        return torch.where(is_lost.unsqueeze(1), average, latent), torch.ones(n_users, dtype=torch.bool)
+
+    return encode
+
+
+# --- baselines --------------------------------------------------------------------------------------------------
+
+
+def _baseline_result(work: Work) -> dict[str, npt.NDArray[Any]]:
+    shop = _shop(work.folder)
+    collate = ExampleCollate(shop.row_of_index)
+    train, holdout = (
+        ExampleReader(StagedRows(_files(work.folder, LTE_SET.name, part), ""), collate, 256, 0)
+        for part in (TRAIN, HOLDOUT)
+    )
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    batches = list(holdout.in_order())
+    targets = np.concatenate([batch.targets.numpy() - 1 for batch in batches])
+    for name, scorer in baseline_scorers(shop, train).items():
+        ranks, top = [], []
+        for batch in batches:
+            scores = scorer(batch)
+            ranks.append(target_ranks(scores, batch.target_query, batch.targets - 1).numpy())
+            top.append(top_items(scores, TOP).numpy())
+        arrays[f"ranks.{name}"] = np.concatenate(ranks).astype(np.int32)
+        arrays[f"coverage.{name}"] = np.array(coverage(np.concatenate(top), len(shop.item_ids)))
+        arrays[f"popularity_bias.{name}"] = np.array(popularity_bias(np.concatenate(top), shop.counts[1:], targets))
+    return arrays | holdout_facts(_files(work.folder, LTE_SET.name, HOLDOUT), batches)
+
+
+def holdout_facts(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> dict[str, npt.NDArray[Any]]:
+    """What the results of all variants are read with.
+
+    Args:
+        files: Staged holdout rows.
+        batches: The same, in order.
+
+    Returns:
+        ``user`` [B], ``day`` [B] (days since 1970 of the target), ``n_short`` [B], ``target_query`` [T],
+        ``target`` [T] and ``is_repeat`` [T].
+    """
+    starts = np.cumsum([0, *(len(batch.items) for batch in batches)])
+    queries = [batch.target_query.numpy() + start for batch, start in zip(batches, starts, strict=False)]
+    return {
+        "user": user_numbers(files),
+        "day": np.concatenate([batch.anchor_day.numpy() + 1 for batch in batches]),
+        "n_short": np.concatenate([(batch.items > 0).sum(dim=1).numpy() for batch in batches]),
+        "target_query": np.concatenate(queries),
+        "target": np.concatenate([batch.targets.numpy() for batch in batches]),
+        "is_repeat": np.concatenate([repeated_targets(batch) for batch in batches]),
+    }
+
+
+def remove_staged(folder: Path) -> None:
+    """Delete the local copies of examples and histories: the tables are where a user is erased from."""
+    for each in folder.iterdir() if folder.exists() else ():
+        if each.is_dir() and each.name != "results":
+            shutil.rmtree(each)
+
+
+AnyWork = Work | AutoencoderWork

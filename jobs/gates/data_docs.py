@@ -1,0 +1,45 @@
+"""Makes Great Expectations' pages readable without a network: they come with styles and scripts of five CDNs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+# What needs the network or a script: styles, scripts, the logo, the filter buttons, the newsletter.
+_REMOTE = re.compile(
+    r"<script\b.*?</script>|<link\b[^>]*>|<img\b[^>]*>|<footer>.*?</footer>"
+    r'|<div class="card mb-3">\s*<div class="card-header p-2">\s*<strong>Actions</strong>.*?(?:</div>\s*){5}',
+    re.DOTALL,
+)
+
+_STYLE = re.compile(r"<style>.*?</style>", re.DOTALL)
+
+
+def make_readable(folder: Path, pages: Sequence[dict[str, object]], title: str) -> None:
+    """Take everything remote out of the pages of a site, give them a style of their own and an index that is a table.
+
+    Args:
+        folder: The site.
+        pages: Of each validation its ``name``, ``page`` (relative address), ``n`` and ``n_failed``.
+        title: Of the index.
+    """
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    style = (TEMPLATES / "data_docs.css").read_text(encoding="utf-8")
+    head = environment.get_template("data_docs_head.html.j2").render(style=style)
+    for path in folder.rglob("*.html"):
+        path.write_text(readable(path.read_text(encoding="utf-8"), head), encoding="utf-8")
+    shutil.rmtree(folder / "static", ignore_errors=True)
+    index = environment.get_template("data_docs_index.html.j2").render(style=style, pages=pages, title=title)
+    (folder / "index.html").write_text(index, encoding="utf-8")
+
+
+def readable(page: str, head: str) -> str:
+    """A page without what is remote, with ``head`` in the place of its styles."""
+    bare = _STYLE.sub("", _REMOTE.sub("", page))
+    return bare.replace("</head>", head + "</head>", 1)

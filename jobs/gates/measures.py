@@ -1,0 +1,252 @@
+"""What the gates of a day judge: a few numbers a slice, computed once in the engine, beside what they are held against.
+
+Yesterday is ds - 1. Where there is nothing to compare with, a value is None and the reason stands in ``skipped``: its
+gate is not judged, and says so. Quantiles and counts of users, never means, which hide what happens to some (DESIGN
+section 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
+
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F
+
+from jobs.basis.basis import catalogue_versions
+from jobs.config.sections import Deployment
+from jobs.config.window import LteWindow
+from jobs.gates.measured import ACTIVE_ITEMS, AUTOENCODER, DAY, Limit, Measured
+from jobs.lake.lake import Lake
+from jobs.lte.settings import lte_windows
+from jobs.lte.windows import in_window
+from schemas import EVENT_DAYS, ITEM_EMBEDDINGS, ITEMS, LTE_DRIFT, USER_LTE
+
+
+def measure_catalogue(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Measured:
+    """How much of the catalogue has a vector."""
+    catalogue = catalogue_versions(lake.read(ITEMS), ds).select("item_id")
+    basis = lake.read(ITEM_EMBEDDINGS, where={"basis_version": basis_version}).select("item_id")
+    bare = catalogue.join(basis, "item_id", "left_anti")
+    n_items, n_bare = catalogue.count(), bare.count()
+    return Measured(
+        table="items",
+        label="",
+        values={"n_items": n_items, "unembedded_share": n_bare / n_items if n_items else None},
+        limits=(
+            Limit(
+                "unembedded_share", maximum=deployment.gates.max_unembedded_share, setting="gates.max_unembedded_share"
+            ),
+        ),
+        skipped={} if n_items else {"unembedded_share": f"no item landed up to {ds}"},
+        rows={"unembedded_share": lambda: bare.orderBy("item_id")},
+    )
+
+
+def measure_basis(lake: Lake, basis_version: str) -> Measured:
+    """Whether items and their rows in the matrix correspond one to one, without gaps."""
+    rows = lake.read(ITEM_EMBEDDINGS, where={"basis_version": basis_version}).select("item_id", "item_index")
+    found = rows.agg(
+        F.count("*").alias("n"),
+        F.countDistinct("item_id").alias("items"),
+        F.countDistinct("item_index").alias("indices"),
+        F.max("item_index").alias("last"),
+    ).collect()[0]
+    repeated = rows.groupBy("item_id").agg(F.count("*").alias("n_rows")).where("n_rows > 1")
+    return Measured(
+        table="item_embeddings",
+        label="",
+        values={
+            "n_vectors": found["n"],
+            "n_repeated_items": found["n"] - found["items"],
+            "n_index_gaps": (found["last"] if found["n"] else -1) + 1 - found["indices"],
+            "n_repeated_indices": found["n"] - found["indices"],
+        },
+        limits=(
+            Limit("n_vectors", minimum=1),
+            Limit("n_repeated_items", maximum=0, setting="one vector an item"),
+            Limit("n_index_gaps", maximum=0, setting="item_index is dense from 0"),
+            Limit("n_repeated_indices", maximum=0, setting="item_index is never used twice"),
+        ),
+        rows={"n_repeated_items": lambda: repeated.orderBy("item_id")},
+    )
+
+
+def measure_slices(lake: Lake, deployment: Deployment, ds: date, *, is_stale: bool) -> list[Measured]:
+    """Users and interactions of each configured slice of ds, and of the autoencoder's where it wrote one.
+
+    Args:
+        lake: Reads user_lte and event_days.
+        deployment: Slices and limits.
+        ds: Data day.
+        is_stale: Whether interactions changed since the LTEs were computed: then they are not counted against them.
+    """
+    users = slice_users(lake, ds)
+    counted = {(row["method"], row["lte_window"]): _numbers(row) for row in slice_counts(users).collect()}
+    windows = {str(window): _n_events(lake, ds, window) for window in lte_windows(deployment.lte)}
+    wanted = [(method, window) for method in deployment.lte.methods for window in windows]
+    learned = (AUTOENCODER, deployment.autoencoder.window)
+    if deployment.autoencoder.enabled and counted.get(learned, {}).get("n_users"):
+        wanted.append(learned)
+    return [_measured_slice(key, counted.get(key), users, windows, deployment, ds, is_stale) for key in wanted]
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    """A row without its slice."""
+    return {name: value for name, value in row.asDict().items() if name not in ("method", "lte_window")}
+
+
+def slice_users(lake: Lake, ds: date) -> DataFrame:
+    """One row a user and slice of ds or yesterday, without vectors: is_now, is_before, n_items, n_unknown."""
+    is_now, is_before = F.col("ds") == F.lit(ds), F.col("ds") == F.lit(ds - DAY)
+    rows = lake.read(USER_LTE, where={"ds": [ds, ds - DAY]})
+    return rows.groupBy("user_id", "method", "lte_window").agg(
+        F.max(is_now.cast("int")).alias("is_now"),
+        F.max(is_before.cast("int")).alias("is_before"),
+        F.sum(F.when(is_now, F.col("n_items")).otherwise(0)).alias("n_items"),
+        F.sum(F.when(is_now, F.col("n_unknown")).otherwise(0)).alias("n_unknown"),
+    )
+
+
+def slice_counts(users: DataFrame) -> DataFrame:
+    """Sums of :func:`slice_users` a slice."""
+    is_lost = (F.col("is_before") == 1) & (F.col("is_now") == 0)
+    return users.groupBy("method", "lte_window").agg(
+        F.sum("is_now").alias("n_users"),
+        F.sum("is_before").alias("n_users_before"),
+        F.sum(is_lost.cast("int")).alias("n_users_lost"),
+        F.sum("n_items").alias("n_items"),
+        F.sum("n_unknown").alias("n_unknown"),
+    )
+
+
+def _n_events(lake: Lake, ds: date, window: LteWindow) -> int:
+    days = lake.read(EVENT_DAYS).where(in_window(ds, window))
+    return int(days.agg(F.sum("n_events").alias("n")).collect()[0]["n"] or 0)
+
+
+def _measured_slice(
+    key: tuple[str, str],
+    counted: dict[str, int] | None,
+    users: DataFrame,
+    windows: Mapping[str, int],
+    deployment: Deployment,
+    ds: date,
+    is_stale: bool,
+) -> Measured:
+    n = counted or dict.fromkeys(("n_users", "n_users_before", "n_users_lost", "n_items", "n_unknown"), 0)
+    n_all, before = n["n_items"] + n["n_unknown"], n["n_users_before"]
+    values: dict[str, float | None] = {
+        **n,
+        "unknown_share": n["n_unknown"] / n_all if n_all else None,
+        "users_lost_share": n["n_users_lost"] / before if before else None,
+        "users_change_share": abs(n["n_users"] - before) / before if before else None,
+        "n_interactions_missing": None,
+    }
+    nobody = f"no LTEs of {ds - DAY} to compare with"
+    skipped = {
+        "users_lost_share": nobody,
+        "users_change_share": nobody,
+        "unknown_share": "no interaction in the window",
+    }
+    skipped["n_interactions_missing"] = _uncounted(key, deployment, is_stale)
+    if not skipped["n_interactions_missing"]:
+        values["n_interactions_missing"] = abs(windows[key[1]] - n_all)
+    method, window = key
+    of_slice = users.where((F.col("method") == method) & (F.col("lte_window") == window))
+    lost = of_slice.where("is_before = 1 AND is_now = 0")
+    unknown = of_slice.where("n_unknown > 0")
+    return Measured(
+        table="user_lte",
+        label="/".join(key),
+        values=values,
+        limits=_slice_limits(key, deployment),
+        skipped={name: why for name, why in skipped.items() if values[name] is None},
+        rows={
+            "users_lost_share": lambda: lost.orderBy("user_id"),
+            "users_change_share": lambda: of_slice.where("is_before <> is_now").orderBy("user_id"),
+            "unknown_share": lambda: unknown.orderBy(F.desc("n_unknown"), "user_id"),
+        },
+    )
+
+
+def _uncounted(key: tuple[str, str], deployment: Deployment, is_stale: bool) -> str:
+    """Why interactions of a slice cannot be counted against event_days; empty where they can."""
+    if key[0] == AUTOENCODER or deployment.lte.count == "distinct":
+        return "items are counted once here, interactions are not"
+    return "the run is stale: interactions changed since the LTEs were computed" if is_stale else ""
+
+
+def _slice_limits(key: tuple[str, str], deployment: Deployment) -> tuple[Limit, ...]:
+    gates = deployment.gates
+    is_served = key == (deployment.publish.method, deployment.publish.window)
+    least = Limit("n_users", minimum=gates.min_users, setting="gates.min_users")
+    return (
+        *([least] if is_served else []),
+        Limit("users_lost_share", maximum=gates.max_users_lost_share, setting="gates.max_users_lost_share"),
+        Limit("users_change_share", maximum=gates.max_users_change_share, setting="gates.max_users_change_share"),
+        Limit("unknown_share", maximum=gates.max_unknown_share, setting="gates.max_unknown_share"),
+        Limit("n_interactions_missing", maximum=0, setting="n_items + n_unknown = n_events of the window's days"),
+    )
+
+
+def measure_drift(lake: Lake, deployment: Deployment, ds: date) -> list[Measured]:
+    """Violations of the bound over all offsets, and quantiles of one day's change, a slice."""
+    rows = lake.read(LTE_DRIFT, where={"ds": ds})
+    found = {(row["method"], row["lte_window"]): _numbers(row) for row in drift_quantiles(rows).collect()}
+    keys = [(method, str(window)) for method in deployment.lte.methods for window in lte_windows(deployment.lte)]
+    return [_measured_drift(key, found.get(key), rows, deployment, ds) for key in keys]
+
+
+def drift_quantiles(lte_drift: DataFrame) -> DataFrame:
+    """A row a slice: rows, violations, and of the users who were active on both days the quantiles of one day.
+
+    Args:
+        lte_drift: Rows of one ds.
+    """
+    is_active = (F.col("n_now") >= ACTIVE_ITEMS) & (F.col("n_before") >= ACTIVE_ITEMS)
+    is_judged = is_active & ~F.col("reference_stale") & (F.col("offset_days") == 1)
+    cosine, moved = F.when(is_judged, F.col("cosine")), F.when(is_judged, F.col("drift"))
+    return lte_drift.groupBy("method", "lte_window").agg(
+        F.count("*").alias("n_rows"),
+        F.sum((~F.col("bound_ok")).cast("int")).alias("n_bound_violations"),
+        F.sum(is_judged.cast("int")).alias("n_active_users"),
+        F.percentile(cosine, 0.01).alias("cosine_p01"),
+        F.percentile(moved, 0.99).alias("drift_p99"),
+    )
+
+
+def _measured_drift(
+    key: tuple[str, str], found: dict[str, float] | None, rows: DataFrame, deployment: Deployment, ds: date
+) -> Measured:
+    gates, label = deployment.gates, "/".join(key)
+    values: dict[str, float | None] = dict.fromkeys(("n_rows", "n_bound_violations", "n_active_users"), 0.0)
+    values |= {"cosine_p01": None, "drift_p99": None}
+    values |= found or {}
+    why = (
+        f"no user had {ACTIVE_ITEMS} interactions on both days"
+        if values["n_rows"]
+        else f"no LTEs of {ds - DAY} to compare with"
+    )
+    of_slice = rows.where((F.col("method") == key[0]) & (F.col("lte_window") == key[1]))
+    shown = of_slice.select(
+        "user_id", "offset_days", "n_now", "n_before", "drift", "bound", "tv_bound", "cosine", "bound_ok"
+    )
+    one_day = shown.where((F.col("offset_days") == 1) & (F.col("n_now") >= ACTIVE_ITEMS))
+    return Measured(
+        table="lte_drift",
+        label=label,
+        values=values,
+        limits=(
+            Limit("n_bound_violations", maximum=gates.max_bound_violations, setting="gates.max_bound_violations"),
+            Limit("cosine_p01", minimum=gates.min_cosine_p01, setting="gates.min_cosine_p01"),
+            Limit("drift_p99", maximum=gates.max_drift_p99, setting="gates.max_drift_p99"),
+        ),
+        skipped={name: why for name in ("cosine_p01", "drift_p99") if values[name] is None},
+        rows={
+            "n_bound_violations": lambda: shown.where(~F.col("bound_ok")).orderBy(F.desc("drift"), "user_id"),
+            "cosine_p01": lambda: one_day.orderBy("cosine", "user_id"),
+            "drift_p99": lambda: one_day.orderBy(F.desc("drift"), "user_id"),
+        },
+    )

@@ -1,0 +1,104 @@
+"""Rows cast by name to a table's declaration; what does not fit stops the write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import DataType, IntegralType, NullType, NumericType, StructField, StructType
+
+from jobs.lake.predicates import Predicate, TableError, _values
+from schemas import Table
+
+INTEGER_RANGES = {"smallint": (-(2**15), 2**15 - 1), "int": (-(2**31), 2**31 - 1), "bigint": (-(2**63), 2**63 - 1)}
+
+
+def _shown(column: Column) -> Column:
+    return F.coalesce(F.substring(column.cast("string"), 1, 80), F.lit("null"))
+
+
+def _refused(condition: Column, value: Column, message: str, shown: Column) -> Column:
+    """``value``, or an error that stops the write where ``condition`` holds."""
+    return F.when(condition, F.raise_error(F.concat(F.lit(message), _shown(shown)))).otherwise(value)
+
+
+def _same_type(found: DataType, wanted: DataType) -> bool:
+    return found.simpleString() == wanted.simpleString()
+
+
+def _fits(found: DataType, wanted: DataType) -> bool:
+    """Whether a cast loses nothing, or loses only what a range check can see."""
+    if _same_type(found, wanted) or isinstance(found, NullType):
+        return True
+    if isinstance(wanted, IntegralType):
+        return isinstance(found, IntegralType)
+    return isinstance(wanted, NumericType) and isinstance(found, NumericType) and wanted.simpleString() == "double"
+
+
+def _column(table: Table, field: StructField, found: DataType) -> Column:
+    """One column cast to its declared type; a null or a number out of range stops the write."""
+    source = F.col(field.name)
+    name = f"table {table.name}, column {field.name}"
+    value = source
+    if not _same_type(found, field.dataType):
+        value = source.cast(field.dataType)
+        if isinstance(field.dataType, IntegralType):
+            smallest, largest = INTEGER_RANGES[field.dataType.simpleString()]
+            is_lossy = (source < F.lit(smallest)) | (source > F.lit(largest))
+            value = _refused(is_lossy, value, f"{name}: value does not fit {field.dataType.simpleString()}: ", source)
+    if not field.nullable:
+        value = _refused(source.isNull(), value, f"{name}: null is not allowed: ", source)
+    return value.alias(field.name)
+
+
+def conformed(df: DataFrame, table: Table, where: Predicate | None = None) -> DataFrame:
+    """Cast by name to the declared schema; refuse what does not fit.
+
+    Args:
+        df: Rows to write, columns in any order.
+        table: Declaration to fit.
+        where: All rows have these values; a row outside stops the write.
+
+    Returns:
+        A DataFrame with the declared columns, whose plan raises at the first bad value.
+
+    Raises:
+        TableError: A column is missing, unknown or of a type that does not fit.
+    """
+    found = {field.name: field.dataType for field in df.schema}
+    missing, unknown = [c for c in table.columns if c not in found], [c for c in found if c not in table.columns]
+    if missing or unknown:
+        raise TableError(f"table {table.name}: missing columns {missing}, unknown columns {unknown}")
+    for field in table.schema:
+        if not _fits(found[field.name], field.dataType):
+            wanted, got = field.dataType.simpleString(), found[field.name].simpleString()
+            raise TableError(f"table {table.name}, column {field.name}: {got} does not fit {wanted}")
+    columns = {field.name: _column(table, field, found[field.name]) for field in table.schema}
+    cast = df.select(*columns.values())
+    for name, allowed in (where or {}).items():
+        is_outside = ~F.col(name).isin(_values(allowed)) | F.col(name).isNull()
+        message = f"table {table.name}: row outside {name} = {allowed}: "
+        cast = cast.withColumn(name, _refused(is_outside, F.col(name), message, F.col(name)))
+    return _through_arrow(cast, table).select(*(_constant_or_column(field, where or {}) for field in table.schema))
+
+
+def _constant_or_column(field: StructField, where: Predicate) -> Column:
+    """A column that has one value in all rows as a literal: an engine need not sort the rows by what is constant."""
+    values = _values(where.get(field.name, ()))
+    constant = F.lit(values[0]).cast(field.dataType) if len(values) == 1 else F.col(field.name)
+    return constant.alias(field.name)
+
+
+def _same_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield from batches
+
+
+def _through_arrow(df: DataFrame, table: Table) -> DataFrame:
+    """Pass rows through Arrow, which keeps the plan of the write apart from the plan of the rows.
+
+    Sail pushes its own check for nulls below a filter and then refuses rows that the filter leaves out; and it names a
+    cast array's element otherwise than Delta and cannot replace it then.
+    """
+    return df.mapInArrow(_same_batches, StructType([StructField(f.name, f.dataType, True) for f in table.schema]))

@@ -1,0 +1,97 @@
+"""Delta tables as files: path, version, and Arrow batches read without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import deltalake
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from deltalake.exceptions import TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+
+from jobs.lake.predicates import Predicate, _values
+from schemas import Table
+
+# Rows that a stream decodes at a time: 8 MB of vectors at D = 512.
+READ_ROWS = 4096
+READ_BUFFER_BYTES = 1 << 20
+
+
+def table_path(lake: str, table: Table) -> str:
+    """Folder of a table under the lake."""
+    return f"{lake.rstrip('/')}/{table.name}"
+
+
+def _delta(path: str, version: int | None = None) -> deltalake.DeltaTable:
+    return deltalake.DeltaTable(path, version=version)
+
+
+def table_version(path: str) -> int | None:
+    """Newest version of the Delta table at ``path``; None where there is none yet."""
+    try:
+        return _delta(path).version()
+    except TableNotFoundError:
+        return None
+
+
+def arrow_batches(
+    path: str, *, version: int | None = None, columns: Sequence[str] | None = None, where: Predicate | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Stream a Delta table as Arrow record batches, without an engine: for workers and for the online store.
+
+    Args:
+        path: Folder of the table.
+        version: Version to read; the newest by default.
+        columns: Columns in order; all by default.
+        where: Column to value, or to the values that are wanted.
+
+    Raises:
+        deltalake.exceptions.TableNotFoundError: There is no table.
+    """
+    dataset, wanted = _delta(path, version).to_pyarrow_dataset(), _arrow_filter(where or {})
+    schema = pa.schema([dataset.schema.field(name) for name in columns or dataset.schema.names])
+    read = {*schema.names, *(where or {})}
+    for fragment in dataset.get_fragments(filter=wanted):
+        constants = pads.get_partition_keys(fragment.partition_expression)
+        # what holds for the whole file needs no look at its rows, which would copy them
+        unsure = _arrow_filter({name: values for name, values in (where or {}).items() if name not in constants})
+        for batch in _file_batches(fragment, pa.schema([field for field in dataset.schema if field.name in read])):
+            rows = pa.Table.from_batches([batch])
+            kept = rows if unsure is None else rows.filter(unsure)
+            yield from kept.select(schema.names).to_batches()
+
+
+def _file_batches(fragment: pads.ParquetFileFragment, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Decode a file some rows at a time: a dataset's own scan holds whole row groups, and of several files at once."""
+    constants = pads.get_partition_keys(fragment.partition_expression)
+    with fragment.filesystem.open_input_file(fragment.path) as source:
+        file = pq.ParquetFile(source, buffer_size=READ_BUFFER_BYTES)
+        stored = [name for name in schema.names if name in file.schema_arrow.names]
+        for batch in file.iter_batches(READ_ROWS, columns=stored):
+            arrays = [
+                batch[field.name].cast(field.type)
+                if field.name in stored
+                else pa.repeat(pa.scalar(constants.get(field.name), field.type), batch.num_rows)
+                for field in schema
+            ]
+            yield pa.record_batch(arrays, schema=schema)
+
+
+def _arrow_filter(where: Predicate) -> pc.Expression | None:
+    condition: pc.Expression | None = None
+    for name, wanted in where.items():
+        each = pc.field(name).isin([pa.scalar(value) for value in _values(wanted)])
+        condition = each if condition is None else condition & each
+    return condition
+
+
+def _delete_checksums(path: str) -> None:
+    """Delete the checksum files that Apache Spark writes beside commits: they list files with their statistics, too."""
+    files = pafs.PyFileSystem(DeltaStorageHandler(path))
+    for info in files.get_file_info(pafs.FileSelector("_delta_log")):
+        if info.extension == "crc":
+            files.delete_file(info.path)

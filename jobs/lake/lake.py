@@ -1,0 +1,307 @@
+"""All Delta I/O, on every engine; the only module that knows Delta (DESIGN section 2).
+
+Every write goes through :meth:`Lake.replace` or :meth:`Lake.append`, which cast by name to the declared schema and
+refuse what does not fit, because engines differ in what they check: Sail stores a string in a long column, and rows
+outside a ``replaceWhere``, without a word. The checks are part of the write's own plan, so that data are computed once
+and a refused write leaves the table as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import deltalake
+import pyarrow as pa
+from deltalake.exceptions import DeltaError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructField, StructType
+
+from jobs.config.sections import Deployment
+from jobs.lake.conform import conformed
+from jobs.lake.delta_files import _delete_checksums, _delta, arrow_batches, table_path, table_version
+from jobs.lake.predicates import Predicate, TableError, _delta_text, predicate_sql, standing_alone
+from jobs.lake.sessions import spark_session
+from schemas import METRICS, Table
+
+Metrics = Mapping[str | tuple[str, str], float]
+
+# Both engines' words for "another writer committed meanwhile".
+CONFLICT_WORDS = ("Failed to commit transaction", "ConcurrentAppend", "DELTA_CONCURRENT", "ConcurrentDelete")
+REFUSAL_WORDS = ("CONSTRAINT_VIOLATED", "DELTA_VIOLATE_CONSTRAINT")
+LOG_RETENTION = "delta.logRetentionDuration"
+MIN_LOG_DAYS = 30
+MAX_ATTEMPTS = 8
+
+# Sail holds each file that it writes in memory up to this size; Apache Spark writes row groups as it goes.
+FILE_OPTIONS = {"targetFileSize": str(32 << 20)}
+RETRY_SECONDS = 0.25
+
+
+class ConcurrentWriteError(RuntimeError):
+    """Another writer changed the same rows; nothing of this write is visible, and it can be tried again."""
+
+
+@contextmanager
+def _write_errors(table: Table) -> Iterator[None]:
+    """Turn the engines' errors into ours, without their stack traces."""
+    try:
+        yield
+    except PySparkException as error:
+        text = str(error).split("JVM stacktrace")[0].strip()
+        if any(word in text for word in CONFLICT_WORDS):
+            raise ConcurrentWriteError(f"table {table.name}: another writer was faster: {text[:200]}") from error
+        # Our own refusal may come wrapped, by raise_error or by a Python worker that asked for the rows.
+        refusal = re.search(rf"table {table.name}[,:] .*?(?= SQLSTATE|\n|$)", text)
+        if refusal:
+            raise TableError(refusal[0]) from error
+        if any(word in text for word in REFUSAL_WORDS):
+            raise TableError(f"table {table.name}: {' '.join(text.split())}") from error
+        raise
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The Delta tables of one deployment.
+
+    Attributes:
+        spark: Session of any engine.
+        root: Folder or URI under which every table has its folder.
+        rollback_days: How long replaced files stay readable; vacuum keeps younger ones.
+    """
+
+    spark: SparkSession
+    root: str
+    rollback_days: int = 14
+
+    def path(self, table: Table) -> str:
+        """Folder of ``table``."""
+        return table_path(self.root, table)
+
+    def version(self, table: Table) -> int | None:
+        """Newest version of ``table``; None where nothing was written yet."""
+        return table_version(self.path(table))
+
+    def read(self, table: Table, *, version: int | None = None, where: Predicate | None = None) -> DataFrame:
+        """Read a table; one that nobody wrote yet is empty.
+
+        Args:
+            table: Which table.
+            version: Delta version for time travel; the newest by default.
+            where: Column to value, or to the values that are wanted.
+
+        Raises:
+            TableError: The table on disk has other columns than the declaration.
+        """
+        if self.version(table) is None:
+            return self.spark.createDataFrame([], StructType([StructField(f.name, f.dataType) for f in table.schema]))
+        reader = self.spark.read.format("delta")
+        df = (reader if version is None else reader.option("versionAsOf", version)).load(self.path(table))
+        if set(df.columns) != set(table.columns):
+            raise TableError(f"table {table.name}: columns on disk {df.columns} are not the declared {table.columns}")
+        df = df.select(*table.columns)
+        return df.where(predicate_sql(where)) if where else df
+
+    def batches(
+        self, table: Table, *, columns: Sequence[str] | None = None, where: Predicate | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream rows as Arrow record batches in bounded memory; nothing where the table is not there yet."""
+        if self.version(table) is not None:
+            yield from arrow_batches(self.path(table), columns=columns, where=where)
+
+    def create(self, table: Table) -> None:
+        """Create the table with its types, comments, constraints and retention, unless it is there."""
+        if self.version(table) is None:
+            self._create(table, "ignore")
+
+    def renew(self, table: Table) -> None:
+        """Empty a table that an earlier version of this code wrote with other columns; its history stays.
+
+        Only for rows that a job can make again.
+        """
+        if self.version(table) is None:
+            return
+        found = {field.name for field in _delta(self.path(table)).schema().fields}
+        if found != set(table.columns):
+            self._create(table, "overwrite")
+
+    def _create(self, table: Table, mode: Literal["ignore", "overwrite"]) -> None:
+        fields = [field.jsonValue() | {"metadata": {"comment": field.metadata["comment"]}} for field in table.schema]
+        if "://" not in self.root:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+        delta = deltalake.DeltaTable.create(
+            self.path(table),
+            schema=deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": fields})),
+            mode=mode,
+            partition_by=list(table.partition_by) or None,
+            name=table.name,
+            description=table.comment,
+            configuration=self._retention(),
+        )
+        for name, condition in table.checks:
+            self._add_check(delta, name, condition)
+
+    def _add_check(self, delta: deltalake.DeltaTable, name: str, condition: str) -> None:
+        try:
+            delta.alter.add_constraint({name: condition})
+        except DeltaError:
+            delta.update_incremental()
+            if f"delta.constraints.{name}" not in delta.metadata().configuration:
+                raise
+
+    def append(self, df: DataFrame, table: Table) -> None:
+        """Add rows.
+
+        Raises:
+            TableError: Rows or columns do not fit the declaration.
+            ConcurrentWriteError: Other writers won every attempt.
+        """
+        self.create(table)
+        self._committed(conformed(df, table), table, {})
+
+    def replace(
+        self,
+        df: DataFrame,
+        table: Table,
+        where: Predicate,
+        *,
+        within: Predicate | None = None,
+        is_retried: bool = True,
+    ) -> int:
+        """Replace exactly the rows with these column values, atomically: running twice equals running once.
+
+        Args:
+            df: The new rows; all of them lie inside ``where``.
+            table: Which table.
+            where: Column to value, or to several values; all columns must match.
+            within: What else is known of the new rows, and checked: narrower than ``where``. A partition column with
+                one value saves the engine a sort of all rows.
+            is_retried: Whether to write again after another writer's commit. Not for rows that were computed from
+                this table's own rows: another writer's change would be lost.
+
+        Returns:
+            Number of rows that are there now.
+
+        Raises:
+            TableError: Rows or columns do not fit the declaration, or a row lies outside ``where`` or ``within``.
+            ConcurrentWriteError: Other writers won every attempt.
+        """
+        self.create(table)
+        rows = conformed(df, table, {**where, **(within or {})})
+        options = {"replaceWhere": predicate_sql(where)}
+        self._committed(rows, table, options, attempts=MAX_ATTEMPTS if is_retried else 1)
+        return self.read(table, where=where).count()
+
+    def _committed(self, rows: DataFrame, table: Table, options: dict[str, str], attempts: int = MAX_ATTEMPTS) -> None:
+        mode = "overwrite" if options else "append"
+        for attempt in range(1, attempts + 1):
+            try:
+                with _write_errors(table):
+                    rows.write.format("delta").mode(mode).options(**FILE_OPTIONS, **options).save(self.path(table))
+                return
+            except ConcurrentWriteError:
+                if attempt == attempts:
+                    raise
+                time.sleep(RETRY_SECONDS * attempt)
+
+    def delete(self, table: Table, where: Predicate) -> int:
+        """Delete rows; returns how many there were."""
+        if self.version(table) is None:
+            return 0
+        done = _delta(self.path(table)).delete(predicate_sql(where, _delta_text))
+        return int(done["num_deleted_rows"] or 0)
+
+    def redact(self, table: Table, columns: Sequence[str], value: str) -> int:
+        """Overwrite text columns of the rows in which any of them has ``value``; returns how many there were.
+
+        Rows stay, because others count them. What counts as having it: :func:`standing_alone`.
+        """
+        if self.version(table) is None:
+            return 0
+        pattern = _delta_text(standing_alone(value))
+        found = " OR ".join(f"regexp_like({column}, {pattern})" for column in columns)
+        done = _delta(self.path(table)).update(updates=dict.fromkeys(columns, "'erased'"), predicate=found)
+        return int(done["num_updated_rows"] or 0)
+
+    def record_metrics(self, ds: date, job: str, metrics: Metrics) -> None:
+        """Write a job's metrics of one ds; a rerun replaces them.
+
+        Args:
+            ds: Data day.
+            job: Job that measured.
+            metrics: ``name`` or ``(name, label)`` to value.
+        """
+        keys = [key if isinstance(key, tuple) else (key, "") for key in metrics]
+        values = [float(value) for value in metrics.values()]
+        rows = [(name, label, value, ds, job) for (name, label), value in zip(keys, values, strict=True)]
+        df = self.spark.createDataFrame(rows, StructType([StructField(f.name, f.dataType) for f in METRICS.schema]))
+        self.replace(df, METRICS, {"ds": ds, "job": job})
+
+    def history(self, table: Table, limit: int | None = None) -> list[dict[str, Any]]:
+        """Commits of a table, newest first."""
+        return _delta(self.path(table)).history(limit)
+
+    def restore(self, table: Table, version: int) -> None:
+        """Make an earlier version the newest; readers see it at once.
+
+        Raises:
+            TableError: The version is gone (vacuumed) or never was.
+        """
+        try:
+            _delta(self.path(table)).restore(version)
+        except DeltaError as error:
+            raise TableError(f"table {table.name}: cannot restore version {version}: {error}") from error
+
+    def compact(self, table: Table) -> dict[str, Any]:
+        """Rewrite small files into larger ones; rows stay as they are."""
+        return dict(_delta(self.path(table)).optimize.compact())
+
+    def _retention(self) -> dict[str, str]:
+        """Properties of a table that keep what a rollback needs."""
+        return {
+            "delta.deletedFileRetentionDuration": f"interval {self.rollback_days} days",
+            LOG_RETENTION: f"interval {max(self.rollback_days, MIN_LOG_DAYS)} days",
+        }
+
+    def vacuum(self, table: Table) -> list[str]:
+        """Delete files that no version within ``rollback_days`` needs; returns their names.
+
+        A table that was created with another horizon gets this one, so that engines that clean up on their own heed it.
+        """
+        delta = _delta(self.path(table))
+        wanted = self._retention()
+        if any(delta.metadata().configuration.get(name) != value for name, value in wanted.items()):
+            delta.alter.set_table_properties(wanted)
+        return _delta(self.path(table)).vacuum(
+            retention_hours=self.rollback_days * 24, dry_run=False, enforce_retention_duration=False
+        )
+
+    def forget_history(self, table: Table) -> None:
+        """Delete every earlier version: its files, and its log entries, which name smallest and largest values.
+
+        The table cannot be restored to a moment before this.
+        """
+        delta = _delta(self.path(table))
+        delta.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+        kept = delta.metadata().configuration.get(LOG_RETENTION, f"interval {MIN_LOG_DAYS} days")
+        delta.update_incremental()
+        delta.alter.set_table_properties({LOG_RETENTION: "interval 0 days"})
+        delta.create_checkpoint()
+        delta.cleanup_metadata()
+        delta.alter.set_table_properties({LOG_RETENTION: kept})
+        _delete_checksums(self.path(table))
+
+
+@contextmanager
+def open_lake(deployment: Deployment, app_name: str) -> Iterator[Lake]:
+    """Open a session on the deployment's engine and its lake; both are closed at the end, also after an error."""
+    with spark_session(deployment.engine, app_name) as spark:
+        yield Lake(spark, deployment.paths.lake, deployment.retention.rollback_days)

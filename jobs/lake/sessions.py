@@ -1,0 +1,149 @@
+"""Spark sessions on every engine, through one API: Spark Connect (DESIGN section 2)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import cast
+
+from pyspark.sql import SparkSession
+from pyspark.sql.connect.session import SparkSession as RemoteSparkSession
+
+from jobs.config.sections import EngineSection
+from jobs.config.window import ConfigError
+
+SCALA_VERSION = "2.13"
+SPARK_LINE = "4.2"
+
+
+def delta_jar() -> str:
+    """Maven coordinate of the Delta jar that fits the installed packages."""
+    return f"io.delta:delta-spark_{SPARK_LINE}_{SCALA_VERSION}:{version('delta-spark')}"
+
+
+@contextmanager
+def spark_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession]:
+    """Open a Spark Connect session on the configured engine and close it, also when the job fails.
+
+    Args:
+        engine: Which engine; ``sail`` runs in this process and needs no Java.
+        app_name: Shown in the engine's own logs and UI.
+
+    Yields:
+        A session in UTC.
+
+    Raises:
+        ConfigError: The engine needs Java and there is none.
+    """
+    _process_in_utc()
+    opener = _sail_session if engine.master == "sail" else _connect_session
+    with opener(engine, app_name) as spark:
+        spark.conf.set("spark.sql.session.timeZone", "UTC")
+        spark.conf.set("spark.sql.shuffle.partitions", str(engine.partitions))
+        yield spark
+
+
+def _process_in_utc() -> None:
+    """PySpark turns timestamps into the process's own zone when it collects them, whatever the session's zone is."""
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+
+
+@contextmanager
+def _sail_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession]:
+    """A server in this process; one that is not stopped would keep the process alive for ever."""
+    os.environ.setdefault("RUST_LOG", "error")
+    os.environ.setdefault("SAIL_EXECUTION__DEFAULT_PARALLELISM", str(engine.partitions))
+    from pysail.spark import SparkConnectServer  # reads the environment when it is loaded
+
+    server = SparkConnectServer()
+    server.start()
+    _, port = server.listening_address
+    try:
+        spark = SparkSession.builder.remote(f"sc://localhost:{port}").appName(app_name).create()
+        for name, value in engine.conf.items():
+            spark.conf.set(name, value)
+        try:
+            yield spark
+        finally:
+            _stop_alone(spark)
+    finally:
+        server.stop()
+
+
+def _stop_alone(spark: SparkSession) -> None:
+    """Stop this session only: PySpark would also stop the local Apache Spark of another session of this process."""
+    local = os.environ.pop("SPARK_LOCAL_REMOTE", None)
+    try:
+        spark.stop()
+    finally:
+        if local is not None:
+            os.environ["SPARK_LOCAL_REMOTE"] = local
+
+
+def _connect_session_conf(engine: EngineSection) -> dict[str, str]:
+    """Settings that Delta needs, and those that keep it fast on a small machine; ``engine.conf`` overrides them."""
+    return {
+        "spark.jars.packages": delta_jar(),
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.sql.shuffle.partitions": str(engine.partitions),
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.ui.enabled": "false",
+        "spark.sql.session.timeZone": "UTC",
+        **engine.conf,
+    }
+
+
+@contextmanager
+def _connect_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession]:
+    """Apache Spark: a server of our own (local, standalone, YARN, Kubernetes), or one that runs already (``sc://``)."""
+    if engine.master.startswith("sc://"):
+        spark = SparkSession.builder.appName(app_name).remote(engine.master).getOrCreate()
+    else:
+        _prepare_java(engine)
+        spark = _own_server(engine, app_name)
+    try:
+        yield spark
+    finally:
+        spark.stop()
+
+
+def _own_server(engine: EngineSection, app_name: str) -> SparkSession:
+    """Start a Connect server in a JVM of this process and connect to it.
+
+    PySpark's builder does the same, but always on port 15002: a second job on the machine would not start, or would
+    meet the server of the first.
+    """
+    port = _free_port()
+    conf = _connect_session_conf(engine) | {"spark.app.name": app_name, "spark.connect.grpc.binding.port": str(port)}
+    os.environ["SPARK_LOCAL_REMOTE"] = "1"  # PySpark's sign that stopping the session stops the server too
+    RemoteSparkSession._start_connect_server(engine.master, conf)
+    os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"  # functions make columns of Connect then
+    # Not SparkSession.builder, which overwrites the address while a server of this process runs.
+    return cast(SparkSession, RemoteSparkSession.builder.remote(f"sc://localhost:{port}").create())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _prepare_java(engine: EngineSection) -> None:
+    if not (os.environ.get("JAVA_HOME") or shutil.which("java")):
+        raise ConfigError(
+            f"engine.master = {engine.master!r} needs Java 17 or 21 (Debian: apt-get install openjdk-17-jre-headless); "
+            "engine.master = 'sail' needs none"
+        )
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    if engine.maven_mirror:
+        os.environ["DEFAULT_ARTIFACT_REPOSITORY"] = engine.maven_mirror.rstrip("/") + "/"

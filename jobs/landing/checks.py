@@ -1,0 +1,330 @@
+"""What a landing value must be: each column checked and typed for a whole batch, with a reason where it is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas import MAX_ID_BYTES
+
+Values: TypeAlias = "pa.Array | list[Any]"
+TIMESTAMP = pa.timestamp("us", "UTC")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ISO_8601 = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?)?$"
+ISO_ZONE = r"\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
+NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$"
+BLANK = r"^[\s\p{Z}]*$"
+
+# Invisible characters make two ids that look the same; an id is taken as it is or not at all, never trimmed.
+MALFORMED_ID = r"^[\s\p{Z}]|[\s\p{Z}]$|\p{Cc}"
+OUTSIDE_LANDING = r"^[/\\]|(^|[/\\])\.\.([/\\]|$)|://"
+SECONDS_TO_YEAR_10000 = 253_402_300_800
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+LARGEST_EXACT_FLOAT = 2.0**53
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """What a deployment allows.
+
+    Attributes:
+        types: Interaction types.
+        earliest: First UTC day an event may be of.
+    """
+
+    types: tuple[str, ...]
+    earliest: date
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A column after its check.
+
+    Attributes:
+        values: Typed values.
+        reasons: Why a value is bad; null where it is good.
+    """
+
+    values: pa.Array
+    reasons: pa.Array
+
+
+Check: TypeAlias = Callable[[Values], Checked]
+
+
+def reasons_of(n_rows: int, *pairs: tuple[pa.Array, str]) -> pa.Array:
+    """First reason whose mask holds, null where none does."""
+    if n_rows == 0:
+        return pa.nulls(0, pa.string())
+    masks = pc.make_struct(*[pc.fill_null(mask, False) for mask, _ in pairs])
+    return pc.case_when(masks, *[pa.scalar(reason) for _, reason in pairs])
+
+
+def text_values(values: Values) -> Checked:
+    """Values as strings: integers and whole floats in decimal, others ``wrong_type`` or ``wrong_encoding``."""
+    if isinstance(values, list):
+        return _each_text(values)
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return text_values(values.dictionary_decode())
+    if pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return _good(values.cast(pa.string()))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _decoded(values.cast(pa.binary()))
+    if _is_bytes(kind):
+        return _decoded(values.cast(pa.binary()))
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return _each_text(values.to_pylist())
+    return Checked(pa.nulls(len(values), pa.string()), reasons_of(len(values), (values.is_valid(), "wrong_type")))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    kinds = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(is_of(kind) for is_of in kinds)
+
+
+def _good(values: pa.Array) -> Checked:
+    return Checked(values, pa.nulls(len(values), pa.string()))
+
+
+def _decoded(values: pa.Array) -> Checked:
+    try:
+        return _good(values.cast(pa.string()))
+    except pa.ArrowInvalid:
+        return _each_text(values.to_pylist())
+
+
+def _each_text(values: list[Any]) -> Checked:
+    pairs = [_one_text(value) for value in values]
+    return Checked(pa.array([text for text, _ in pairs], pa.string()), pa.array([why for _, why in pairs], pa.string()))
+
+
+def _one_text(value: Any) -> tuple[str | None, str | None]:
+    if value is None:
+        return None, None
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8"), None
+        if isinstance(value, str):
+            value.encode("utf-8")
+            return value, None
+    except UnicodeError:
+        return None, "wrong_encoding"
+    is_whole = isinstance(value, int) or (not isinstance(value, list | dict) and _is_whole(value))
+    if isinstance(value, bool) or not is_whole:
+        return None, "wrong_type"
+    return str(int(value)), None
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a float or decimal is a whole number, and no other number was rounded to it."""
+    is_exact = isinstance(value, Decimal) or abs(value) <= LARGEST_EXACT_FLOAT
+    return math.isfinite(value) and is_exact and value == int(value)
+
+
+def id_check(name: str, *, default: str | None = None, is_required: bool = True) -> Check:
+    """Check of an id: 1 to 128 UTF-8 bytes, no control characters, no space at its ends.
+
+    Args:
+        name: Column, for the reasons.
+        default: What a missing value becomes where the column is not required.
+        is_required: Whether null and blank are bad (``null_…``).
+    """
+
+    def check(values: Values) -> Checked:
+        text = text_values(values)
+        is_blank = pc.fill_null(pc.match_substring_regex(text.values, BLANK), True)
+        own = reasons_of(
+            len(text.values),
+            (pc.and_(is_blank, is_required), f"null_{name}"),
+            (pc.and_not(pc.match_substring_regex(text.values, MALFORMED_ID), is_blank), f"malformed_{name}"),
+            (pc.and_not(pc.greater(pc.binary_length(text.values), MAX_ID_BYTES), is_blank), f"oversize_{name}"),
+        )
+        filled = pc.if_else(is_blank, pa.scalar(default, pa.string()), text.values)
+        return Checked(filled, pc.coalesce(text.reasons, own))
+
+    return check
+
+
+def type_check(types: Sequence[str]) -> Check:
+    """Check of interaction_type: one of the configured types."""
+
+    def check(values: Values) -> Checked:
+        text = text_values(values)
+        is_known = pc.is_in(text.values, pa.array(types, pa.string()))
+        own = reasons_of(len(text.values), (pc.invert(is_known), "unknown_interaction_type"))
+        return Checked(text.values, pc.coalesce(text.reasons, own))
+
+    return check
+
+
+def text_check(values: Values) -> Checked:
+    """Check of free text; blank is null."""
+    text = text_values(values)
+    is_blank = pc.fill_null(pc.match_substring_regex(text.values, BLANK), True)
+    return Checked(pc.if_else(is_blank, pa.scalar(None, pa.string()), text.values), text.reasons)
+
+
+def path_check(values: Values) -> Checked:
+    """Check of image_path: it may not leave the landing folder."""
+    text = text_check(values)
+    own = reasons_of(len(text.values), (pc.match_substring_regex(text.values, OUTSIDE_LANDING), "malformed_image_path"))
+    return Checked(text.values, pc.coalesce(text.reasons, own))
+
+
+def price_check(values: Values) -> Checked:
+    """Check of a price: a finite number, 0 or more."""
+    numbers, reasons = _numbers(values)
+    is_bad = pc.or_(pc.invert(pc.is_finite(numbers)), pc.less(numbers, 0.0))
+    return Checked(numbers, pc.coalesce(reasons, reasons_of(len(numbers), (is_bad, "bad_price"))))
+
+
+def _numbers(values: Values) -> tuple[pa.Array, pa.Array]:
+    if isinstance(values, list):
+        is_number = [
+            value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
+        ]
+        floats = [_float(value) if good else None for value, good in zip(values, is_number, strict=True)]
+        wrong = pa.array([not good for good in is_number], pa.bool_())
+        return pa.array(floats, pa.float64()), reasons_of(len(values), (wrong, "wrong_type"))
+    kind = values.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind):
+        return values.cast(pa.float64(), safe=False), pa.nulls(len(values), pa.string())
+    text = text_values(values)
+    is_number = pc.fill_null(pc.match_substring_regex(text.values, NUMBER), False)
+    numbers = pc.if_else(is_number, text.values, pa.scalar(None, pa.string())).cast(pa.float64())
+    return numbers, reasons_of(len(values), (pc.and_not(values.is_valid(), is_number), "wrong_type"))
+
+
+def _float(value: float | None) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except OverflowError:
+        return math.inf
+
+
+def bytes_check(values: Values) -> Checked:
+    """Check of a picture: bytes, in Parquet only; whether they are a picture is found out by the encoder."""
+    if not isinstance(values, list) and _is_bytes(values.type):
+        return _good(values.cast(pa.binary()))
+    n_rows = len(values)
+    is_there = pa.array([v is not None for v in values], pa.bool_()) if isinstance(values, list) else values.is_valid()
+    return Checked(pa.nulls(n_rows, pa.binary()), reasons_of(n_rows, (is_there, "wrong_type")))
+
+
+def timestamp_check(earliest: date, landing_ds: date) -> Check:
+    """Check of event_ts: ISO 8601 text or an Arrow timestamp or date, from ``earliest`` to the end of the landing day.
+
+    Numbers are ``wrong_type``: nothing tells seconds from milliseconds.
+    """
+
+    def check(values: Values) -> Checked:
+        stamps, wrong = _timestamps(values)
+        micros = stamps.cast(pa.int64())
+        own = reasons_of(
+            len(stamps),
+            (stamps.is_null(), "bad_timestamp"),
+            (pc.less(micros, _micros(earliest)), "timestamp_before_earliest"),
+            (pc.greater_equal(micros, _micros(landing_ds + timedelta(days=1))), "future_timestamp"),
+        )
+        return Checked(stamps, pc.coalesce(wrong, own))
+
+    return check
+
+
+def _micros(day: date) -> int:
+    return (day - EPOCH.date()).days * 86_400_000_000
+
+
+def _timestamps(values: Values) -> tuple[pa.Array, pa.Array]:
+    if not isinstance(values, list) and pa.types.is_date(values.type):
+        return _timestamps(values.cast(pa.timestamp("ms")))
+    if not isinstance(values, list) and pa.types.is_timestamp(values.type):
+        return _as_micros(values), pa.nulls(len(values), pa.string())
+    is_number = _number_mask(values)
+    text = text_values(values)
+    wrong = pc.coalesce(text.reasons, reasons_of(len(text.values), (is_number, "wrong_type")))
+    return parse_timestamps(pc.if_else(is_number, pa.scalar(None, pa.string()), text.values)), wrong
+
+
+def _number_mask(values: Values) -> pa.Array:
+    if isinstance(values, list):
+        return pa.array([isinstance(value, int | float) for value in values], pa.bool_())
+    kind = values.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return pc.and_(values.is_valid(), is_number)
+
+
+def _as_micros(values: pa.Array) -> pa.Array:
+    """Timestamps of any unit in microseconds UTC; null where the year is past 9999."""
+    per_second = PER_SECOND[values.type.unit]
+    ticks = values.cast(pa.int64())
+    limit = min(SECONDS_TO_YEAR_10000 * per_second, 2**63 - 1)
+    is_possible = pc.and_(pc.less(ticks, limit), pc.greater(ticks, -limit))
+    ticks = pc.if_else(is_possible, ticks, pa.scalar(None, pa.int64()))
+    scaled = pc.divide(ticks, 1000) if per_second == 10**9 else pc.multiply(ticks, 10**6 // per_second)
+    return scaled.cast(TIMESTAMP)
+
+
+def parse_timestamps(text: pa.Array) -> pa.Array:
+    """ISO 8601 text as UTC; without a zone it is UTC already; null where it is no such text or no such day or hour."""
+    is_iso = pc.fill_null(pc.match_substring_regex(text, ISO_8601), False)
+    iso = pc.if_else(is_iso, text, pa.scalar(None, pa.string()))
+    try:
+        return _cast_iso(iso)
+    except pa.ArrowInvalid:  # one impossible day or a fraction finer than microseconds: one by one then
+        return pa.array([_one_timestamp(value) for value in iso.to_pylist()], pa.int64()).cast(TIMESTAMP)
+
+
+def _cast_iso(iso: pa.Array) -> pa.Array:
+    has_zone = pc.match_substring_regex(iso, ISO_ZONE)
+    nothing = pa.scalar(None, pa.string())
+    zoned = pc.if_else(has_zone, iso, nothing).cast(TIMESTAMP)
+    naive = pc.if_else(has_zone, nothing, iso).cast(pa.timestamp("us")).cast(pa.int64()).cast(TIMESTAMP)
+    return pc.coalesce(zoned, naive)
+
+
+def _one_timestamp(text: str | None) -> int | None:
+    try:
+        moment = datetime.fromisoformat(text) if text is not None else None
+    except ValueError:
+        return None
+    if moment is None:
+        return None
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return (aware - EPOCH) // timedelta(microseconds=1)
+
+
+def checks_of(target: str, rules: RowRules, landing_ds: date) -> dict[str, Check]:
+    """Checks of a target's columns, in the order in which a row's first fault is named.
+
+    Args:
+        target: ``interactions`` or ``items``.
+        rules: What the deployment allows.
+        landing_ds: Landing day of the file.
+    """
+    if target == "interactions":
+        return {
+            "user_id": id_check("user_id"),
+            "item_id": id_check("item_id"),
+            "event_ts": timestamp_check(rules.earliest, landing_ds),
+            "interaction_type": type_check(rules.types),
+            "market": id_check("market", default="", is_required=False),
+            "session_id": id_check("session_id", is_required=False),
+        }
+    texts = ("title", "description", "category", "brand", "price_tier", "season")
+    return {
+        "item_id": id_check("item_id"),
+        **dict.fromkeys(texts, text_check),
+        "price": price_check,
+        "image": bytes_check,
+        "image_path": path_check,
+    }

@@ -1,0 +1,227 @@
+"""What an ingest does to the tables, as pure plans: which days, which row of a key stays, and whether counts add up."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs.landing.files import LandingError, LandingFile
+from schemas import INTERACTIONS, ITEMS, Table
+
+DUPLICATE = "duplicate_event"
+DUPLICATE_ITEM = "duplicate_item"
+CHECKSUM_RANGE = 2**64
+
+# A character that ids cannot hold, so that the joined columns of two rows are equal only if the rows are.
+SEPARATOR = "\x1f"
+TOP_REASONS = 3
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one run processes: whole landing days, always all files of a day.
+
+    Attributes:
+        ds: Data day of the run.
+        days: Landing days: ds, and every earlier one with a file that no run has taken yet.
+        files: Their files.
+    """
+
+    ds: date
+    days: tuple[date, ...]
+    files: tuple[LandingFile, ...]
+
+    def of(self, target: str) -> list[LandingFile]:
+        """Files of one target."""
+        return [file for file in self.files if file.target == target]
+
+
+@dataclass
+class FileCounts:
+    """What became of the rows of one file; one that cannot be read to its end is refused: a single bad row."""
+
+    n_read: int = 0
+    n_accepted: int = 0
+    n_duplicate: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    is_refused: bool = False
+
+    @property
+    def n_quarantined(self) -> int:
+        """Bad rows; duplicates are not among them."""
+        return self.faults.total()
+
+
+Counts = Mapping[LandingFile, FileCounts]
+
+
+@dataclass(frozen=True)
+class DayState:
+    """What a UTC day of interactions holds: rows, and sums of hashes over the keys and over whole rows."""
+
+    n_events: int
+    key_sum: int
+    row_sum: int
+
+    @property
+    def checksum(self) -> str:
+        """Order-independent checksum of the keys: 16 hex digits."""
+        return f"{self.key_sum % CHECKSUM_RANGE:016x}"
+
+
+def plan_batch(files: Iterable[LandingFile], logged: frozenset[str], ds: date) -> Batch:
+    """Choose what to process: landing day ``ds``, and holes before it.
+
+    Args:
+        files: All files of the landing folder.
+        logged: Names of the files that earlier runs took.
+        ds: Data day.
+    """
+    upto = [file for file in files if file.ds <= ds]
+    days = {ds} | {file.ds for file in upto if file.name not in logged}
+    return Batch(ds, tuple(sorted(days)), tuple(sorted(file for file in upto if file.ds in days)))
+
+
+def refuse_missing_days(batch: Batch, held: Mapping[str, Iterable[date]]) -> None:
+    """Refuse to delete a landing day's rows because its files are gone.
+
+    Args:
+        batch: What is processed.
+        held: Target to the landing days whose rows its table holds.
+
+    Raises:
+        LandingError: A day of the batch has no files of a target, but the table holds rows that came with it.
+    """
+    for target, days in held.items():
+        present = {file.ds for file in batch.of(target)}
+        gone = sorted(day for day in days if day in batch.days and day not in present)
+        if gone:
+            raise LandingError(
+                f"landing {target}/ds={gone[0]} is missing or empty, but table {target} holds rows of it; bring the "
+                f"files back (to take rows out, land files without them); ds {batch.ds}, days {[str(d) for d in gone]}"
+            )
+
+
+def refuse_bad_shares(batch: Batch, counts: Counts, max_bad_share: float) -> None:
+    """Stop before anything is written where too much of a landing day is bad.
+
+    The share is that of bad rows, or of files refused whole where that is larger: such a file is one bad row, but
+    nobody knows how many rows it held.
+
+    Raises:
+        LandingError: A day's share is above ``max_bad_share``; names ds, counts, worst file and the top reasons.
+    """
+    by_day: dict[tuple[date, str], list[LandingFile]] = defaultdict(list)
+    for file in batch.files:
+        by_day[file.ds, file.target].append(file)
+    for (day, target), files in sorted(by_day.items()):
+        n_read, n_bad = sum(counts[f].n_read for f in files), sum(counts[f].n_quarantined for f in files)
+        n_lost = sum(counts[f].is_refused for f in files)
+        share = max(n_bad / max(n_read, 1), n_lost / len(files))
+        if share > max_bad_share:
+            faults = sum((counts[f].faults for f in files), Counter[str]())
+            worst = max(files, key=lambda f: counts[f].n_quarantined)
+            top = ", ".join(f"{reason} {n}" for reason, n in faults.most_common(TOP_REASONS))
+            raise LandingError(
+                f"landing {target}/ds={day}: {n_bad} of {n_read} rows are bad, {n_lost} of {len(files)} files cannot "
+                f"be read: a share of {share:.4f}, interactions.max_bad_share is {max_bad_share}; {top}; worst file "
+                f"{worst.name} ({counts[worst].n_quarantined} of {counts[worst].n_read}); nothing was written"
+            )
+
+
+def require_conserved(counts: Counts) -> None:
+    """Prove that no row was lost or made: rows read = accepted + duplicate + quarantined, for each file.
+
+    Raises:
+        LandingError: The counts of a file do not add up.
+    """
+    for file, each in counts.items():
+        if each.n_read != each.n_accepted + each.n_duplicate + each.n_quarantined:
+            raise LandingError(
+                f"landing {file.name}, ds={file.ds}: {each.n_read} rows read, but {each.n_accepted} accepted + "
+                f"{each.n_duplicate} duplicate + {each.n_quarantined} quarantined; nothing was written"
+            )
+
+
+def ranked(rows: DataFrame, key: Sequence[str], order: Sequence[str]) -> DataFrame:
+    """Add ``position`` (1: the row of its key that stays), and place and landing day of that row, by ``order``."""
+    window = Window.partitionBy(*key).orderBy(*order)
+    place = F.concat_ws(":", "source_file", F.col("line").cast("string"))
+    first = {"holder": F.first(place).over(window), "holder_ds": F.first("landing_ds").over(window)}
+    return rows.withColumns({"position": F.row_number().over(window), **first})
+
+
+def merged_interactions(existing: DataFrame, landed: DataFrame) -> DataFrame:
+    """Rows of the affected days and the batch's good rows, ranked within their key.
+
+    Args:
+        existing: Rows of table interactions that other landings brought. They keep their keys.
+        landed: Good rows of the batch, as :func:`jobs.landing.rows.landing_rows` has them.
+
+    Returns:
+        All columns of interactions, source_file (empty for existing rows), line, position, holder and holder_ds.
+    """
+    new = landed.withColumn("event_date", F.to_date("event_ts"))
+    old = existing.withColumns({"source_file": F.lit(""), "line": F.lit(0).cast("bigint")})
+    columns = [*INTERACTIONS.columns, "source_file", "line"]
+    both = old.select(*columns).unionByName(new.select(*columns))
+    # The empty name sorts first: what was ingested earlier from another landing stays.
+    is_new = (F.col("source_file") != "").cast("int")
+    return ranked(both.withColumn("is_new", is_new), INTERACTIONS.key, ("is_new", "landing_ds", "source_file", "line"))
+
+
+def ranked_items(landed: DataFrame) -> DataFrame:
+    """The batch's good item rows, ranked within item and landing day."""
+    return ranked(landed, ITEMS.key, ("source_file", "line"))
+
+
+def duplicates(ranked_rows: DataFrame, table: Table, values: Sequence[str]) -> DataFrame:
+    """Quarantine rows of the landed rows that do not stay: which row holds their key, and their values as JSON."""
+    rows = ranked_rows.where((F.col("position") > 1) & (F.col("source_file") != ""))
+    # A run knows the files of its own landing days only; the words may not depend on which days it took together.
+    other_day = F.concat(F.lit("a row of landing day "), F.col("holder_ds").cast("string"))
+    holder = F.when(F.col("holder_ds") == F.col("landing_ds"), F.col("holder")).otherwise(other_day)
+    shown = [F.substring(F.col(name).cast("string"), 1, 200).alias(name) for name in values]
+    return rows.select(
+        F.lit(table.name).alias("target"),
+        "source_file",
+        "line",
+        F.lit(DUPLICATE if table is INTERACTIONS else DUPLICATE_ITEM).alias("reason"),
+        F.concat(F.lit("same key as "), holder).alias("detail"),
+        F.to_json(F.struct(*shown)).alias("raw"),
+        "landing_ds",
+    )
+
+
+def _hash_sum(columns: Sequence[Column], condition: Column) -> Column:
+    text = F.concat_ws(SEPARATOR, *columns)
+    return F.sum(F.when(condition, F.xxhash64(text).cast("decimal(38,0)"))).cast("string")
+
+
+def state_columns(is_kept: Column) -> dict[str, Column]:
+    """Aggregates of interactions that make a :class:`DayState`; sums of hashes do not depend on order."""
+    key = [F.col("user_id"), F.col("item_id"), F.unix_micros("event_ts").cast("string"), F.col("interaction_type")]
+    rest = [F.col("market"), F.coalesce(F.col("session_id"), F.lit("\x1e")), F.col("landing_ds").cast("string")]
+    return {
+        "n_kept": F.sum(is_kept.cast("bigint")),
+        "key_sum": _hash_sum(key, is_kept),
+        "row_sum": _hash_sum([*key, *rest], is_kept),
+    }
+
+
+def day_states(parts: Iterable[tuple[date, int, str | None, str | None]]) -> dict[date, DayState]:
+    """Add up parts (event_date, rows, key sum, row sum) of days; a day without rows is left out."""
+    states: dict[date, DayState] = {}
+    for day, n_rows, key_sum, row_sum in parts:
+        before = states.get(day, DayState(0, 0, 0))
+        states[day] = DayState(
+            before.n_events + int(n_rows or 0),
+            before.key_sum + int(key_sum or 0),
+            before.row_sum + int(row_sum or 0),
+        )
+    return {day: state for day, state in states.items() if state.n_events}

@@ -1,0 +1,197 @@
+"""Landing files as DataFrames: every line of every file once, typed, or with the reason why it is bad."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import DateType, LongType, StringType, StructField, StructType
+
+from jobs.landing.checks import Checked, RowRules, checks_of, reasons_of
+from jobs.landing.files import LandingFile
+from jobs.landing.raw_text import raw_json
+from jobs.landing.readers import FileRefusedError, Ignored, Piece, RawRows, Reject, raw_pieces
+from schemas import INTERACTIONS, ITEMS, QUARANTINE
+
+TARGET_TABLES = {"interactions": INTERACTIONS, "items": ITEMS}
+REQUIRED = {"interactions": ("user_id", "item_id", "event_ts", "interaction_type"), "items": ("item_id", "title")}
+COMPUTED = frozenset({"landing_ds", "event_date"})
+
+# Pictures make item rows large: a batch of them has to fit into a worker's memory.
+BATCH_ROWS = {"interactions": 65_536, "items": 512}
+BYTES_PER_PARTITION = 32 << 20
+
+# Line of the row that says how many rows the reader saw in a file; it is no row of the file.
+TALLY_LINE = -1
+FILE_LINE = 0
+PLACE = ("source_file", "line", "landing_ds")
+FAULT = ("reason", "detail", "raw")
+
+ARROW_TYPES = {
+    "string": pa.string(),
+    "double": pa.float64(),
+    "binary": pa.binary(),
+    "timestamp": pa.timestamp("us", "UTC"),
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a worker needs to read its files."""
+
+    landing: str
+    target: str
+    rules: RowRules
+    bins: tuple[tuple[LandingFile, ...], ...]
+
+
+def value_columns(target: str) -> list[StructField]:
+    """Columns of the target's table that a landing file brings, all nullable."""
+    return [StructField(f.name, f.dataType) for f in TARGET_TABLES[target].schema if f.name not in COMPUTED]
+
+
+def staged_schema(target: str) -> StructType:
+    """Columns of :func:`landing_rows`."""
+    types = {"line": LongType(), "landing_ds": DateType()}
+    fields = [StructField(name, types.get(name, StringType())) for name in (*PLACE, *FAULT)]
+    return StructType([*fields, *value_columns(target)])
+
+
+def landing_rows(
+    spark: SparkSession, landing: str, files: Sequence[LandingFile], rules: RowRules, *, target: str, n_partitions: int
+) -> DataFrame:
+    """Read landing files in parallel, one file in one piece.
+
+    Args:
+        spark: Session of any engine; its workers see ``landing``.
+        landing: Folder or URI.
+        files: Files of ``target``.
+        rules: What the deployment allows.
+        target: ``interactions`` or ``items``.
+        n_partitions: Fewest partitions to spread the files over, where there are that many.
+
+    Returns:
+        One row a data line, with source_file, line, landing_ds, and either the typed values or reason, detail and raw
+        (line 0: the file as a whole). One more row a file, line -1, tells in ``detail`` as JSON how many rows its
+        reader saw and which columns it ignored.
+    """
+    bins = balanced(files, max(n_partitions, sum(file.size for file in files) // BYTES_PER_PARTITION))
+    read = functools.partial(_read_bins, _Source(landing, target, rules, bins))
+    return spark.range(0, len(bins), 1, len(bins)).mapInArrow(read, staged_schema(target))
+
+
+def balanced(files: Sequence[LandingFile], n_bins: int) -> tuple[tuple[LandingFile, ...], ...]:
+    """Spread files over at most ``n_bins`` bins of about the same number of bytes, largest files first."""
+    bins: list[list[LandingFile]] = [[] for _ in range(max(1, min(n_bins, len(files))))]
+    sizes = [0] * len(bins)
+    for file in sorted(files, key=lambda each: (-each.size, each)):
+        smallest = sizes.index(min(sizes))
+        bins[smallest].append(file)
+        sizes[smallest] += file.size + 1
+    return tuple(tuple(sorted(each)) for each in bins)
+
+
+def _read_bins(source: _Source, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for i in batch.column(0).to_pylist():
+            for file in source.bins[i]:
+                yield from file_batches(source.landing, file, source.rules)
+
+
+def file_batches(landing: str, file: LandingFile, rules: RowRules) -> Iterator[pa.RecordBatch]:
+    """Record batches of one file, as :func:`landing_rows` has them."""
+    wanted = [field.name for field in value_columns(file.target)]
+    n_rows, ignored = 0, list[str]()
+    try:
+        for piece in raw_pieces(
+            landing, file, wanted=wanted, required=REQUIRED[file.target], batch_rows=BATCH_ROWS[file.target]
+        ):
+            if isinstance(piece, Ignored):
+                ignored.extend(piece.columns)
+                continue
+            n_rows += len(piece.lines) if isinstance(piece, RawRows) else 1
+            yield _typed(piece, file, rules)
+    except FileRefusedError as error:
+        # The rows before the fault are dropped later: half a file is never taken.
+        n_rows, detail = 1, str(error)
+        yield _faults([Reject(FILE_LINE, error.reason, detail, raw_json({"bytes": file.size}))], file)
+    yield _faults([Reject(TALLY_LINE, "", json.dumps({"rows": n_rows, "ignored": ignored}), "")], file)
+
+
+def _typed(piece: Piece, file: LandingFile, rules: RowRules) -> pa.RecordBatch:
+    if isinstance(piece, Reject):
+        return _faults([piece], file)
+    assert isinstance(piece, RawRows)  # for the type checker
+    n_rows = len(piece.lines)
+    nothing = pa.nulls(n_rows, pa.string())
+    checked = {
+        name: check(piece.columns.get(name, nothing)) for name, check in checks_of(file.target, rules, file.ds).items()
+    }
+    if file.target == "items":
+        checked["item_id"] = _with_content(checked)
+    reasons = pc.coalesce(*[each.reasons for each in checked.values()])
+    is_good = reasons.is_null()
+    details, raws = _explained(piece, checked, reasons)
+    values = {
+        name: pc.if_else(is_good, each.values, pa.scalar(None, each.values.type)) for name, each in checked.items()
+    }
+    if file.target == "items":
+        values["title"] = pc.if_else(is_good, pc.fill_null(values["title"], ""), values["title"])
+    fixed = {"line": pa.array(piece.lines, pa.int64()), "reason": reasons, "detail": details, "raw": raws}
+    return _batch(file, n_rows, {**fixed, **values})
+
+
+def _with_content(checked: Mapping[str, Checked]) -> Checked:
+    """An item needs a text or a picture: without any it could never be encoded."""
+    item_id = checked["item_id"]
+    is_empty = functools.reduce(
+        pc.and_, (checked[name].values.is_null() for name in ("title", "description", "image", "image_path"))
+    )
+    is_faulty = pc.invert(pc.coalesce(*[each.reasons for each in checked.values()]).is_null())
+    own = reasons_of(len(item_id.values), (pc.and_not(is_empty, is_faulty), "no_content"))
+    return Checked(item_id.values, pc.coalesce(item_id.reasons, own))
+
+
+def _explained(piece: RawRows, checked: Mapping[str, Checked], reasons: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Detail (first faulty column and its value) and raw text of the bad rows; null for the others."""
+    details: list[str | None] = [None] * len(reasons)
+    raws: list[str | None] = [None] * len(reasons)
+    for i in pc.indices_nonzero(reasons.is_valid()).to_pylist():
+        column = next(name for name, each in checked.items() if each.reasons[i].is_valid)
+        raws[i] = piece.raw(i)
+        value = json.loads(raws[i] or "{}").get(column)
+        details[i] = f"{column} = {json.dumps(value, ensure_ascii=False)}"
+    return pa.array(details, pa.string()), pa.array(raws, pa.string())
+
+
+def _faults(rejects: Sequence[Reject], file: LandingFile) -> pa.RecordBatch:
+    values = {
+        "line": pa.array([each.line for each in rejects], pa.int64()),
+        "reason": pa.array([each.reason for each in rejects], pa.string()),
+        "detail": pa.array([each.detail for each in rejects], pa.string()),
+        "raw": pa.array([each.raw for each in rejects], pa.string()),
+    }
+    return _batch(file, len(rejects), values)
+
+
+def _batch(file: LandingFile, n_rows: int, values: Mapping[str, Any]) -> pa.RecordBatch:
+    """A record batch in the staged schema's order; a column that is not given is null."""
+    place = {"source_file": pa.repeat(file.name, n_rows), "landing_ds": pa.repeat(pa.scalar(file.ds), n_rows)}
+    given = {**place, **values}
+    schema = staged_schema(file.target)
+    arrays = [
+        given[f.name] if f.name in given else pa.nulls(n_rows, ARROW_TYPES[f.dataType.simpleString()]) for f in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=schema.names)
+
+
+def quarantine_rows(rows: DataFrame, target: str) -> DataFrame:
+    """Bad rows in the columns of the quarantine table."""
+    return rows.withColumn("target", F.lit(target)).select(*QUARANTINE.columns)

@@ -1,0 +1,39 @@
+"""The configured windows and weightings, and how large a partition may be."""
+
+from __future__ import annotations
+
+import math
+
+from jobs.config.sections import LteSection
+from jobs.config.window import LteWindow
+from lte_models.averages.pooling import DISTINCT, Weighting
+
+# What one partition may hold: 8 bytes an interaction in a worker, and its user ids.
+MAX_PARTITION_ROWS = 2_000_000
+
+# Users in one Arrow batch: 16 MB of vectors at D = 512. Sail joins smaller ones to batches of this size, which copies.
+BLOCK_USERS = 8192
+
+
+class LteError(ValueError):
+    """LTEs that cannot be computed or do not fit together; the message names table, value and ds."""
+
+
+def weightings(lte: LteSection) -> dict[str, Weighting]:
+    """The configured methods by name."""
+    return {method: Weighting(method, lte.half_life_days, lte.count) for method in lte.methods}
+
+
+def lte_windows(lte: LteSection) -> list[LteWindow]:
+    """The configured windows."""
+    return [LteWindow.parse(text) for text in lte.windows]
+
+
+def n_partitions(n_interactions: int, least: int) -> int:
+    """How many partitions keep each at a size that a worker can hold."""
+    return max(least, math.ceil(n_interactions / MAX_PARTITION_ROWS))
+
+
+def lte_settings(lte: LteSection) -> dict[str, float]:
+    """The settings that decide which LTE a history gives, as metrics."""
+    return {"half_life_days": lte.half_life_days, "counts_distinct": float(lte.count == DISTINCT)}

@@ -1,0 +1,133 @@
+"""Metrics of a model on the holdout day, and its rows of the table that compares models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from jobs.ranker.items import Shop
+from jobs.ranker.readers import ExampleReader
+from jobs.ranker.scorers import TOP, FloatArray, IntArray, Scorer
+from lte_models.evaluation.metrics import (
+    coverage,
+    history_bucket,
+    popularity_bias,
+    query_metrics,
+    summarise,
+    target_ranks,
+    top_items,
+)
+from lte_models.ranker.examples import ExampleBatch
+
+KINDS = ("all", "repeated", "new")
+MetricRows = dict[str | tuple[str, str], float]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model's results, one entry a user of the holdout.
+
+    Attributes:
+        values: (metric with its cutoff, kind) to float [B]; NaN for a user without a target of the kind. A target is
+            "repeated" where the user had taken the item in the year before, otherwise "new".
+        top: int [B, 10], columns of the best items.
+    """
+
+    values: Mapping[tuple[str, str], FloatArray]
+    top: IntArray
+
+
+def score(scorer: Scorer, holdout: ExampleReader, cutoffs: Sequence[int]) -> Scored:
+    """Rank the targets of every user of the holdout.
+
+    Args:
+        scorer: The model.
+        holdout: Examples.
+        cutoffs: Each k of the metrics at k.
+
+    Raises:
+        ValueError: A score is not finite.
+    """
+    parts = list(_scored_batches(scorer, holdout, cutoffs))
+    values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
+    return Scored(values, np.concatenate([part.top for part in parts]))
+
+
+def _scored_batches(scorer: Scorer, holdout: ExampleReader, cutoffs: Sequence[int]) -> Iterator[Scored]:
+    for batch in holdout.in_order():
+        scores = scorer(batch)
+        ranks = target_ranks(scores, batch.target_query, batch.targets - 1).numpy()
+        yield Scored(_values(ranks, batch, cutoffs), top_items(scores, TOP).numpy())
+
+
+def _values(ranks: IntArray, batch: ExampleBatch, cutoffs: Sequence[int]) -> dict[tuple[str, str], FloatArray]:
+    query, n_users = batch.target_query.numpy(), len(batch.items)
+    values: dict[tuple[str, str], FloatArray] = {}
+    is_repeat = repeated_targets(batch)
+    for kind, chosen in zip(KINDS, (np.ones_like(is_repeat), is_repeat, ~is_repeat), strict=True):
+        for k in cutoffs:
+            found = query_metrics(ranks[chosen], query[chosen], n_users, k)
+            values |= {(f"{name}_at_{k}", kind): value for name, value in found.items()}
+    return values
+
+
+def repeated_targets(batch: ExampleBatch) -> npt.NDArray[np.bool_]:
+    """Mark targets, bool [T]: whether the user had taken the target in the year before the anchor."""
+    user = batch.query_user[batch.target_query]
+    width = 1 + max((int(items.max()) for items in (batch.targets, batch.past.items) if items.numel()), default=0)
+    taken = (batch.past.user * width + batch.past.items).numpy()
+    return np.isin((user * width + batch.targets).numpy(), taken)
+
+
+@dataclass(frozen=True)
+class HoldoutFacts:
+    """What the table needs of the holdout beside the scores.
+
+    Attributes:
+        groups: str [B], bucket of the short history's length.
+        targets: int [T], columns.
+        n_users: Users with a known target.
+    """
+
+    groups: list[str]
+    targets: IntArray
+    n_users: int
+
+
+def holdout_facts(holdout: ExampleReader) -> HoldoutFacts:
+    """Read lengths and targets of the holdout."""
+    lengths, targets, n_users = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    for batch in holdout.in_order():
+        lengths.append((batch.items > 0).sum(dim=1).numpy())
+        targets.append(batch.targets.numpy() - 1)
+        n_users += len(torch.unique(batch.target_query))
+    return HoldoutFacts(history_bucket(np.concatenate(lengths)).tolist(), np.concatenate(targets), n_users)
+
+
+def table_rows(model: str, result: Scored, facts: HoldoutFacts, shop: Shop) -> MetricRows:
+    """One model's rows of the evaluation table.
+
+    Args:
+        model: Its name.
+        result: Its scores.
+        facts: Of the holdout.
+        shop: For coverage and popularity.
+
+    Returns:
+        (metric, label) to value; the label is the model, or "model/bucket" by length of the short history, or
+        "model/repeated" and "model/new" by kind of the target.
+    """
+    rows: MetricRows = {}
+    for kind in KINDS:
+        values = {metric: value for (metric, of_kind), value in result.values.items() if of_kind == kind}
+        found = summarise(values, facts.groups if kind == "all" else [])
+        for (metric, group), value in found.items():
+            part = group if kind == "all" else kind
+            rows[metric, model if part == "all" else f"{model}/{part}"] = value
+    rows[f"coverage_at_{TOP}", model] = coverage(result.top, len(shop.item_ids))
+    rows[f"popularity_bias_at_{TOP}", model] = popularity_bias(result.top, shop.counts[1:], facts.targets)
+    return rows

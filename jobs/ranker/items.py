@@ -1,0 +1,147 @@
+"""What training and evaluating a ranker read from the lake: items in row order, daily counts, staged examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.basis.basis import catalogue_versions, known_items, read_basis
+from jobs.basis.matrix import basis_matrix, item_ids
+from jobs.config.sections import RankerSection
+from jobs.config.window import LteWindow
+from jobs.lake.lake import Lake
+from jobs.lte.windows import in_window
+from jobs.registry.bundles import ModelError
+from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.towers import Catalogue
+from lte_models.training.sampling import rank_by_frequency
+from schemas import INTERACTIONS, ITEMS
+
+LONG_DAYS = 365
+METADATA = ("category", "brand", "price_tier")
+
+# An item seen once teaches its id nothing that its content does not say.
+MIN_ID_COUNT = 2
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """The items that a ranker ranks on one day, most frequent first.
+
+    Attributes:
+        item_ids: Place = row - 1.
+        row_of_index: int64 [n], row of each item_index; 0 where it is not known yet.
+        content: float32 [V + 1, C]; row 0 is zero.
+        metadata: Category, brand and price tier of each item, place = row - 1; None where it has none.
+        counts: int64 [V + 1], interactions in the year before the holdout day.
+        daily: Counts by day, for popularity as of any anchor.
+    """
+
+    item_ids: list[str]
+    row_of_index: IntArray
+    content: npt.NDArray[np.float32]
+    metadata: Mapping[str, list[str | None]]
+    counts: IntArray
+    daily: DailyCounts
+
+
+def load_shop(lake: Lake, ds: date, basis_version: str, train_days: int) -> Shop:
+    """Read the items known at the end of ``ds`` - 1; nothing of the holdout day counts.
+
+    Args:
+        lake: Reads interactions, items, item_embeddings.
+        ds: Holdout day.
+        basis_version: Basis of the items.
+        train_days: Anchor days whose popularity is wanted.
+
+    Raises:
+        ModelError: No item is known.
+    """
+    last = ds - timedelta(days=1)
+    known = known_items(read_basis(lake, basis_version), last)
+    first = last - timedelta(days=LONG_DAYS + train_days)
+    daily = _daily_counts(lake.read(INTERACTIONS), known, first, last)
+    ids, matrix = item_ids(lake, basis_version), basis_matrix(lake, basis_version)
+    is_known = np.zeros(len(ids), dtype=bool)
+    is_known[known.toArrow()["item_index"].to_numpy()] = True
+    if not is_known.any():
+        raise ModelError(f"table item_embeddings, basis_version {basis_version}: no item is known on {last}")
+    by_day = np.zeros(((last - first).days + 2, len(ids)), dtype=np.int32)
+    np.add.at(by_day, (daily[0] + 1, daily[1]), daily[2])
+    by_day = by_day.cumsum(axis=0, dtype=np.int32)
+    counts = (by_day[-1] - by_day[-1 - LONG_DAYS]).astype(np.int64)
+    order = [index for index in rank_by_frequency(counts) if is_known[index]]
+    row_of_index = np.zeros(len(ids), dtype=np.int64)
+    row_of_index[order] = np.arange(1, len(order) + 1)
+    return Shop(
+        item_ids=[ids[index] for index in order],
+        row_of_index=row_of_index,
+        content=np.vstack([np.zeros((1, matrix.shape[1]), dtype=np.float32), matrix[order]]),
+        metadata=_metadata(lake, last, [ids[index] for index in order]),
+        counts=np.concatenate([[0], counts[order]]),
+        daily=DailyCounts(
+            (first - date(1970, 1, 1)).days, torch.from_numpy(np.pad(by_day[:, order], ((0, 0), (1, 0))))
+        ),
+    )
+
+
+def _daily_counts(interactions: DataFrame, known: DataFrame, first: date, last: date) -> tuple[IntArray, ...]:
+    """Days from ``first``, item indices and counts: one entry a day and item, never one an interaction."""
+    events = interactions.where(in_window(last, LteWindow((last - first).days + 1, 0)))
+    numbered = events.join(F.broadcast(known), "item_id")
+    day = F.datediff(F.col("event_date"), F.lit(first)).alias("day")
+    rows = numbered.groupBy(day, "item_index").count().toArrow()
+    return tuple(rows[name].to_numpy().astype(np.int64) for name in ("day", "item_index", "count"))
+
+
+def _metadata(lake: Lake, ds: date, ids: Sequence[str]) -> dict[str, list[str | None]]:
+    items = lake.read(ITEMS)
+    newest = catalogue_versions(items, ds).select("item_id", "landing_ds")
+    rows = items.join(newest, ["item_id", "landing_ds"]).select("item_id", *METADATA).toArrow()
+    found = {name: dict(zip(rows["item_id"].to_pylist(), rows[name].to_pylist(), strict=True)) for name in METADATA}
+    return {name: [found[name].get(item_id) for item_id in ids] for name in METADATA}
+
+
+Codes = Mapping[str, Sequence[str]]
+
+
+def metadata_codes(shop: Shop) -> dict[str, list[str]]:
+    """Values of each metadata column in order; a value's code is its place + 1, 0 is unknown."""
+    return {name: sorted({value for value in shop.metadata[name] if value}) for name in METADATA}
+
+
+def catalogue(shop: Shop, codes: Codes, id_rows: Mapping[str, int]) -> Catalogue:
+    """The item side of a ranker, with the ids and codes of the model that will read it.
+
+    Args:
+        shop: Items in row order.
+        codes: Of :func:`metadata_codes`, on the day the model was trained.
+        id_rows: Item id to row of the model's id embedding; other items get the out-of-vocabulary bucket.
+    """
+    columns = []
+    for name in METADATA:
+        code = {value: place + 1 for place, value in enumerate(codes[name])}
+        columns.append(torch.tensor([0, *(code.get(value or "", 0) for value in shop.metadata[name])]))
+    ids = torch.tensor([0, *(id_rows.get(item_id, 0) for item_id in shop.item_ids)])
+    return Catalogue(torch.from_numpy(shop.content), ids, *columns)
+
+
+def own_id_rows(shop: Shop) -> dict[str, int]:
+    """A row of its own for each item seen at least twice; the others share row 0."""
+    frequent = [item_id for item_id, count in zip(shop.item_ids, shop.counts[1:], strict=True) if count >= MIN_ID_COUNT]
+    return {item_id: row for row, item_id in enumerate(frequent, start=1)}
+
+
+def lte_window(settings: RankerSection) -> str:
+    """Window of the LTEs that the ranker takes; empty where it takes none."""
+    if settings.lte == "none":
+        return ""
+    return "365-60" if settings.lagged else "365-0"

@@ -1,0 +1,163 @@
+"""Which ranker is live: a copy of its bundle beside a pointer that is swapped atomically; the one before it is kept.
+
+A copy, because a rerun of the day that trained it writes another bundle over its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+from jobs.config.sections import Deployment
+from jobs.registry.bundles import ModelError, models_folder
+from lte_models.training.manifest import MANIFEST, Manifest, read_manifest, write_atomically
+
+POINTER = "live.json"
+
+
+@dataclass(frozen=True)
+class LiveRanker:
+    """What the pointer names.
+
+    Attributes:
+        bundle: Folder of the live bundle, beside the pointer.
+        ds: Data day of the run that trained it.
+        weights_sha256: Of its weights.
+        previous: Folder of the bundle that was live before; empty for none.
+    """
+
+    bundle: str
+    ds: str
+    weights_sha256: str
+    previous: str = ""
+
+
+def live_folder(deployment: Deployment) -> Path:
+    """Folder of the pointer and of the bundles it names.
+
+    Raises:
+        ModelError: The lake is not a folder.
+    """
+    return models_folder(deployment) / "ranker" / "live"
+
+
+def live_ranker(deployment: Deployment) -> LiveRanker | None:
+    """What is live; None where nothing is yet, or where the lake is no folder and holds no bundles.
+
+    Raises:
+        ModelError: The pointer cannot be read.
+    """
+    if "://" in deployment.paths.lake:
+        return None
+    path = live_folder(deployment) / POINTER
+    try:
+        return LiveRanker(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path}: not a pointer to a ranker: {error}") from error
+
+
+def live_bundle_folder(deployment: Deployment) -> Path | None:
+    """Folder of the live bundle; None where nothing is live."""
+    live = live_ranker(deployment)
+    return live_folder(deployment) / live.bundle if live else None
+
+
+def live_manifest(deployment: Deployment) -> Manifest | None:
+    """Manifest of the live bundle; None where nothing is live.
+
+    Raises:
+        lte_models.training.bundle.CheckpointError: The pointer names a bundle that is gone.
+    """
+    folder = live_bundle_folder(deployment)
+    return read_manifest(folder) if folder else None
+
+
+def previous_manifest(deployment: Deployment) -> Manifest | None:
+    """Manifest of the bundle that was live before; None where there is none.
+
+    Raises:
+        lte_models.training.bundle.CheckpointError: The pointer names a bundle that is gone.
+    """
+    live = live_ranker(deployment)
+    return read_manifest(live_folder(deployment) / live.previous) if live and live.previous else None
+
+
+def make_live(deployment: Deployment, bundle: Path) -> LiveRanker:
+    """Copy a bundle and point to it; a crash before the last step leaves the live ranker as it was.
+
+    Args:
+        deployment: Whose.
+        bundle: Folder of the bundle.
+
+    Returns:
+        The new pointer; the same one where this bundle is live already.
+    """
+    manifest, folder, before = read_manifest(bundle), live_folder(deployment), live_ranker(deployment)
+    name = f"ds={manifest.ds}-{manifest.weights_sha256[:12]}"
+    if before and before.bundle == name:
+        return before
+    _copy(bundle, folder / name)
+    pointer = LiveRanker(name, manifest.ds, manifest.weights_sha256, before.bundle if before else "")
+    write_atomically(folder / POINTER, json.dumps(asdict(pointer), indent=2).encode())
+    for path in folder.glob("ds=*"):
+        if path.name not in (pointer.bundle, pointer.previous):
+            shutil.rmtree(path)
+    return pointer
+
+
+def switch_back(deployment: Deployment) -> LiveRanker:
+    """Make the ranker live that was live before; the LTEs are not touched.
+
+    Raises:
+        ModelError: There is none.
+    """
+    live = live_ranker(deployment)
+    if live is None or not live.previous:
+        raise ModelError("there is no earlier ranker to switch back to")
+    manifest = read_manifest(live_folder(deployment) / live.previous)
+    pointer = LiveRanker(live.previous, manifest.ds, manifest.weights_sha256, live.bundle)
+    write_atomically(live_folder(deployment) / POINTER, json.dumps(asdict(pointer), indent=2).encode())
+    return pointer
+
+
+def _copy(bundle: Path, target: Path) -> None:
+    """The manifest comes last: a half copied bundle has none."""
+    target.mkdir(parents=True, exist_ok=True)
+    for pattern in ("weights-*.safetensors", "vocabulary-*.json", MANIFEST):
+        for path in bundle.glob(pattern):
+            write_atomically(target / path.name, path.read_bytes())
+
+
+def lte_of_ranker(manifest: Manifest) -> tuple[str, str, str] | None:
+    """basis_version, window and method of the LTEs that a ranker reads; None where it reads none."""
+    if not manifest.lte_window:
+        return None
+    return manifest.basis_version, manifest.lte_window, str(manifest.config["settings"]["method"])
+
+
+def require_pair(manifest: Manifest, snapshot: tuple[str, str, str], ds: date | str) -> None:
+    """Refuse a ranker and a snapshot that do not belong together.
+
+    Args:
+        manifest: Of the ranker.
+        snapshot: basis_version, window and method of the snapshot.
+        ds: Data day of the snapshot, for the message.
+
+    Raises:
+        ModelError: The ranker reads other LTEs.
+    """
+    ours = lte_of_ranker(manifest)
+    if ours is None or ours == snapshot:
+        return
+    names = ("basis_version", "lte_window", "method")
+    wrong = [
+        f"{name} {mine!r} against {theirs!r}"
+        for name, mine, theirs in zip(names, ours, snapshot, strict=True)
+        if mine != theirs
+    ]
+    raise ModelError(f"ranker of ds {manifest.ds} and LTE snapshot of ds {ds} do not match: {', '.join(wrong)}")

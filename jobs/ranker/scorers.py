@@ -1,0 +1,176 @@
+"""Scores of the ranker and of what it has to beat on a day's examples, and the table that compares them.
+
+Axes: B users, V items; column j of a score is row j + 1 of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jobs.config.sections import RankerSection
+from jobs.ranker.items import Shop, catalogue
+from jobs.ranker.readers import ExampleReader, context_of
+from jobs.registry.bundles import ModelError
+from lte_models.ranker.baselines import ease, ease_weights, gram_matrix, last_basket, personal_frequency, with_tie_break
+from lte_models.ranker.examples import ExampleBatch, Past
+from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.model import Ranker
+from lte_models.ranker.towers import Catalogue, RankerConfig
+from lte_models.training.bundle import Bundle, load_weights
+from lte_models.training.trainer import best_device
+
+TOP = 10
+BATCH_USERS = 128
+
+# EASE inverts a matrix of its items: 4,000 take seconds, 40,000 would take hours.
+EASE_ITEMS = 4000
+EASE_EXAMPLES = 50_000
+EASE_L2 = 200.0
+
+# What the day decides, not the training.
+ITEM_BUFFERS = frozenset(f"item_tower.{name}" for name in Catalogue._fields)
+Scorer = Callable[[ExampleBatch], Tensor]
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+class RankerScorer:
+    """Scores the whole vocabulary; the items are embedded once, so make a new one after a training step."""
+
+    def __init__(self, model: Ranker, settings: RankerSection, daily: DailyCounts) -> None:
+        """Embed the items.
+
+        Args:
+            model: On its device; it is put into eval mode.
+            settings: Method and window of the LTEs.
+            daily: Counts of the same items.
+        """
+        self.model, self.settings = model.eval(), settings
+        self.device = model.item_tower.content.device
+        self.daily = daily._replace(cumulative=daily.cumulative.to(self.device))
+        self.rows = torch.arange(1, model.n_items + 1, device=self.device)
+        with torch.no_grad():
+            self.embedded = model.embed(self.rows)
+
+    def __call__(self, batch: ExampleBatch) -> Tensor:
+        """Score a batch: float32 [B, V] on the CPU."""
+        moved = newest(batch, self.model.config.max_length).to(self.device)
+        with torch.no_grad():
+            context = context_of(moved, self.model, self.settings, self.daily)
+            queries = self.model.queries(moved, context, *self.embedded)
+            scores = self.model.candidate_logits(queries, self.rows, moved, context, self.embedded)
+        return scores.float().cpu()
+
+
+def newest(batch: ExampleBatch, length: int) -> ExampleBatch:
+    """The batch with the newest ``length`` interactions of each sequence; models of a day differ in what they hold.
+
+    Args:
+        batch: Examples whose queries are at the last position.
+        length: L at most.
+    """
+    cut = batch.items.shape[1] - length
+    if cut <= 0:
+        return batch
+    kept = {name: getattr(batch, name)[:, cut:] for name in ("items", "types", "ages")}
+    return batch._replace(query_position=batch.query_position - cut, **kept)
+
+
+def bundled_ranker(bundle: Bundle, shop: Shop) -> Ranker:
+    """A trained ranker over today's items; items newer than its vocabulary are ranked by content and metadata.
+
+    Args:
+        bundle: Of the basis of ``shop``.
+        shop: Items of the day.
+
+    Raises:
+        lte_models.training.bundle.CheckpointError: The weights do not fit their own configuration.
+    """
+    config = bundle.manifest.config
+    model = Ranker(RankerConfig(**config["model"]), catalogue(shop, config["codes"], config["id_rows"]))
+    todays = {name: value for name, value in model.state_dict().items() if name in ITEM_BUFFERS}
+    load_weights(model, Bundle(bundle.manifest, bundle.tensors | todays, bundle.item_ids))
+    return model.to(best_device()).eval()
+
+
+def ranker_scorer(bundle: Bundle, shop: Shop, types: Sequence[str]) -> RankerScorer:
+    """Scorer of a bundle over today's items.
+
+    Args:
+        bundle: Of the basis of ``shop``.
+        shop: Items of the day.
+        types: Interaction types that the examples are coded in.
+
+    Raises:
+        ModelError: The bundle was trained with other interaction types.
+    """
+    trained = bundle.manifest.config["types"]
+    if list(types) != trained:
+        raise ModelError(
+            f"ranker of ds {bundle.manifest.ds}: trained with interactions.types {trained}, configured: {list(types)}"
+        )
+    settings = RankerSection(**bundle.manifest.config["settings"])
+    return RankerScorer(bundled_ranker(bundle, shop), settings, shop.daily)
+
+
+def baseline_scorers(shop: Shop, recent: ExampleReader, *, ease_items: int = EASE_ITEMS) -> dict[str, Scorer]:
+    """What a ranker has to beat; equal scores are ordered by popularity.
+
+    Args:
+        shop: Items of the day.
+        recent: Examples that EASE learns from.
+        ease_items: Most frequent items that EASE knows; others come after them.
+    """
+    n_items = len(shop.item_ids)
+    weights = fit_ease(recent, min(n_items, ease_items))
+
+    def week(batch: ExampleBatch) -> Tensor:
+        days, place = torch.unique(batch.anchor_day, return_inverse=True)
+        return shop.daily.recent(days.unsqueeze(1), torch.arange(1, n_items + 1))[..., 0][place]  # [B, V]
+
+    def basket(batch: ExampleBatch) -> Tensor:
+        return with_tie_break(last_basket(batch.past, len(batch.items), n_items), week(batch))
+
+    def frequency(batch: ExampleBatch, *, short: bool) -> Tensor:
+        counts = personal_frequency(batch.past, len(batch.items), n_items, short=short)
+        return with_tie_break(counts, week(batch))
+
+    def by_ease(batch: ExampleBatch) -> Tensor:
+        found = ease(_frequent(batch.past, len(weights)), weights, len(batch.items))
+        return torch.nn.functional.pad(found, (0, n_items - len(weights)), value=float(found.min()) - 1)
+
+    return {
+        "popularity_7d": week,
+        "last_basket": basket,
+        "frequency_60d": lambda batch: frequency(batch, short=True),
+        "frequency_365d": lambda batch: frequency(batch, short=False),
+        "ease": by_ease,
+    }
+
+
+def fit_ease(recent: ExampleReader, n_items: int, l2: float = EASE_L2) -> Tensor:
+    """EASE on the years before recent anchors, over the most frequent items.
+
+    Args:
+        recent: Examples; the first 50,000 of them in the order of a hash are enough.
+        n_items: Items that it knows.
+        l2: Regularisation.
+
+    Returns:
+        float [n_items, n_items].
+    """
+    gram = torch.zeros(n_items, n_items)
+    for batch in islice(recent.in_order(), max(1, EASE_EXAMPLES // recent.batch_size)):
+        gram += gram_matrix(_frequent(batch.past, n_items), len(batch.items), n_items)
+    return ease_weights(gram, l2)
+
+
+def _frequent(past: Past, n_items: int) -> Past:
+    kept = past.items <= n_items
+    return Past(*(part[kept] for part in past))

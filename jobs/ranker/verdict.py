@@ -1,0 +1,91 @@
+"""Whether a new ranker may go live: paired comparison with each rival, and coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.ranker.evaluation import HoldoutFacts, MetricRows, Scored, table_rows
+from jobs.ranker.items import Shop
+from jobs.ranker.scorers import TOP, FloatArray
+from lte_models.evaluation.metrics import compare
+
+MIN_COVERAGE_SHARE = 0.5
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found.
+
+    Attributes:
+        metrics: Metric, or (metric, label), to value, for table metrics.
+        reasons: Why the new ranker must not go live; empty where it may.
+        n_users: Users with a known target; below two there was nothing to judge by.
+    """
+
+    metrics: MetricRows
+    reasons: list[str]
+    n_users: int
+
+
+def nobody_came(n_users: int) -> Verdict:
+    """The verdict of a day with fewer than two users to judge by.
+
+    Args:
+        n_users: Users with a known target.
+    """
+    return Verdict({("n_users", ""): float(n_users)}, [], n_users)
+
+
+def judge(results: Mapping[str, Scored], facts: HoldoutFacts, shop: Shop, cutoff: int) -> Verdict:
+    """Put all models into one table and decide whether the candidate may go live.
+
+    Args:
+        results: By model: "candidate", "live" where there is one, and the baselines.
+        facts: Of the holdout.
+        shop: For popularity bias and coverage.
+        cutoff: k of the NDCG that decides.
+    """
+    metrics: MetricRows = {("n_users", ""): float(facts.n_users)}
+    for model, result in results.items():
+        metrics |= table_rows(model, result, facts, shop)
+    reasons = []
+    ours = results["candidate"].values[f"ndcg_at_{cutoff}", "all"]
+    for rival in [name for name in results if name != "candidate"]:
+        found, reason = against(ours, results[rival].values[f"ndcg_at_{cutoff}", "all"], rival)
+        metrics |= {(metric, f"candidate over {rival}"): value for metric, value in found.items()}
+        reasons += reason
+    return Verdict(metrics, reasons + collapsed(metrics), facts.n_users)
+
+
+def against(ours: FloatArray, theirs: FloatArray, rival: str) -> tuple[dict[str, float], list[str]]:
+    """Compare the candidate with one rival over the same users.
+
+    Args:
+        ours: float [B], NDCG; NaN where a user has no known target.
+        theirs: float [B], of the rival.
+        rival: Its name.
+
+    Returns:
+        Uplift with its interval and p, and the reason against going live, if that is one.
+    """
+    kept = ~np.isnan(ours)
+    if not theirs[kept].any():
+        return {}, []  # a rival that finds nothing is not better, and there is no uplift over zero
+    found = compare(ours[kept], theirs[kept], np.flatnonzero(kept))
+    is_worse = found.uplift < 0 and found.p < SIGNIFICANT
+    reason = f"NDCG {found.model:.4f} is below {rival}'s {found.baseline:.4f} (p = {found.p:.2g})"
+    values = {"uplift": found.uplift, "uplift_low": found.low, "uplift_high": found.high, "p": found.p}
+    return values, [reason] if is_worse else []
+
+
+def collapsed(metrics: MetricRows) -> list[str]:
+    """The reason against a candidate that shows far fewer items than the live ranker, if it does."""
+    name = f"coverage_at_{TOP}"
+    now, before = metrics[name, "candidate"], metrics.get((name, "live"))
+    if before is None or now >= MIN_COVERAGE_SHARE * before:
+        return []
+    return [f"coverage at {TOP} is {now:.3f}, less than {MIN_COVERAGE_SHARE:.0%} of the live ranker's {before:.3f}"]

@@ -1,0 +1,79 @@
+"""What the models read from the lake beside their examples: item numbers, the basis matrix, folders of bundles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+
+from pyspark.sql.types import StructField, StructType
+
+from jobs.config.sections import Deployment
+from jobs.lake.lake import Lake
+from jobs.registry.bundles import bundle_folder
+from jobs.runtime.code_version import code_version
+from lte_models.training.bundle import Bundle, load_bundle
+from lte_models.training.manifest import MANIFEST, Manifest, read_manifest
+from schemas import MODEL_RUNS
+
+
+def earlier_bundle(deployment: Deployment, kind: str, ds: date, basis_version: str) -> Bundle | None:
+    """The bundle of the day before, to start from; None where there is none in this basis.
+
+    Args:
+        deployment: Whose.
+        kind: "autoencoder" or "ranker".
+        ds: Data day of the run.
+        basis_version: Weights of another basis mean something else.
+
+    Raises:
+        lte_models.training.bundle.CheckpointError: The bundle is damaged.
+    """
+    folder = bundle_folder(deployment, kind, ds - timedelta(days=1))
+    if not (folder / MANIFEST).exists() or read_manifest(folder).basis_version != basis_version:
+        return None
+    return load_bundle(folder, kind=kind)
+
+
+def fingerprint(digest: str, settings: Mapping[str, object], basis_version: str, start: str) -> str:
+    """Name a training by everything that decides its result: a checkpoint of another is not gone on with.
+
+    Args:
+        digest: Of the data.
+        settings: Of the model.
+        basis_version: Basis that numbers the items.
+        start: Digest of the weights that it starts from; empty for none.
+
+    Returns:
+        Hex digits.
+    """
+    named = {"digest": digest, "settings": settings, "basis_version": basis_version, "start": start}
+    return hashlib.sha256(json.dumps(named | {"code": code_version()}, sort_keys=True).encode()).hexdigest()
+
+
+def record_model(lake: Lake, job: str, manifest: Manifest, outcome: str, reason: str = "") -> None:
+    """Write the row of a job and ds in table model_runs; a rerun replaces it.
+
+    Args:
+        lake: Where to.
+        job: Job.
+        manifest: Of the bundle.
+        outcome: One of :data:`schemas.operations.MODEL_OUTCOMES`.
+        reason: For a person.
+    """
+    ds = date.fromisoformat(manifest.ds)
+    row = {name: getattr(manifest, name, None) for name in MODEL_RUNS.columns}
+    row |= {"outcome": outcome, "reason": reason, "ds": ds, "job": job}
+    schema = StructType([StructField(field.name, field.dataType) for field in MODEL_RUNS.schema])
+    rows = lake.spark.createDataFrame([tuple(row[name] for name in MODEL_RUNS.columns)], schema)
+    lake.replace(rows, MODEL_RUNS, {"ds": ds, "job": job})
+
+
+def curve_metrics(curve: Sequence[Mapping[str, float]]) -> dict[str | tuple[str, str], float]:
+    """Metrics ``loss`` and ``held_out`` labelled ``epoch N``, from 1: the curves of the report.
+
+    Args:
+        curve: One entry an epoch, of :class:`lte_models.training.trainer.Progress`.
+    """
+    return {(name, f"epoch {n}"): value for n, epoch in enumerate(curve, start=1) for name, value in epoch.items()}

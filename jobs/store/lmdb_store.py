@@ -1,0 +1,394 @@
+"""Online store in a local folder: one LMDB file a version, and one small LMDB file with the pointer.
+
+A file of its own for each version means that a removed version gives its disk back at once, while a reader that still
+maps it reads on undisturbed. Vectors are copied once, from the map into the caller's array. The folder must be on a
+local disk: LMDB's locks do not work over network file systems. A value of more than about 2,000 bytes takes whole
+pages, so at 512 floats a user costs 4 KiB of disk, three times while publishing (previous, live, new).
+
+    index.mdb        pointer and journal, switched in one transaction
+    <version>.mdb    user_id -> value, and the manifest
+    writer.lock      held (flock) by the one process that publishes; the kernel frees it when that process dies
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from jobs.store.rows import Buffer, RowChunk
+from jobs.store.snapshot import (
+    Manifest,
+    NoLiveSnapshotError,
+    OnlineStoreError,
+    Pointer,
+    StoreFullError,
+    StoreLockedError,
+    Switch,
+    VersionGoneError,
+)
+
+POINTER_KEY = b"pointer"
+JOURNAL_PREFIX = b"switch/"
+JOURNAL_LENGTH = 1000
+
+# No UTF-8 text starts with 0xff, so no user_id is this key; it also sorts behind all of them.
+MANIFEST_KEY = b"\xffmanifest"
+INDEX_MAP_BYTES = 64 << 20
+FIRST_MAP_BYTES = 64 << 20
+
+# Address space, not disk: room for later deletions of users, so that no reader ever has to map a sealed file again.
+SEALED_SLACK_BYTES = 256 << 20
+MAX_READERS = 2048
+LOCK_POLL_S = 0.05
+UPGRADE_WAIT_S = 60.0
+
+# EIO: what LMDB says of a page of which the disk took only a part.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+@dataclass
+class _Open:
+    environment: lmdb.Environment
+    is_writable: bool
+    pins: int = 0
+    is_doomed: bool = False
+
+
+class _Environments:
+    """Open LMDB files of this process; LMDB forbids to open a file twice, and to close one that is being read."""
+
+    def __init__(self) -> None:
+        self._reset()
+        # Locks and reader slots belong to the process that opened the file.
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._open: dict[Path, _Open] = {}
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def use(self, path: Path, *, is_writable: bool = False, **options: Any) -> Iterator[lmdb.Environment]:
+        """Hold the file open; it stays open afterwards, until :meth:`forget`."""
+        entry = self._acquire(path, is_writable, options)
+        try:
+            yield entry.environment
+        finally:
+            self._release(path, entry)
+
+    def forget(self, path: Path) -> None:
+        """Close the file, at the latest when its last user lets it go."""
+        with self._changed:
+            entry = self._open.get(path)
+            if entry is not None:
+                entry.is_doomed = True
+                self._close_unused(path, entry)
+
+    def forget_folder(self, folder: Path) -> None:
+        """Close all files in ``folder``."""
+        for path in [path for path in list(self._open) if path.parent == folder]:
+            self.forget(path)
+
+    def _acquire(self, path: Path, is_writable: bool, options: dict[str, Any]) -> _Open:
+        with self._changed:
+            if is_writable and not self._changed.wait_for(lambda: self._can_write(path), timeout=UPGRADE_WAIT_S):
+                raise StoreLockedError(
+                    f"lmdb {path}: reads of this process have held the file for {UPGRADE_WAIT_S:g} s"
+                )
+            entry = self._open.get(path)
+            if entry is not None and is_writable and not entry.is_writable:
+                entry.environment.close()
+                entry = None
+            if entry is None:
+                entry = self._open[path] = _Open(_environment(path, is_writable, options), is_writable)
+            entry.pins += 1
+            return entry
+
+    def _can_write(self, path: Path) -> bool:
+        entry = self._open.get(path)
+        return entry is None or entry.is_writable or entry.pins == 0
+
+    def _release(self, path: Path, entry: _Open) -> None:
+        with self._changed:
+            entry.pins -= 1
+            self._close_unused(path, entry)
+            self._changed.notify_all()
+
+    def _close_unused(self, path: Path, entry: _Open) -> None:
+        if entry.is_doomed and entry.pins == 0:
+            entry.environment.close()
+            del self._open[path]
+
+
+_ENVIRONMENTS = _Environments()
+
+
+def _environment(path: Path, is_writable: bool, options: dict[str, Any]) -> lmdb.Environment:
+    # map_size 0: as large as the file says. Readers never create a file.
+    defaults = {"map_size": 0, "create": False, "readonly": not is_writable, "max_readers": MAX_READERS}
+    return lmdb.open(str(path), subdir=False, readahead=False, **(defaults | options))
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """Turn LMDB's errors into ours, naming the file."""
+    try:
+        yield
+    except lmdb.MapFullError as error:
+        raise StoreFullError(f"lmdb {what}: no room left for deletions; publish again") from error
+    except (lmdb.Error, OSError) as error:
+        code = getattr(error, "code", None) or getattr(error, "errno", None)
+        if code == errno.ENOENT:
+            raise VersionGoneError(f"lmdb {what}: no such file") from error
+        if code in NO_ROOM:
+            raise StoreFullError(
+                f"lmdb {what}: no room on the disk ({error}); the live version is untouched"
+            ) from error
+        raise OnlineStoreError(f"lmdb {what}: {error}") from error
+
+
+class _PinnedFile:
+    """A version's file inside one read transaction."""
+
+    def __init__(self, transaction: lmdb.Transaction) -> None:
+        self._transaction = transaction
+        self.manifest = _manifest(transaction)
+
+    def values(self, keys: Sequence[bytes]) -> Iterable[Buffer | None]:
+        """Views into the map; see :class:`jobs.store.protocol.PinnedSnapshot`."""
+        return map(self._transaction.get, keys)
+
+
+def _manifest(transaction: lmdb.Transaction) -> Manifest:
+    stored = transaction.get(MANIFEST_KEY)
+    if stored is None:
+        raise OnlineStoreError(f"lmdb {transaction.env.path()}: the version was never sealed")
+    return Manifest.from_json(stored)
+
+
+class LmdbStore:
+    """The online store of one folder; see the module's docstring."""
+
+    name = "lmdb"
+
+    def __init__(self, folder: Path, *, first_map_bytes: int = FIRST_MAP_BYTES, lock_wait_s: float = 60.0) -> None:
+        """Name the store; nothing is opened or made before it is used.
+
+        Args:
+            folder: Where the files are; made by the first publish.
+            first_map_bytes: Map size a load starts with; it doubles as needed.
+            lock_wait_s: How long a writer waits for another one.
+        """
+        self._folder = folder.resolve()
+        self._first_map_bytes = first_map_bytes
+        self._lock_wait_s = lock_wait_s
+        self._last_live: str | None = None
+
+    def __repr__(self) -> str:
+        return f"LmdbStore({self._folder})"
+
+    def pointer(self) -> Pointer:
+        """See :class:`jobs.store.protocol.OnlineStore`."""
+        if not self._index.exists():
+            return Pointer()
+        with _errors(str(self._index)), _ENVIRONMENTS.use(self._index) as index, index.begin() as transaction:
+            return Pointer.from_json(transaction.get(POINTER_KEY))
+
+    def journal(self) -> list[Switch]:
+        """See :class:`jobs.store.protocol.OnlineStore`."""
+        if not self._index.exists():
+            return []
+        with _errors(str(self._index)), _ENVIRONMENTS.use(self._index) as index, index.begin() as transaction:
+            return [Switch.from_json(value) for key, value in transaction.cursor() if key.startswith(JOURNAL_PREFIX)]
+
+    @contextmanager
+    def pin(self) -> Iterator[_PinnedFile]:
+        """See :class:`jobs.store.protocol.OnlineStore`."""
+        live = self.pointer().live
+        if live is None:
+            raise NoLiveSnapshotError(f"online store {self!r}: nothing was published yet")
+        if self._last_live not in (None, live):
+            _ENVIRONMENTS.forget(self.path(str(self._last_live)))
+        self._last_live = live
+        with self.opened(live) as environment, environment.begin(buffers=True) as transaction:
+            yield _PinnedFile(transaction)
+
+    @contextmanager
+    def writer(self) -> Iterator[LmdbWriter]:
+        """See :class:`jobs.store.protocol.OnlineStore`."""
+        with _errors(str(self._folder)):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "writer.lock").open("a+") as lock:
+            self._wait_for(lock.fileno())
+            yield LmdbWriter(self, self._index, self._first_map_bytes)
+
+    def close(self) -> None:
+        """Unmap the files that no read is using."""
+        _ENVIRONMENTS.forget_folder(self._folder)
+
+    def path(self, version: str) -> Path:
+        """File of a version."""
+        return self._folder / f"{version}.mdb"
+
+    @contextmanager
+    def opened(self, version: str, **options: Any) -> Iterator[lmdb.Environment]:
+        """Hold a version's file open.
+
+        Raises:
+            VersionGoneError: There is no such file (any more).
+        """
+        path = self.path(version)
+        with _errors(str(path)), _ENVIRONMENTS.use(path, **options) as environment:
+            yield environment
+
+    @property
+    def _index(self) -> Path:
+        return self._folder / "index.mdb"
+
+    def _wait_for(self, lock: int) -> None:
+        for _ in range(max(1, round(self._lock_wait_s / LOCK_POLL_S))):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(LOCK_POLL_S)
+            else:
+                return
+        raise StoreLockedError(
+            f"online store {self!r}: another process has held writer.lock for {self._lock_wait_s:g} s"
+        )
+
+
+class LmdbWriter:
+    """What the holder of the lock may do; see :class:`jobs.store.protocol.StoreWriter`."""
+
+    def __init__(self, store: LmdbStore, index: Path, first_map_bytes: int) -> None:
+        self._store = store
+        self._index = index
+        self._load_options: dict[str, Any] = {
+            "is_writable": True,
+            "create": True,
+            "sync": False,
+            "map_size": first_map_bytes,
+        }
+
+    def pointer(self) -> Pointer:
+        """The pointer."""
+        return self._store.pointer()
+
+    def manifest(self, version: str) -> Manifest:
+        """Manifest of a sealed version."""
+        with self._store.opened(version) as environment, environment.begin() as transaction:
+            return _manifest(transaction)
+
+    def versions(self) -> frozenset[str]:
+        """Every version of which a file is there, be it only its lock file."""
+        files = (*self._index.parent.glob("*.mdb"), *self._index.parent.glob("*.mdb-lock"))
+        return frozenset(file.stem for file in files) - {self._index.stem}
+
+    def create(self, version: str) -> None:
+        """Make the version's file."""
+        with self._store.opened(version, **self._load_options):
+            pass
+
+    def write(self, version: str, chunk: RowChunk) -> None:
+        """Write rows in one transaction, in a map that doubles until they fit."""
+        with self._store.opened(version, **self._load_options) as environment:
+            while not _put_all(environment, chunk):
+                environment.set_mapsize(2 * environment.info()["map_size"])
+
+    def seal(self, manifest: Manifest) -> None:
+        """Write the manifest and flush the file; the map keeps room for deletions."""
+        path = self._store.path(manifest.version)
+        with self._store.opened(manifest.version, **self._load_options) as environment:
+            environment.set_mapsize(path.stat().st_size + SEALED_SLACK_BYTES)
+            with environment.begin(write=True) as transaction:
+                transaction.put(MANIFEST_KEY, manifest.to_json().encode())
+            environment.sync(True)
+        _ENVIRONMENTS.forget(path)
+        _flush_folder(path.parent)
+
+    def rows(self, version: str) -> Iterator[tuple[bytes, Buffer]]:
+        """All rows, in key order; a value is a view into the map."""
+        with self._store.opened(version) as environment, environment.begin(buffers=True) as transaction:
+            for key, value in transaction.cursor():
+                if bytes(key) != MANIFEST_KEY:
+                    yield bytes(key), value
+
+    def values(self, version: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Stored values, copied."""
+        with self._store.opened(version) as environment, environment.begin() as transaction:
+            return [transaction.get(key) for key in keys]
+
+    def swap(self, expected: Pointer, wanted: Pointer, action: str) -> None:
+        """Replace the pointer and add to the journal in one transaction, on the disk when this returns."""
+        entry = Switch(wanted.sequence, action, self.manifest(str(wanted.live)))
+        options: dict[str, Any] = {"is_writable": True, "create": True, "map_size": INDEX_MAP_BYTES}
+        with _errors(str(self._index)), _ENVIRONMENTS.use(self._index, **options) as index:
+            index.reader_check()  # slots of readers that were killed would keep old pages from being used again
+            with index.begin(write=True) as transaction:
+                self._check_pointer(Pointer.from_json(transaction.get(POINTER_KEY)), expected)
+                transaction.put(POINTER_KEY, wanted.to_json().encode())
+                transaction.put(_journal_key(wanted.sequence), entry.to_json().encode())
+                transaction.delete(_journal_key(wanted.sequence - JOURNAL_LENGTH))
+        _flush_folder(self._index.parent)
+
+    def remove(self, version: str) -> None:
+        """Unlink the version's files; the disk is free as soon as no reader maps them."""
+        if version in self.pointer().kept:
+            raise OnlineStoreError(f"online store {self._store!r}: version {version} is kept, not removed")
+        path = self._store.path(version)
+        _ENVIRONMENTS.forget(path)
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + "-lock").unlink(missing_ok=True)
+
+    def erase(self, version: str, key: bytes) -> bool:
+        """Delete one row and correct the manifest in one transaction.
+
+        The bytes stay in free pages of the file until the version is removed, two publishes later at the latest.
+        """
+        with self._store.opened(version, is_writable=True) as environment:
+            environment.reader_check()
+            with environment.begin(write=True) as transaction:
+                value = transaction.get(key)
+                if value is None:
+                    return False
+                manifest = _manifest(transaction).without(key, value)
+                transaction.delete(key)
+                return bool(transaction.put(MANIFEST_KEY, manifest.to_json().encode()))
+
+    def _check_pointer(self, found: Pointer, expected: Pointer) -> None:
+        if found != expected:
+            raise StoreLockedError(f"online store {self._store!r}: pointer is {found}, {expected} was expected")
+
+
+def _put_all(environment: lmdb.Environment, chunk: RowChunk) -> bool:
+    """Write all rows or, where the map is too small, none."""
+    try:
+        with environment.begin(write=True) as transaction:
+            for key, value in chunk.items():
+                transaction.put(key, value)
+    except lmdb.MapFullError:
+        return False
+    return True
+
+
+def _journal_key(sequence: int) -> bytes:
+    return JOURNAL_PREFIX + b"%020d" % max(0, sequence)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make new names in ``folder`` survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

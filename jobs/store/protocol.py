@@ -1,0 +1,105 @@
+"""The online store: exactly one live version of LTEs, and the reader that serves it (DESIGN section 9).
+
+A version is one load of one slice of ``user_lte``. The pointer names the live version and the one before it; it is
+swapped atomically, so a reader sees all of the old version or all of the new one. :mod:`jobs.store.lmdb_store` and
+:mod:`jobs.store.redis_store` keep the versions, :mod:`jobs.store.publish` changes what is live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+from jobs.store.rows import Buffer, RowChunk
+from jobs.store.snapshot import Manifest, Pointer, Switch
+
+T = TypeVar("T")
+
+
+class PinnedSnapshot(Protocol):
+    """One version, held for one read."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Manifest of the pinned version."""
+
+    def values(self, keys: Sequence[bytes]) -> Iterable[Buffer | None]:
+        """Stored values in the order of ``keys``, None for a user without one; valid while the pin is held.
+
+        Raises:
+            VersionGoneError: The version is no longer kept.
+        """
+
+
+class StoreWriter(Protocol):
+    """What only the one process that holds the store's lock may do."""
+
+    def pointer(self) -> Pointer:
+        """The pointer."""
+
+    def manifest(self, version: str) -> Manifest:
+        """Manifest of a sealed version."""
+
+    def versions(self) -> frozenset[str]:
+        """All versions of which anything is there, leftovers of crashed loads too."""
+
+    def create(self, version: str) -> None:
+        """Begin a version; readers do not see it."""
+
+    def write(self, version: str, chunk: RowChunk) -> None:
+        """Write rows into a version that is not sealed."""
+
+    def seal(self, manifest: Manifest) -> None:
+        """End the load of ``manifest.version``: everything is on its way to the disk before this returns."""
+
+    def rows(self, version: str) -> Iterator[tuple[bytes, Buffer]]:
+        """All keys and values of a version, in any order; a value is valid until the next step."""
+
+    def values(self, version: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Stored values in the order of ``keys``, None for a user without one."""
+
+    def swap(self, expected: Pointer, wanted: Pointer, action: str) -> None:
+        """Replace the pointer and add to the journal, in one atomic step.
+
+        Raises:
+            StoreLockedError: The pointer is not ``expected``: somebody else published.
+        """
+
+    def remove(self, version: str) -> None:
+        """Remove a version that the pointer does not name, and give its room back."""
+
+    def erase(self, version: str, key: bytes) -> bool:
+        """Delete one row and correct the manifest in one atomic step; False when there is no such row."""
+
+
+class OnlineStore(Protocol):
+    """Versions of LTEs, one of them live."""
+
+    @property
+    def name(self) -> str:
+        """``lmdb`` or ``redis``."""
+
+    def pointer(self) -> Pointer:
+        """The pointer."""
+
+    def journal(self) -> list[Switch]:
+        """The last switches, oldest first."""
+
+    def pin(self) -> AbstractContextManager[PinnedSnapshot]:
+        """Hold the live version for one read.
+
+        Raises:
+            NoLiveSnapshotError: Nothing was published.
+            VersionGoneError: The live version changed in between; try again.
+        """
+
+    def writer(self) -> AbstractContextManager[StoreWriter]:
+        """Hold the store's only lock.
+
+        Raises:
+            StoreLockedError: Another process holds it.
+        """
+
+    def close(self) -> None:
+        """Give files and connections back."""

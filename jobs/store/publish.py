@@ -1,0 +1,313 @@
+"""What changes the live snapshot: publish, roll back, delete a user (DESIGN section 9).
+
+Publishing loads a new version beside the live one, reads it back and compares it with its source, and only then swaps
+the pointer. Whatever stops it before the swap leaves the live version as it was; what it left behind is removed by
+the next publish.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import date
+
+import pyarrow as pa
+
+from jobs.store.protocol import OnlineStore, StoreWriter
+from jobs.store.rows import Checksum, row_chunks, user_key
+from jobs.store.snapshot import Manifest, NoLiveSnapshotError, OnlineStoreError, Pointer, Switch
+
+LOG = logging.getLogger(__name__)
+
+# The steps of a publish in order; `load` is announced once before each chunk.
+STEPS = ("clean", "create", "load", "seal", "verify", "swap", "prune", "done")
+OnStep = Callable[[str, str], None]
+
+
+class PublishRefusedError(OnlineStoreError):
+    """This snapshot must not go live; the message says why."""
+
+
+class NewerIsLiveError(PublishRefusedError):
+    """A newer ds is live, and live only moves forward."""
+
+
+class VerificationError(OnlineStoreError):
+    """What was read back from the store is not what was loaded."""
+
+
+@dataclass(frozen=True)
+class SnapshotSource:
+    """One slice of ``user_lte``, as the publisher wants it.
+
+    Attributes:
+        ds: Data day.
+        basis_version: Basis of the vectors.
+        lte_window: Window, ``365-60``.
+        method: How interactions were weighted.
+        code_version: Version of the code that publishes.
+        row_count: Users of the slice, counted by a query of its own.
+        batches: Starts a new scan: batches of user_id (string), embedding (list of float32), n_items (int32).
+        sample: Some rows of the slice in the same form, read by a query of their own.
+    """
+
+    ds: date
+    basis_version: str
+    lte_window: str
+    method: str
+    code_version: str
+    row_count: int
+    batches: Callable[[], Iterable[pa.RecordBatch]]
+    sample: Callable[[], Iterable[pa.RecordBatch]]
+
+    def __str__(self) -> str:
+        return f"user_lte ds={self.ds} method={self.method} lte_window={self.lte_window}"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a call did.
+
+    Attributes:
+        action: ``publish``, ``rollback`` or ``unchanged``.
+        manifest: What is live now.
+        sequence: Number of the switch that made it live.
+    """
+
+    action: str
+    manifest: Manifest
+    sequence: int
+
+
+def log_step(step: str, detail: str) -> None:
+    """Tell the log about a step."""
+    LOG.info("publish: %s %s", step, detail)
+
+
+def publish(
+    store: OnlineStore,
+    source: SnapshotSource,
+    *,
+    force: bool = False,
+    allow_basis_change: bool = False,
+    after_sequence: int = 0,
+    on_step: OnStep = log_step,
+) -> Publication:
+    """Make a snapshot live, or leave everything as it is.
+
+    Args:
+        store: Where to.
+        source: What.
+        force: Publish although a newer ds is live, and load again although the same rows are live.
+        allow_basis_change: Publish although the live vectors belong to another basis; readers that work with the old
+            basis refuse the new snapshot.
+        after_sequence: The switch gets a larger number than this (a store that was emptied has forgotten its own).
+        on_step: Called before each of :data:`STEPS` with its name and a detail.
+
+    Returns:
+        What is live now; ``unchanged`` when exactly these rows were live already and passed an audit.
+
+    Raises:
+        NewerIsLiveError: A newer ds is live.
+        PublishRefusedError: Another basis is live, or the slice is empty.
+        VerificationError: The store did not give back what was loaded.
+        BadRowError: The slice holds a row that cannot be served.
+        OnlineStoreError: The store failed, or another process is publishing.
+    """
+    with store.writer() as writer:
+        pointer = writer.pointer()
+        on_step("clean", "")
+        _prune(writer, pointer)
+        live = writer.manifest(pointer.live) if pointer.live else None
+        _refuse(source, live, force=force, allow_basis_change=allow_basis_change)
+        if live is not None and not force and _is_live(writer, live, source):
+            return Publication("unchanged", live, pointer.sequence)
+        manifest = _load_or_remove(writer, source, on_step)
+        sequence = max(pointer.sequence, after_sequence) + 1
+        wanted = Pointer(manifest.version, pointer.live, sequence)
+        on_step("swap", manifest.version)
+        writer.swap(pointer, wanted, "publish")
+        on_step("prune", "")
+        _prune(writer, wanted)
+        on_step("done", manifest.version)
+        return Publication("publish", manifest, sequence)
+
+
+def rollback(store: OnlineStore, *, after_sequence: int = 0) -> Publication:
+    """Switch back to the version that was live before; called again, switch forth.
+
+    Raises:
+        PublishRefusedError: There is no previous version.
+        OnlineStoreError: The store failed, or another process is publishing.
+    """
+    with store.writer() as writer:
+        pointer = writer.pointer()
+        if pointer.previous is None:
+            raise PublishRefusedError(f"online store {store!r}: no previous version to roll back to")
+        manifest = writer.manifest(pointer.previous)
+        wanted = Pointer(pointer.previous, pointer.live, max(pointer.sequence, after_sequence) + 1)
+        writer.swap(pointer, wanted, "rollback")
+        return Publication("rollback", manifest, wanted.sequence)
+
+
+def delete_user(store: OnlineStore, user_id: str) -> int:
+    """Erase a user from the live and the previous version.
+
+    Row count and checksum of each manifest are corrected in the same atomic step: the digest of the user's row is taken
+    off the sum, ``n_erased`` counts the deletions, and :func:`audit` still holds. Erase the user from
+    ``user_lte`` first, or the next publish brings them back. Called again after a crash, it finishes.
+
+    Returns:
+        In how many versions the user was.
+
+    Raises:
+        BadRowError: ``user_id`` is not 1 to 128 bytes.
+        OnlineStoreError: The store failed, or another process is publishing.
+    """
+    key = user_key(user_id)
+    with store.writer() as writer:
+        pointer = writer.pointer()
+        # What an earlier, crashed load left may hold the user too.
+        _prune(writer, pointer)
+        return sum(writer.erase(version, key) for version in sorted(pointer.kept))
+
+
+def audit(store: OnlineStore) -> Manifest:
+    """Read every row of the live version and compare count and checksum with its manifest.
+
+    Raises:
+        NoLiveSnapshotError: Nothing was published.
+        VerificationError: They differ.
+    """
+    with store.writer() as writer:
+        live = writer.pointer().live
+        if live is None:
+            raise NoLiveSnapshotError(f"online store {store!r}: nothing was published yet")
+        manifest = writer.manifest(live)
+        _verify_rows(writer, manifest)
+        return manifest
+
+
+def _refuse(source: SnapshotSource, live: Manifest | None, *, force: bool, allow_basis_change: bool) -> None:
+    if source.row_count == 0:
+        raise PublishRefusedError(f"{source}: no rows")
+    if live is None:
+        return
+    if source.ds < live.ds and not force:
+        raise NewerIsLiveError(
+            f"{source}: ds={live.ds} is live, and live only moves forward; --force publishes the older day"
+        )
+    if source.basis_version != live.basis_version and not allow_basis_change:
+        raise PublishRefusedError(
+            f"{source}: basis_version {source.basis_version!r}, but {live.basis_version!r} is live (ds={live.ds}); "
+            "--allow-basis-change publishes it"
+        )
+
+
+def _is_live(writer: StoreWriter, live: Manifest, source: SnapshotSource) -> bool:
+    """Whether exactly the rows of ``source`` are live, and whole."""
+    identity = (live.ds, live.basis_version, live.lte_window, live.method, live.row_count)
+    if identity != (source.ds, source.basis_version, source.lte_window, source.method, source.row_count):
+        return False
+    checksum = Checksum()
+    for chunk in row_chunks(source.batches()):
+        for key, value in chunk.items():
+            checksum.add(key, value)
+    if str(checksum) != live.checksum:
+        return False
+    try:
+        _verify_rows(writer, live)
+    except VerificationError as error:
+        LOG.warning("the live version is damaged and is loaded again: %s", error)
+        return False
+    return True
+
+
+def _prune(writer: StoreWriter, pointer: Pointer) -> None:
+    for version in sorted(writer.versions() - pointer.kept):
+        writer.remove(version)
+
+
+def _load_or_remove(writer: StoreWriter, source: SnapshotSource, on_step: OnStep) -> Manifest:
+    version = f"{source.ds.isoformat()}.{secrets.token_hex(4)}"
+    try:
+        return _load(writer, version, source, on_step)
+    except Exception:
+        _remove_failed(writer, version)
+        raise
+
+
+def _remove_failed(writer: StoreWriter, version: str) -> None:
+    try:
+        writer.remove(version)
+    except OnlineStoreError as error:
+        LOG.warning("version %s stays until the next publish: %s", version, error)
+
+
+def _load(writer: StoreWriter, version: str, source: SnapshotSource, on_step: OnStep) -> Manifest:
+    """Load, seal and verify one version."""
+    on_step("create", version)
+    writer.create(version)
+    checksum, dim, row_count = Checksum(), 0, 0
+    for chunk in row_chunks(source.batches()):
+        on_step("load", f"{row_count} rows")
+        writer.write(version, chunk)
+        for key, value in chunk.items():
+            checksum.add(key, value)
+        row_count += len(chunk)
+        dim = chunk.dim
+    if row_count != source.row_count:
+        raise VerificationError(f"{source}: {row_count} rows were read, {source.row_count} were counted")
+    on_step("seal", version)
+    manifest = _manifest(version, source, dim=dim, checksum=str(checksum))
+    writer.seal(manifest)
+    on_step("verify", version)
+    _verify_rows(writer, manifest)
+    _verify_sample(writer, manifest, source)
+    return manifest
+
+
+def _manifest(version: str, source: SnapshotSource, *, dim: int, checksum: str) -> Manifest:
+    return Manifest(
+        version=version,
+        ds=source.ds,
+        basis_version=source.basis_version,
+        lte_window=source.lte_window,
+        method=source.method,
+        dim=dim,
+        row_count=source.row_count,
+        checksum=checksum,
+        code_version=source.code_version,
+    )
+
+
+def _verify_rows(writer: StoreWriter, manifest: Manifest) -> None:
+    checksum, row_count = Checksum(), 0
+    for key, value in writer.rows(manifest.version):
+        checksum.add(key, value)
+        row_count += 1
+    what = f"version {manifest.version} of ds={manifest.ds}"
+    if row_count != manifest.row_count:
+        raise VerificationError(
+            f"{what}: {row_count} users stored, {manifest.row_count} rows loaded; rows were lost or a user_id repeats"
+        )
+    if str(checksum) != manifest.checksum:
+        raise VerificationError(
+            f"{what}: checksum {checksum} of the stored rows, {manifest.checksum} of the loaded ones"
+        )
+
+
+def _verify_sample(writer: StoreWriter, manifest: Manifest, source: SnapshotSource) -> None:
+    for chunk in row_chunks(source.sample()):
+        stored = writer.values(manifest.version, chunk.keys)
+        for (key, value), found in zip(chunk.items(), stored, strict=True):
+            if found != bytes(value):
+                raise VerificationError(f"{source}: user_id {key.decode()!r} is stored otherwise than the table has it")
+
+
+def pending_switches(store: OnlineStore, logged: Iterable[int]) -> list[Switch]:
+    """Switches of the store's journal that are not among the ``logged`` sequence numbers, oldest first."""
+    known = set(logged)
+    return [switch for switch in store.journal() if switch.sequence not in known]

@@ -1,0 +1,455 @@
+"""Online store in Redis (7 or later, one primary; no cluster).
+
+    {prefix}:pointer              pointer, JSON
+    {prefix}:journal              list of the last switches, JSON
+    {prefix}:versions             set of all versions of which anything is there
+    {prefix}:lock                 token of the one process that publishes; runs out when that process is gone
+    {prefix}:{version}:manifest   manifest, JSON
+    {prefix}:{version}:{bucket}   hash: user_id -> value
+
+Users are spread over a fixed number of hashes, so that the keys of a version are known without a scan of the whole
+server, and a crashed load can be removed whole. Every write is one MULTI that takes effect only while the lock is
+held (WATCH). Every read is one MULTI that fetches the pointer together with the values, so that an answer is from a
+version that was kept at that moment, or is asked for again. No scripts and no dangerous commands are needed: an ACL
+of ``~{prefix}:* +@read +@write +@transaction +@connection +info`` suffices.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from binascii import crc32
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.client import Pipeline
+from redis.retry import Retry
+
+from jobs.store.rows import Buffer, RowChunk
+from jobs.store.snapshot import (
+    Manifest,
+    NoLiveSnapshotError,
+    OnlineStoreError,
+    Pointer,
+    StoreAuthError,
+    StoreFullError,
+    StoreLockedError,
+    StoreUnreachableError,
+    Switch,
+    VersionGoneError,
+)
+
+LOG = logging.getLogger(__name__)
+BUCKETS = 4096
+BUCKETS_A_REQUEST = 16
+KEYS_A_REQUEST = 500
+JOURNAL_LENGTH = 1000
+LOCK_POLL_S = 0.1
+TLS_OPTIONS = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
+FENCED_ATTEMPTS = 5
+
+
+class RedisStore:
+    """The online store under one prefix of one Redis; see the module's docstring."""
+
+    name = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        username: str = "",
+        password: str = "",
+        ca_file: str = "",
+        cert_file: str = "",
+        key_file: str = "",
+        prefix: str = "lte",
+        timeout_s: float = 10.0,
+        retries: int = 5,
+        lock_ttl_s: float = 120.0,
+    ) -> None:
+        """Name the store; nothing is connected before it is used.
+
+        Args:
+            url: ``redis://host:port/db``, or ``rediss://`` for TLS. Credentials do not belong into it.
+            username: ACL user; empty for the default user.
+            password: Its password; never shown.
+            ca_file: PEM file of the authority that signed the server's certificate; empty for the system's.
+            cert_file: PEM file of this client's certificate; Redis asks for one unless told not to.
+            key_file: PEM file of its key.
+            prefix: All keys start with it.
+            timeout_s: Limit for connecting and for each answer.
+            retries: How often a lost connection is tried again, with growing pauses.
+            lock_ttl_s: After how long the lock of a dead publisher runs out; each write renews it.
+
+        Raises:
+            ValueError: The URL carries credentials or is none, a file is missing or given without TLS, or a
+                certificate is given without its key.
+        """
+        files = {"ca": ca_file, "cert": cert_file, "key": key_file}
+        self._place = _place(url)
+        _require_files(url, files)
+        self._prefix = prefix
+        self._username = username
+        self._lock_ttl_ms = round(lock_ttl_s * 1000)
+        tls = {TLS_OPTIONS[name]: file for name, file in files.items() if file}
+        self._client = redis.Redis.from_url(
+            url,
+            username=username or None,
+            password=password or None,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
+            **tls,
+        )
+        self._pinned: Manifest | None = None
+
+    def __repr__(self) -> str:
+        return f"RedisStore({self._place}, prefix={self._prefix!r})"
+
+    def pointer(self) -> Pointer:
+        """See :class:`jobs.store.protocol.OnlineStore`."""
+        with self.errors():
+            return Pointer.from_json(_bytes(self._client.get(self.key("pointer"))))
+
+    def journal(self) -> list[Switch]:
+        """See :class:`jobs.store.protocol.OnlineStore`."""
+        with self.errors():
+            return [Switch.from_json(entry) for entry in _list(self._client.lrange(self.key("journal"), 0, -1))]
+
+    @contextmanager
+    def pin(self) -> Iterator[_PinnedVersion]:
+        """See :class:`jobs.store.protocol.OnlineStore`.
+
+        The answer itself shows whether the version that this process remembers still is the live one.
+        """
+        with self.errors():
+            manifest = self._pinned or self._live_manifest()
+            # Remembered again at the end: a version that was found gone is looked up anew.
+            self._pinned = None
+            yield _PinnedVersion(self, self._client, manifest)
+            self._pinned = manifest
+
+    @contextmanager
+    def writer(self) -> Iterator[RedisWriter]:
+        """See :class:`jobs.store.protocol.OnlineStore`."""
+        with self.errors():
+            self._refuse_eviction()
+            token = secrets.token_hex(16).encode()
+            self._lock(token)
+            writer = RedisWriter(self, self._client, token, self._lock_ttl_ms)
+            try:
+                yield writer
+            finally:
+                writer.unlock()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def key(self, *parts: str) -> str:
+        """Name of a key under the prefix."""
+        return ":".join((self._prefix, *parts))
+
+    def bucket_key(self, version: str, key: bytes) -> str:
+        """Name of the hash that holds a user."""
+        return self.key(version, str(crc32(key) % BUCKETS))
+
+    def bucket_keys(self, version: str) -> list[str]:
+        """Names of all hashes of a version."""
+        return [self.key(version, str(bucket)) for bucket in range(BUCKETS)]
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn redis-py's errors into ours; the message names the server and never a password."""
+        who = f"user {self._username!r}" if self._username else "the default user"
+        try:
+            yield
+        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+            raise StoreAuthError(f"redis {self._place} refused {who}: {error}") from error
+        except redis.exceptions.OutOfMemoryError as error:
+            raise StoreFullError(
+                f"redis {self._place} is at its maxmemory; the live version is untouched: {error}"
+            ) from error
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise StoreUnreachableError(f"redis {self._place} does not answer: {error}") from error
+        except redis.RedisError as error:
+            raise OnlineStoreError(f"redis {self._place}: {error}") from error
+
+    def _live_manifest(self) -> Manifest:
+        live = self.pointer().live
+        if live is None:
+            raise NoLiveSnapshotError(f"online store {self!r}: nothing was published yet")
+        stored = _bytes(self._client.get(self.key(live, "manifest")))
+        if stored is None:
+            raise VersionGoneError(f"online store {self!r}: version {live} is no longer kept")
+        return Manifest.from_json(stored)
+
+    def _lock(self, token: bytes) -> None:
+        # A little longer than the lock of a dead publisher lives.
+        wait_s = self._lock_ttl_ms / 1000 + 5
+        for _ in range(round(wait_s / LOCK_POLL_S)):
+            if self._client.set(self.key("lock"), token, nx=True, px=self._lock_ttl_ms):
+                return
+            time.sleep(LOCK_POLL_S)
+        raise StoreLockedError(f"online store {self!r}: another process has held {self.key('lock')} for {wait_s:g} s")
+
+    def _refuse_eviction(self) -> None:
+        """A server that evicts keys at will loses users without a word: no place for a snapshot."""
+        try:
+            memory: Any = self._client.info("memory")
+        except redis.exceptions.NoPermissionError:
+            LOG.warning("redis %s: INFO is not allowed, so the eviction policy was not checked", self._place)
+            return
+        if memory.get("maxmemory") and str(memory.get("maxmemory_policy")).startswith("allkeys"):
+            raise OnlineStoreError(
+                f"redis {self._place}: maxmemory-policy {memory['maxmemory_policy']} would evict users; set noeviction"
+            )
+
+
+class _PinnedVersion:
+    """A version of which every answer is proved to be whole; see :class:`jobs.store.protocol.PinnedSnapshot`."""
+
+    def __init__(self, store: RedisStore, client: redis.Redis, manifest: Manifest) -> None:
+        self._store = store
+        self._client = client
+        self.manifest = manifest
+
+    def values(self, keys: Sequence[bytes]) -> Iterator[Buffer | None]:
+        """One MULTI for each few hundred users; the first one also proves that the version still is the live one."""
+        for start in range(0, max(1, len(keys)), KEYS_A_REQUEST):
+            yield from self._request(keys[start : start + KEYS_A_REQUEST], is_first=start == 0)
+
+    def _request(self, keys: Sequence[bytes], *, is_first: bool) -> list[Buffer | None]:
+        version = self.manifest.version
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.get(self._store.key("pointer"))
+            pipe.get(self._store.key(version, "manifest"))
+            for key in keys:
+                pipe.hget(self._store.bucket_key(version, key), key)
+            pointer, manifest, *values = pipe.execute()
+        found = Pointer.from_json(pointer)
+        if manifest is None or version not in ({found.live} if is_first else found.kept):
+            raise VersionGoneError(f"online store {self._store!r}: version {version} is no longer live")
+        self.manifest = Manifest.from_json(manifest)
+        return values
+
+
+class RedisWriter:
+    """What the holder of the lock may do; see :class:`jobs.store.protocol.StoreWriter`."""
+
+    def __init__(self, store: RedisStore, client: redis.Redis, token: bytes, lock_ttl_ms: int) -> None:
+        self._store = store
+        self._client = client
+        self._token = token
+        self._lock_ttl_ms = lock_ttl_ms
+
+    def pointer(self) -> Pointer:
+        """The pointer."""
+        return self._store.pointer()
+
+    def manifest(self, version: str) -> Manifest:
+        """Manifest of a sealed version."""
+        stored = _bytes(self._client.get(self._store.key(version, "manifest")))
+        if stored is None:
+            raise OnlineStoreError(f"online store {self._store!r}: version {version} has no manifest")
+        return Manifest.from_json(stored)
+
+    def versions(self) -> frozenset[str]:
+        """All versions that were begun and not removed to the end."""
+        members: Any = self._client.smembers(self._store.key("versions"))
+        return frozenset(member.decode() for member in members)
+
+    def create(self, version: str) -> None:
+        """Name the version before its first row is written, so that a crash leaves nothing unknown."""
+        self._fenced(lambda pipe: pipe.sadd(self._store.key("versions"), version))
+
+    def write(self, version: str, chunk: RowChunk) -> None:
+        """Write rows, a few hundred to a request."""
+        for rows in _groups(chunk.items(), KEYS_A_REQUEST):
+            self._fenced(partial(self._fill, version, rows))
+
+    def seal(self, manifest: Manifest) -> None:
+        """Write the manifest. What reaches the disk, and when, is the server's own setting."""
+        key = self._store.key(manifest.version, "manifest")
+        self._fenced(lambda pipe: pipe.set(key, manifest.to_json()))
+
+    def rows(self, version: str) -> Iterator[tuple[bytes, Buffer]]:
+        """All rows, bucket by bucket."""
+        for keys in _groups(self._store.bucket_keys(version), BUCKETS_A_REQUEST):
+            with self._client.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.hgetall(key)
+                for bucket in pipe.execute():
+                    yield from bucket.items()
+
+    def values(self, version: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Stored values."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hget(self._store.bucket_key(version, key), key)
+            return list(pipe.execute())
+
+    def swap(self, expected: Pointer, wanted: Pointer, action: str) -> None:
+        """Replace the pointer and add to the journal in one MULTI."""
+        entry = Switch(wanted.sequence, action, self.manifest(str(wanted.live)))
+        self._fenced(lambda pipe: self._switch(pipe, wanted, entry), swap=(expected, wanted))
+
+    def remove(self, version: str) -> None:
+        """Unlink the version's hashes, and forget its name last."""
+        if version in self.pointer().kept:
+            raise OnlineStoreError(f"online store {self._store!r}: version {version} is kept, not removed")
+        names = [self._store.key(version, "manifest"), *self._store.bucket_keys(version)]
+        for keys in _groups(names, KEYS_A_REQUEST):
+            self._fenced(partial(_unlink, keys))
+        self._fenced(lambda pipe: pipe.srem(self._store.key("versions"), version))
+
+    def erase(self, version: str, key: bytes) -> bool:
+        """Delete one row and correct the manifest in one MULTI."""
+        bucket = self._store.bucket_key(version, key)
+        value = _bytes(self._client.hget(bucket, key))
+        if value is None:
+            return False
+        manifest = self.manifest(version).without(key, value)
+        self._fenced(partial(self._forget_user, bucket, key, manifest))
+        return True
+
+    def unlock(self) -> None:
+        """Give the lock back, if it still is ours."""
+        key = self._store.key("lock")
+        with self._client.pipeline() as pipe:
+            _watch(pipe, key)
+            if pipe.get(key) != self._token:
+                LOG.warning("online store %r: the lock ran out before it was given back", self._store)
+                return
+            pipe.multi()
+            pipe.delete(key)
+            pipe.execute()
+
+    def _fill(self, version: str, rows: Iterable[tuple[bytes, memoryview]], pipe: Pipeline) -> None:
+        # Named again with every write: should the lock run out and the version be cleaned away meanwhile, what is
+        # written afterwards is found and removed too.
+        pipe.sadd(self._store.key("versions"), version)
+        for key, value in rows:
+            pipe.hset(self._store.bucket_key(version, key), key, value)
+
+    def _forget_user(self, bucket: str, key: bytes, manifest: Manifest, pipe: Pipeline) -> None:
+        pipe.hdel(bucket, key)
+        pipe.set(self._store.key(manifest.version, "manifest"), manifest.to_json())
+
+    def _switch(self, pipe: Pipeline, wanted: Pointer, entry: Switch) -> None:
+        pipe.set(self._store.key("pointer"), wanted.to_json())
+        pipe.rpush(self._store.key("journal"), entry.to_json())
+        pipe.ltrim(self._store.key("journal"), -JOURNAL_LENGTH, -1)
+
+    def _fenced(self, fill: Callable[[Pipeline], object], *, swap: tuple[Pointer, Pointer] | None = None) -> None:
+        """Run commands in one MULTI that takes effect only while the lock is ours and, for a swap, nothing else moved.
+
+        A lost answer leaves open whether the MULTI ran: it is run again (all our commands may be), except for a swap
+        that the pointer proves to have happened.
+        """
+        for _ in range(FENCED_ATTEMPTS):
+            with self._client.pipeline(transaction=True) as pipe:
+                try:
+                    if not self._is_due(pipe, swap):
+                        return
+                    pipe.multi()
+                    pipe.set(self._store.key("lock"), self._token, px=self._lock_ttl_ms)
+                    fill(pipe)
+                    pipe.execute()
+                    return
+                except redis.WatchError:
+                    continue
+        raise StoreUnreachableError(
+            f"online store {self._store!r}: a write was cut off {FENCED_ATTEMPTS} times in a row"
+        )
+
+    def _is_due(self, pipe: Pipeline, swap: tuple[Pointer, Pointer] | None) -> bool:
+        """Watch what the write depends on and check it; False for a swap that has happened."""
+        _watch(pipe, self._store.key("lock"), self._store.key("pointer"))
+        self._check_lock(_bytes(pipe.get(self._store.key("lock"))))
+        if swap is None:
+            return True
+        expected, wanted = swap
+        found = Pointer.from_json(_bytes(pipe.get(self._store.key("pointer"))))
+        if found not in swap:
+            raise StoreLockedError(f"online store {self._store!r}: pointer is {found}, {expected} was expected")
+        manifest_key = self._store.key(str(wanted.live), "manifest")
+        _watch(pipe, manifest_key)
+        if not pipe.exists(manifest_key):
+            raise StoreLockedError(f"online store {self._store!r}: another process removed version {wanted.live}")
+        return found == expected
+
+    def _check_lock(self, holder: bytes | None) -> None:
+        # A lock that ran out and that nobody took is taken again; the count after the load tells whether rows were
+        # lost in between.
+        if holder not in (None, self._token):
+            raise StoreLockedError(f"online store {self._store!r}: another process took the lock over")
+
+
+def _place(url: str) -> str:
+    """Where the server is, fit for messages.
+
+    Raises:
+        ValueError: See :class:`RedisStore`.
+    """
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise ValueError(
+            "publish.redis_url: leave the credentials out, set redis_username and LTE_PUBLISH__REDIS_PASSWORD"
+        )
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise ValueError(f"publish.redis_url {url!r}: redis://host:port/db or rediss://host:port/db is wanted")
+    return f"{parts.hostname}:{parts.port or 6379}{parts.path}"
+
+
+def _require_files(url: str, files: dict[str, str]) -> None:
+    """Check the files of TLS before anything connects.
+
+    Raises:
+        ValueError: See :class:`RedisStore`.
+    """
+    for name, file in files.items():
+        if file and not url.startswith("rediss://"):
+            raise ValueError(f"publish.redis_{name}_file {file!r}: needs a rediss:// URL, not {url!r}")
+        if file and not Path(file).is_file():
+            raise ValueError(f"publish.redis_{name}_file {file!r}: no such file")
+    if bool(files["cert"]) != bool(files["key"]):
+        missing = "key" if files["cert"] else "cert"
+        raise ValueError(f"publish.redis_{missing}_file '': a client's certificate and its key go together")
+
+
+def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _watch(pipe: Pipeline, *keys: str) -> None:
+    pipe.watch(*keys)  # type: ignore[no-untyped-call]
+
+
+def _unlink(keys: list[str], pipe: Pipeline) -> None:
+    pipe.unlink(*keys)
+
+
+def _bytes(answer: object) -> bytes | None:
+    assert answer is None or isinstance(answer, bytes)
+    return answer
+
+
+def _list(answer: object) -> list[bytes]:
+    assert isinstance(answer, list)
+    return answer

@@ -1,0 +1,189 @@
+"""How a user's LTE is written in an online store, and the checksum over all of them.
+
+A value is ``n_items`` (int32) followed by the D floats of the embedding (float32), all little-endian; its key is the
+user_id in UTF-8. The checksum is the sum, modulo 2**128, of one BLAKE2b digest a row: the order of rows does not
+matter, and one row can be taken off again (see :func:`jobs.store.publish.delete_user`) without reading the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from schemas.table import MAX_ID_BYTES
+
+HEADER = np.dtype("<i4")
+FLOAT = np.dtype("<f4")
+DIGEST_BYTES = 16
+CHECKSUM_MODULUS = 1 << (8 * DIGEST_BYTES)
+CHUNK_BYTES = 4 << 20
+Buffer = bytes | memoryview
+
+
+class BadRowError(ValueError):
+    """A row that no online store takes; the message names the user and the value."""
+
+
+@dataclass(frozen=True)
+class RowChunk:
+    """Some users, ready to be written.
+
+    Attributes:
+        keys: user_id of each row, UTF-8.
+        values: uint8 [n, 4 + 4 * D], C-contiguous; the layout is this module's.
+    """
+
+    keys: list[bytes]
+    values: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def dim(self) -> int:
+        """D, floats in a vector."""
+        return int((self.values.shape[1] - HEADER.itemsize) // FLOAT.itemsize)
+
+    def items(self) -> Iterator[tuple[bytes, memoryview]]:
+        """Key and value of each row; the values are views, not copies."""
+        width = self.values.shape[1]
+        flat = self.values.reshape(-1).data
+        for row, key in enumerate(self.keys):
+            yield key, flat[row * width : (row + 1) * width]
+
+
+class Checksum:
+    """Order-independent checksum of a set of rows."""
+
+    def __init__(self, total: int = 0) -> None:
+        self._total = total
+
+    @classmethod
+    def parse(cls, text: str) -> Checksum:
+        """Read what ``str`` of a checksum wrote."""
+        return cls(int(text, 16))
+
+    def __str__(self) -> str:
+        return f"{self._total:0{2 * DIGEST_BYTES}x}"
+
+    def add(self, key: bytes, value: Buffer) -> None:
+        """Count one row in."""
+        self._total = (self._total + _row_digest(key, value)) % CHECKSUM_MODULUS
+
+    def discard(self, key: bytes, value: Buffer) -> None:
+        """Take one row off that was counted in."""
+        self._total = (self._total - _row_digest(key, value)) % CHECKSUM_MODULUS
+
+
+def _row_digest(key: bytes, value: Buffer) -> int:
+    # The key's length goes first, so that no two rows share the same bytes.
+    digest = blake2b(len(key).to_bytes(2, "little") + key, digest_size=DIGEST_BYTES)
+    digest.update(value)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def user_key(user_id: str) -> bytes:
+    """Key of a user.
+
+    Raises:
+        BadRowError: ``user_id`` is not 1 to 128 bytes of UTF-8.
+    """
+    key = user_id.encode("utf-8", errors="surrogatepass")
+    if not 1 <= len(key) <= MAX_ID_BYTES:
+        raise BadRowError(f"user_id {user_id!r}: {len(key)} bytes, 1 to {MAX_ID_BYTES} are allowed")
+    return key
+
+
+def decode_into(value: Buffer, out: NDArray[np.float32]) -> int:
+    """Copy a stored embedding into ``out``.
+
+    Args:
+        value: One stored value; may lie in the map of a file.
+        out: float32 [D].
+
+    Returns:
+        n_items of the user.
+
+    Raises:
+        BadRowError: The value holds another number of floats than ``out``.
+    """
+    if len(value) != HEADER.itemsize + out.nbytes:
+        raise BadRowError(
+            f"stored value has {len(value)} bytes, {HEADER.itemsize + out.nbytes} belong to {out.shape[0]} floats"
+        )
+    out[:] = np.frombuffer(value, dtype=FLOAT, offset=HEADER.itemsize)
+    return int(np.frombuffer(value, dtype=HEADER, count=1)[0])
+
+
+def row_chunks(batches: Iterable[pa.RecordBatch], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[RowChunk]:
+    """Cut Arrow batches into chunks of bounded size.
+
+    Args:
+        batches: Record batches with ``user_id`` (string), ``embedding`` (list of float32) and ``n_items`` (int32);
+            other columns are ignored.
+        chunk_bytes: About the largest size of a chunk's values.
+
+    Yields:
+        Chunks of at least one row, in the order of the batches.
+
+    Raises:
+        BadRowError: A null, a user_id that is too long, vectors of different length, or a float that is not finite.
+    """
+    dim: int | None = None
+    for batch in batches:
+        for part in _slices(batch, chunk_bytes):
+            chunk = _chunk(part)
+            if dim not in (None, chunk.dim):
+                raise BadRowError(
+                    f"user_id {part.column('user_id')[0]}: vector of {chunk.dim} floats, others have {dim}"
+                )
+            dim = chunk.dim
+            yield chunk
+
+
+def _slices(batch: pa.RecordBatch, chunk_bytes: int) -> Iterator[pa.RecordBatch]:
+    if batch.num_rows == 0:
+        return
+    rows = max(1, chunk_bytes * batch.num_rows // max(1, batch.nbytes))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
+
+
+def _chunk(batch: pa.RecordBatch) -> RowChunk:
+    columns = {name: batch.column(name) for name in ("user_id", "embedding", "n_items")}
+    for name, column in columns.items():
+        if column.null_count:
+            raise BadRowError(f"column {name}: null in row {column.is_null().to_pylist().index(True)} of a batch")
+    user_ids = columns["user_id"].to_pylist()
+    embeddings = _matrix(columns["embedding"], user_ids)  # [n, D]
+    n_items = columns["n_items"].to_numpy(zero_copy_only=False).astype(HEADER)  # [n]
+    values = np.empty((len(user_ids), HEADER.itemsize + embeddings.shape[1] * FLOAT.itemsize), dtype=np.uint8)
+    values[:, : HEADER.itemsize] = n_items.view(np.uint8).reshape(-1, HEADER.itemsize)
+    values[:, HEADER.itemsize :] = embeddings.view(np.uint8)
+    return RowChunk([user_key(user_id) for user_id in user_ids], values)
+
+
+def _matrix(column: pa.Array, user_ids: list[str]) -> NDArray[np.float32]:
+    """Float32 [n, D] of a list column; refuses ragged rows, nulls and floats that are not finite."""
+    if not pa.types.is_float32(column.type.value_type):
+        raise BadRowError(f"column embedding: {column.type}, a list of float32 is wanted")
+    floats = column.flatten()
+    if floats.null_count:
+        raise BadRowError("column embedding: null among the floats of a vector")
+    lengths = np.asarray(column.value_lengths() if hasattr(column, "value_lengths") else [column.type.list_size])
+    other = np.flatnonzero(lengths != lengths[0])
+    if other.size or lengths[0] == 0:
+        row = int(other[0]) if other.size else 0
+        raise BadRowError(
+            f"user_id {user_ids[row]!r}: vector of {lengths[row]} floats, the first of the batch has {lengths[0]}"
+        )
+    matrix = np.ascontiguousarray(floats.to_numpy().reshape(len(user_ids), -1).astype(FLOAT, copy=False))
+    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if bad.size:
+        raise BadRowError(f"user_id {user_ids[int(bad[0])]!r}: a float of its vector is not finite")
+    return matrix

@@ -1,0 +1,147 @@
+"""What every item encoder has in common: configuration, protocol, the text of an item, unit vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FloatArray = NDArray[np.float32]
+ENCODERS = ("minilm", "open_clip")
+_CHUNK_BYTES = 1 << 20
+
+
+class EncoderError(ValueError):
+    """An encoder that cannot be built, or a vector that cannot be used; the message names which."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """All that a worker process needs to build an encoder.
+
+    Attributes:
+        encoder: ``minilm`` or ``open_clip``.
+        model: Architecture that open_clip knows, ``ViT-B-32`` for one. A checkpoint folder brings its own.
+        weights: For open_clip a checkpoint folder (open_clip's ``local-dir:`` layout), a ``.safetensors`` file or a
+            pretrained tag. For minilm a folder like the packaged one; empty for the packaged one.
+        batch_size: Texts or pictures in one forward pass; vectors do not depend on it.
+        threads: Torch threads of one worker process.
+    """
+
+    encoder: str
+    model: str = ""
+    weights: str = ""
+    batch_size: int = 64
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown encoder and impossible sizes."""
+        if self.encoder not in ENCODERS:
+            raise EncoderError(f"encoder {self.encoder!r}: use one of {', '.join(ENCODERS)}")
+        if self.batch_size < 1 or self.threads < 1:
+            raise EncoderError(f"batch_size {self.batch_size}, threads {self.threads}: both must be at least 1")
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the encoder has a picture tower."""
+        return self.encoder == "open_clip"
+
+
+class ItemEncoder(Protocol):
+    """What the basis needs of an encoder; vectors are as the model gives them, not yet of unit length."""
+
+    dim: int
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Encode N texts to float32 [N, D]."""
+
+    def encode_images(self, images: Sequence[Image.Image]) -> FloatArray:
+        """Encode N pictures to float32 [N, D].
+
+        Raises:
+            EncoderError: The encoder reads text only.
+        """
+
+
+def item_text(
+    title: str | None, description: str | None = None, category: str | None = None, brand: str | None = None
+) -> str:
+    """Write the text by which an item is encoded: title, description, category and brand, as far as there are any.
+
+    White space is collapsed. A part whose words the text already holds in a row, letter case apart, is not repeated.
+
+    Returns:
+        The parts, joined by ``". "``; empty where no part says anything.
+    """
+    text = ""
+    for part in (title, description, category, brand):
+        words = " ".join((part or "").split())
+        if words and not re.search(rf"(?<!\w){re.escape(words.casefold())}(?!\w)", text.casefold()):
+            text = f"{text}. {words}" if text else words
+    return text
+
+
+def unit_rows(vectors: FloatArray, names: Sequence[str]) -> FloatArray:
+    """Scale each row to length 1.
+
+    Args:
+        vectors: float [N, D].
+        names: What each row is of, for the error.
+
+    Returns:
+        float32 [N, D].
+
+    Raises:
+        EncoderError: A row has a value that is not finite, or length zero.
+    """
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+    if bad.size:
+        shown = ", ".join(f"{names[row]} (length {lengths[row]})" for row in bad[:5])
+        raise EncoderError(f"{bad.size} of {len(lengths)} vectors cannot be scaled to length 1: {shown}")
+    return np.asarray(vectors / lengths[:, None], dtype=np.float32)
+
+
+def aggregate(image: FloatArray | None, text: FloatArray | None, names: Sequence[str]) -> FloatArray:
+    """Make one unit vector an item from its picture and its text (DESIGN section 4).
+
+    Each is scaled to length 1, both are averaged, and the mean is scaled to length 1. Only one: that one.
+
+    Args:
+        image: float32 [N, D], or None where the items have no pictures.
+        text: float32 [N, D], or None where the items have no text.
+        names: Item ids, for the error.
+
+    Returns:
+        float32 [N, D], rows of length 1.
+
+    Raises:
+        EncoderError: There is neither, or a vector is zero or not finite.
+    """
+    parts = [unit_rows(part, names) for part in (image, text) if part is not None]
+    if not parts:
+        raise EncoderError(f"items {list(names[:5])}: neither a picture nor a text to encode")
+    return parts[0] if len(parts) == 1 else unit_rows((parts[0] + parts[1]) / np.float32(2), names)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, read in pieces.
+
+    Raises:
+        EncoderError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise EncoderError(f"encoder file {path}: {error.strerror}") from error
+    return digest.hexdigest()

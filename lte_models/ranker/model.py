@@ -1,0 +1,219 @@
+"""Two-tower ranker: a causal transformer over the short window, the LTE as anchor (paper, sections 3 to 5).
+
+Axes: B users, L history length (left-padded), D model width, C content width, V items, U rows embedded in a step,
+Q queries, P past items of all users. Row 0 is padding; rows 1..V are items by falling frequency.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lte_models.ranker.examples import ExampleBatch
+from lte_models.ranker.history_logits import DailyCounts, HistoryLogits
+from lte_models.ranker.towers import Catalogue, ItemTower, RankerConfig, UserTower
+
+
+class Context(NamedTuple):
+    """What a batch needs beside its examples.
+
+    Attributes:
+        lte: float [B, C].
+        has_lte: bool [B].
+        popularity: Daily counts of the items, where history features are on.
+    """
+
+    lte: Tensor
+    has_lte: Tensor
+    popularity: DailyCounts | None = None
+
+
+class Ranker(nn.Module):
+    """Both towers, trained together, deployed apart."""
+
+    def __init__(self, config: RankerConfig, catalogue: Catalogue) -> None:
+        """Initialise from ``config.seed``, whatever the global generator holds.
+
+        Args:
+            config: Shapes.
+            catalogue: The item side.
+
+        Raises:
+            ValueError: The catalogue is empty, misshapen or not finite.
+        """
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.item_tower = ItemTower(config, catalogue)
+            self.user_tower = UserTower(config)
+            self.history = HistoryLogits(config.dim, config.history_hidden) if config.history_features else None
+
+    @property
+    def n_items(self) -> int:
+        """V."""
+        return self.item_tower.content.shape[0] - 1
+
+    def embed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed each distinct row once.
+
+        Args:
+            rows: int64 [any], rows that the step needs; row 0 is added.
+
+        Returns:
+            float [U, D] embeddings and int64 [V + 1], position of each row in them (0 where it was not asked for).
+        """
+        distinct = torch.unique(torch.cat([rows.new_zeros(1), rows.flatten()]))
+        position = torch.zeros(self.n_items + 1, dtype=torch.int64, device=rows.device)
+        position[distinct] = torch.arange(distinct.numel(), device=rows.device)
+        return self.item_tower(distinct), position
+
+    def queries(self, batch: ExampleBatch, context: Context, vectors: Tensor, position: Tensor) -> Tensor:
+        """Encode the batch's queries.
+
+        Args:
+            batch: Examples.
+            context: LTEs.
+            vectors: float [U, D].
+            position: int64 [V + 1].
+
+        Returns:
+            float [Q, D].
+        """
+        encoded = self.user_tower(vectors[position[batch.items]], batch, context.lte, context.has_lte)
+        picked: Tensor = encoded[batch.query_user, batch.query_position]
+        return picked
+
+    def candidate_logits(
+        self,
+        queries: Tensor,
+        candidates: Tensor,
+        batch: ExampleBatch,
+        context: Context,
+        embedded: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Score candidates shared by all queries.
+
+        Args:
+            queries: float [Q, D].
+            candidates: int64 [S], distinct rows.
+            batch: Examples.
+            context: Popularity, where history features are on.
+            embedded: Of :meth:`embed`; holds the past items, too, where history features are on.
+
+        Returns:
+            float [Q, S].
+        """
+        logits = self.shared_logits(queries, candidates, batch, context, embedded)
+        if self.history is None:
+            return logits
+        slots = self._slots(candidates)[batch.past.items]
+        kept = slots >= 0
+        added = self.past_logits(batch, context, embedded)[kept].to(logits.dtype)
+        by_user = logits.new_zeros(len(batch.items), candidates.numel())
+        by_user = by_user.index_put((batch.past.user[kept], slots[kept]), added)
+        return logits + by_user[batch.query_user]
+
+    def shared_logits(
+        self,
+        queries: Tensor,
+        candidates: Tensor,
+        batch: ExampleBatch,
+        context: Context,
+        embedded: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Score candidates by the towers and by their popularity: all that an index of items can retrieve by.
+
+        Args:
+            queries: float [Q, D].
+            candidates: int64 [S], distinct rows.
+            batch: Examples.
+            context: Popularity, where history features are on.
+            embedded: Of :meth:`embed`.
+
+        Returns:
+            float [Q, S].
+        """
+        vectors, position = embedded
+        logits = queries @ vectors[position[candidates]].T
+        if self.history is None:
+            return logits
+        days, day_of_user = torch.unique(batch.anchor_day, return_inverse=True)
+        by_day = self.history.of_popularity(_popularity(context).recent(days.unsqueeze(1), candidates))  # [days, S]
+        return logits + by_day[day_of_user[batch.query_user]]
+
+    def pair_logits(
+        self,
+        queries: Tensor,
+        pairs: tuple[Tensor, Tensor],
+        batch: ExampleBatch,
+        context: Context,
+        embedded: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Score one item for one query each, like :meth:`shared_logits`.
+
+        Args:
+            queries: float [Q, D].
+            pairs: int64 [N] query and int64 [N] row.
+            batch: Examples.
+            context: Popularity, where history features are on.
+            embedded: Of :meth:`embed`.
+
+        Returns:
+            float [N].
+        """
+        (query, rows), (vectors, position) = pairs, embedded
+        logits = (queries[query] * vectors[position[rows]]).sum(dim=1)
+        if self.history is None:
+            return logits
+        counts = _popularity(context).recent(batch.anchor_day[batch.query_user[query]], rows)
+        return logits + self.history.of_popularity(counts)
+
+    def past_logits(self, batch: ExampleBatch, context: Context, embedded: tuple[Tensor, Tensor]) -> Tensor:
+        """What the user's own past adds to the logit of each past item; history features must be on.
+
+        Args:
+            batch: Examples.
+            context: Popularity.
+            embedded: Of :meth:`embed`, with the past items.
+
+        Returns:
+            float [P].
+
+        Raises:
+            ValueError: History features are off.
+        """
+        if self.history is None:
+            raise ValueError("history_features is off: there are no logits of the past")
+        past, (vectors, position) = batch.past, embedded
+        counts = _popularity(context).recent(batch.anchor_day[past.user], past.items)
+        return self.history.of_past(past, vectors[position[past.items]], counts)
+
+    def _slots(self, candidates: Tensor) -> Tensor:
+        """Place of each row among the candidates, -1 elsewhere: int64 [V + 1]."""
+        slot = torch.full((self.n_items + 1,), -1, dtype=torch.int64, device=candidates.device)
+        slot[candidates] = torch.arange(candidates.numel(), device=candidates.device)
+        return slot
+
+    def scores(self, batch: ExampleBatch, context: Context) -> Tensor:
+        """Score the whole vocabulary for each query; call in eval mode.
+
+        Args:
+            batch: Examples.
+            context: LTEs and popularity.
+
+        Returns:
+            float [Q, V], column j is row j + 1.
+        """
+        candidates = torch.arange(1, self.n_items + 1, device=batch.items.device)
+        embedded = self.embed(candidates)
+        queries = self.queries(batch, context, *embedded)
+        return self.candidate_logits(queries, candidates, batch, context, embedded)
+
+
+def _popularity(context: Context) -> DailyCounts:
+    if context.popularity is None:
+        raise ValueError("history_features is on: the batch needs popularity counts")
+    return context.popularity

@@ -1,0 +1,70 @@
+"""Candidates at serving time: what the towers retrieve, and the user's own past items, ranked by the whole model.
+
+What the model adds for a user's own past reaches only those items, so all others keep the order of the retrieval: with
+n others retrieved, the n best of the candidates are the n best of the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lte_models.evaluation.metrics import top_items
+from lte_models.ranker.examples import ExampleBatch
+from lte_models.ranker.model import Context, Ranker
+
+N_RETRIEVED = 500
+
+
+class Retriever:
+    """Serves one ranker; its items are embedded once."""
+
+    def __init__(self, model: Ranker, n_retrieved: int = N_RETRIEVED) -> None:
+        """Embed the vocabulary.
+
+        Args:
+            model: Trained; it is put into eval mode.
+            n_retrieved: Items beside the user's own that the towers hand to the ranking step.
+
+        Raises:
+            ValueError: ``n_retrieved`` < 1.
+        """
+        if n_retrieved < 1:
+            raise ValueError(f"n_retrieved must be at least 1, not {n_retrieved}")
+        self.model, self.n_retrieved = model.eval(), n_retrieved
+        self.rows = torch.arange(1, model.n_items + 1, device=model.item_tower.content.device)
+        with torch.no_grad():
+            self.embedded = model.embed(self.rows)
+
+    def recommend(self, batch: ExampleBatch, context: Context, k: int) -> tuple[Tensor, Tensor]:
+        """The k best items of one user, best first.
+
+        Args:
+            batch: One example; its targets are not read.
+            context: The user's LTE and, where the model has history features, popularity as of the anchor.
+            k: Items wanted, at most ``n_retrieved``.
+
+        Returns:
+            int64 [k] rows and float [k] scores.
+
+        Raises:
+            ValueError: There is not exactly one user, or ``k`` is out of range.
+        """
+        if len(batch.items) != 1:
+            raise ValueError(f"one user at a time, not {len(batch.items)}")
+        if not 1 <= k <= min(self.n_retrieved, self.model.n_items):
+            raise ValueError(f"k = {k}: between 1 and {min(self.n_retrieved, self.model.n_items)} items can be served")
+        with torch.no_grad():
+            queries = self.model.queries(batch, context, *self.embedded)  # [1, D]
+            candidates = self._candidates(queries, batch, context)
+            scores = self.model.candidate_logits(queries, candidates, batch, context, self.embedded)
+        best = top_items(scores, k)[0]
+        return candidates[best], scores[0, best]
+
+    def _candidates(self, queries: Tensor, batch: ExampleBatch, context: Context) -> Tensor:
+        own = batch.past.items
+        shared = self.model.shared_logits(queries, self.rows, batch, context, self.embedded)
+        # own items may be among them and fall behind: n others must be there all the same
+        retrieved = self.rows[top_items(shared, self.n_retrieved + own.numel())[0]]
+        candidates: Tensor = torch.unique(torch.cat([retrieved, own]))
+        return candidates  # ascending: ties keep the vocabulary's order

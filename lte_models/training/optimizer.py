@@ -1,0 +1,67 @@
+"""torch's fused AdamW step without the optimizer class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+
+class AdamW:
+    """torch's AdamW step without its optimizer class, whose first use loads the whole compiler: seconds a training."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], *, learning_rate: float, weight_decay: float) -> None:
+        """Start at step 0.
+
+        Args:
+            parameters: To train.
+            learning_rate: Of the step.
+            weight_decay: Decoupled.
+        """
+        self.parameters = list(parameters)
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
+        self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move each parameter that has a gradient."""
+        moved = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        adamw(
+            [self.parameters[place] for place in moved],
+            [gradient for place in moved if (gradient := self.parameters[place].grad) is not None],
+            [self.means[place] for place in moved],
+            [self.squares[place] for place in moved],
+            [],
+            [self.steps[place] for place in moved],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def _groups(self) -> dict[str, list[Tensor]]:
+        return {"step": self.steps, "mean": self.means, "square": self.squares}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, by name."""
+        return {
+            f"{place}.{name}": tensor for name, group in self._groups().items() for place, tensor in enumerate(group)
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

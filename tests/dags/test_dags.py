@@ -1,0 +1,237 @@
+"""Policy of all DAGs: what a DAG file may do when it is parsed, and what every task must say of itself."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkout import ROOT
+from jobs.experiments.plan import EXPERIMENT_NAMES
+from jobs.runtime.day import EXTRA_FLAGS, NEEDS, REPORT_TASK, TASKS
+
+DAG_FILES = sorted((ROOT / "dags").glob("*.py"))
+OUR_PACKAGES = {"jobs", "lte_models", "schemas"}
+
+# Imports Airflow first, so that only what the DAG file itself does is timed and watched.
+PARSE = """
+import json, sys, time
+from airflow.providers.standard.operators import bash, empty
+from airflow.sdk import DAG, CronDataIntervalTimetable, TriggerRule
+seen = []
+def watch(event, details):
+    if event.startswith(("socket.", "sqlite3.", "subprocess.", "urllib.")):
+        seen.append(event)
+    if event == "open" and isinstance(details[0], str) and str(details[1]).startswith(("w", "a", "x")):
+        seen.append(f"write {details[0]}")
+sys.dont_write_bytecode = True
+sys.addaudithook(watch)
+before, started = set(sys.modules), time.perf_counter()
+import runpy; runpy.run_path(sys.argv[1])
+seconds = time.perf_counter() - started
+modules = {name.split(".")[0] for name in set(sys.modules) - before}
+print(json.dumps({"seconds": seconds, "seen": seen, "modules": sorted(modules)}))
+"""
+
+LOAD = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+from airflow.serialization.serialized_objects import DagSerialization
+bag = DagBag(sys.argv[1])
+dags = {dag_id: DagSerialization.to_dict(dag)["dag"] for dag_id, dag in bag.dags.items()}
+def facts(task):
+    return {
+        "kind": task.task_type, "pool": task.pool, "owner": task.owner, "at_once": task.max_active_tis_per_dag,
+        "retries": task.retries, "delay": task.retry_delay.total_seconds(), "rule": task.trigger_rule,
+        "timeout": task.execution_timeout and task.execution_timeout.total_seconds(),
+        "command": getattr(task, "bash_command", None), "start_in": getattr(task, "cwd", None),
+        "after": sorted(task.upstream_task_ids),
+    }
+tasks = {dag_id: {task.task_id: facts(task) for task in dag.tasks} for dag_id, dag in bag.dags.items()}
+print(json.dumps({"errors": bag.import_errors, "dags": dags, "tasks": tasks}, default=str))
+"""
+
+
+def airflow_python(program: str, argument: Path, home: Path, **variables: str) -> Any:
+    """Run a program in a process of its own: Airflow takes over logging and settings of the one that imports it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "LTE_"))}
+    environment |= {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **variables}
+    command = [sys.executable, "-W", "ignore", "-c", program, str(argument)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return airflow_python(LOAD, ROOT / "dags", tmp_path_factory.mktemp("airflow"))
+
+
+@pytest.fixture(scope="module")
+def tasks(bag: Any) -> dict[str, dict[str, Any]]:
+    return dict(bag["tasks"]["lte_daily"])
+
+
+def test_every_file_defines_its_dag_without_an_error(bag: Any) -> None:
+    assert bag["errors"] == {}
+    assert set(bag["dags"]) == {path.stem for path in DAG_FILES}
+
+
+@pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
+def test_parsing_is_fast_opens_nothing_and_loads_none_of_our_code(path: Path, tmp_path: Path) -> None:
+    # A config that does not exist: parsing must not care.
+    facts = airflow_python(PARSE, path, tmp_path, LTE_CONFIG="/nowhere.toml")
+    assert facts["seconds"] < 1
+    assert facts["seen"] == []
+    assert not OUR_PACKAGES & set(facts["modules"])
+
+
+@pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
+def test_file_is_wiring_only(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    roots = {name.split(".")[0] for name in imported}
+    assert not OUR_PACKAGES & roots
+    assert roots <= {"__future__", "airflow", "datetime", "os", "pathlib", "sys", "typing"}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not {"Variable", "PythonOperator", "task"} & names
+    assert not re.search(r"\bvar\.|\bnow\(|\btoday\(|\butcnow\(", path.read_text())
+
+
+@pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
+def test_dag_says_what_it_is(path: Path, bag: Any) -> None:
+    dag = bag["dags"][path.stem]
+    assert dag["doc_md"] == ast.get_docstring(ast.parse(path.read_text()), clean=False)
+    assert dag["tags"]
+    assert dag["catchup"] is False
+    assert dag["max_active_runs"] == 1
+    assert dag["dagrun_timeout"] > 0
+    # A plain cron string shifts ds by a day; experiments are started by hand.
+    timetable = "NullTimetable" if path.stem == "lte_experiments" else "CronDataIntervalTimetable"
+    assert dag["timetable"]["__type"].endswith(timetable)
+
+
+@pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
+def test_every_job_has_pool_retries_and_limits(path: Path, bag: Any) -> None:
+    for name, task in bag["tasks"][path.stem].items():
+        assert task["owner"] != "airflow", name
+        if task["kind"] != "EmptyOperator":  # never runs: the scheduler only marks it
+            assert task["pool"] == "lte_heavy", name
+            assert 1 <= task["retries"] <= 3, name
+            assert 30 <= task["delay"] <= 600, name
+            assert 0 < task["timeout"] <= 6 * 3600, name
+            assert task["at_once"] == 1, name
+
+
+def test_everything_that_starts_airflow_creates_the_pool() -> None:
+    for name in ("scripts/airflow_db.sh", "docker-compose.yml"):
+        assert "airflow pools set lte_heavy 1" in (ROOT / name).read_text(), name
+
+
+def test_daily_jobs_are_those_of_the_command_line_and_need_the_same(tasks: dict[str, Any]) -> None:
+    after = {name: task["after"] for name, task in tasks.items() if name not in (REPORT_TASK, "day_is_done")}
+    assert after == {name: sorted(needed) for name, needed in NEEDS.items()}
+    assert [name for name in (*TASKS, REPORT_TASK) if not (ROOT / f"jobs/{name}.py").is_file()] == []
+
+
+def test_the_command_line_starts_no_job_before_what_it_needs() -> None:
+    for place, (name, needed) in enumerate(NEEDS.items()):
+        assert set(needed) <= set(TASKS[:place]), name
+
+
+def test_what_goes_wrong_with_the_ranker_keeps_no_lte_from_being_published() -> None:
+    needed, todo = set(), ["publish_snapshot"]
+    while todo:
+        needed |= set(more := NEEDS[todo.pop()])
+        todo += more
+    assert not {"build_examples", "train_ranker", "evaluate_ranker"} & needed
+    assert "validate" in needed
+
+
+def test_report_runs_whatever_failed_and_the_run_still_fails(tasks: dict[str, Any]) -> None:
+    assert tasks["build_report"]["rule"] == "all_done"
+    # Every job that nothing else waits for: the report shows all of them, and each decides the colour of the run.
+    assert tasks["build_report"]["after"] == ["evaluate_ranker", "publish_snapshot", "train_ranker"]
+    assert tasks["day_is_done"]["after"] == ["build_report", "evaluate_ranker", "publish_snapshot"]
+    others = {name: task["rule"] for name, task in tasks.items() if name != "build_report"}
+    assert set(others.values()) == {"all_success"}
+
+
+def test_jobs_are_processes_with_explicit_flags(tasks: dict[str, Any]) -> None:
+    for name, task in tasks.items():
+        if task["kind"] == "EmptyOperator":
+            continue
+        assert task["command"].startswith("exec "), "a shell in between would keep the kill from the job"
+        assert f"jobs/{name}.py --config " in task["command"]
+        assert "--ds {{ ds }}" in task["command"]
+        assert task["start_in"] == str(ROOT)
+    with_run_type = {
+        name for name, task in tasks.items() if "--run-type {{ dag_run.run_type.value }}" in str(task["command"])
+    }
+    assert with_run_type == {"publish_snapshot", "evaluate_ranker"} == set(EXTRA_FLAGS)
+
+
+def test_config_is_looked_up_when_the_task_runs_and_its_absence_is_said(tasks: dict[str, Any]) -> None:
+    command = tasks["ingest"]["command"].replace("{{ ds }}", "2017-11-07")
+    environment = {name: value for name, value in os.environ.items() if name != "LTE_CONFIG"}
+    done = subprocess.run(["bash", "-c", command], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "LTE_CONFIG: names the TOML file of the deployment and is not set" in done.stderr
+    # An interpreter that only shows its arguments: a path with a space stays one argument.
+    environment |= {"LTE_CONFIG": "/my configs/a.toml", "LTE_PYTHON": "/usr/bin/printf"}
+    shown = subprocess.run(
+        ["bash", "-c", command.replace("jobs/ingest.py", "'%s\\n' jobs/ingest.py")],
+        env=environment, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert shown.stdout.splitlines() == ["jobs/ingest.py", "--config", "/my configs/a.toml", "--ds", "2017-11-07"]
+
+
+def test_a_data_set_that_ended_schedules_nothing_after_its_last_day(tmp_path: Path) -> None:
+    def dag(**variables: str) -> Any:
+        return airflow_python(LOAD, ROOT / "dags", tmp_path, **variables)
+
+    with_end, without = dag(LTE_LAST_DAY="2017-12-31"), dag()
+    # Seconds since 1970 of 2017-12-31T00:00Z: 17,531 days.
+    assert with_end["dags"]["lte_daily"]["end_date"] == 17_531 * 86_400
+    assert "end_date" not in without["dags"]["lte_daily"]
+    broken = dag(LTE_LAST_DAY="31.12.2017")
+    assert "31.12.2017" in json.dumps(broken["errors"])
+
+
+def test_retries_can_be_turned_off_for_a_person_who_watches(tmp_path: Path) -> None:
+    loaded = airflow_python(LOAD, ROOT / "dags", tmp_path, LTE_RETRIES="0")
+    assert {task["retries"] for task in loaded["tasks"]["lte_daily"].values()} == {0}
+
+
+def test_experiments_are_one_task_each_with_the_runs_own_day_and_flags(bag: Any) -> None:
+    found = bag["tasks"]["lte_experiments"]
+    # One after the other: they use the same folder.
+    before = {name: task["after"] for name, task in found.items()}
+    assert before == {name: list(EXPERIMENT_NAMES[at - 1 : at]) for at, name in enumerate(EXPERIMENT_NAMES)}
+    for name, task in found.items():
+        assert task["command"].startswith(
+            f'exec "${{LTE_PYTHON:-{sys.executable}}}" jobs/experiment.py {name} --config '
+        )
+        assert "{% if params.ds %}--ds {{ params.ds }}{% endif %} {{ params.flags }}" in task["command"]
+        assert task["start_in"] == str(ROOT)
+
+
+@pytest.mark.parametrize("flags", ["", "--seeds 0,1,2", "--fresh", "--seeds 0,1 --budget-minutes 2.5 --fresh"])
+def test_flags_of_an_experiment_are_flags(bag: Any, flags: str) -> None:
+    assert re.search(_pattern(bag, "flags"), flags)
+
+
+@pytest.mark.parametrize("flags", ["; rm x", "--seeds $(id)", "--fresh && id", "--seeds `id`", "id", "--seeds 1 | id"])
+def test_nothing_else_gets_into_the_shell_of_an_experiment(bag: Any, flags: str) -> None:
+    assert not re.search(_pattern(bag, "flags"), flags)
+    assert not re.search(_pattern(bag, "ds"), flags)
+
+
+def _pattern(bag: Any, name: str) -> str:
+    return dict(bag["dags"]["lte_experiments"]["params"])[name]["schema"]["__var"]["pattern"]

@@ -1,0 +1,54 @@
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.config.sections import Deployment
+from jobs.registry.tracking import TrainingRecord, track, tracking_uri
+
+
+def _record(folder: Path, fingerprint: str = "f1") -> TrainingRecord:
+    artefact = folder / "manifest.json"
+    artefact.write_text('{"kind": "ranker"}')
+    curve = [{"loss": 3.0, "held_out": 0.1}, {"loss": 2.0, "held_out": 0.2}]
+    return TrainingRecord("ranker", "2020-12-31", fingerprint, {"dim": 8}, curve, {"held_out_ndcg_at_5": 0.2}, artefact)
+
+
+def _at(deployment: Deployment, uri: str) -> Deployment:
+    return replace(deployment, tracking=replace(deployment.tracking, uri=uri))
+
+
+@pytest.mark.slow
+def test_a_training_is_logged_once_with_its_curve_and_manifest(deployment: Deployment, tmp_path: Path) -> None:
+    (Path(deployment.paths.lake) / "models").mkdir(parents=True)
+    run_id = track(deployment, _record(tmp_path))
+    assert track(deployment, _record(tmp_path)) == run_id  # a rerun of the same training
+    assert track(deployment, _record(tmp_path, "f2")) != run_id
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracking_uri(deployment))
+    run = client.get_run(run_id)
+    assert run.data.params == {"dim": "8"}
+    assert [(metric.step, metric.value) for metric in client.get_metric_history(run_id, "loss")] == [(0, 3.0), (1, 2.0)]
+    assert run.data.metrics["held_out_ndcg_at_5"] == 0.2
+    assert [file.path for file in client.list_artifacts(run_id)] == ["manifest.json"]
+    assert str(Path(deployment.paths.lake) / "models" / "mlflow_artifacts") in run.info.artifact_uri
+    assert client.get_experiment_by_name("test") is not None
+    assert not Path("mlruns").exists()  # nothing in the working directory
+
+
+def test_a_server_that_is_down_costs_a_warning_and_no_training(
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    assert track(_at(deployment, "http://127.0.0.1:9"), _record(tmp_path)) is None
+    assert time.monotonic() - started < 120
+    assert "ranker of ds 2020-12-31 is not logged at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_tracking_that_is_off_loads_nothing(deployment: Deployment, tmp_path: Path) -> None:
+    loaded = "mlflow" in sys.modules
+    assert track(_at(deployment, ""), _record(tmp_path)) is None
+    assert ("mlflow" in sys.modules) == loaded

@@ -1,0 +1,111 @@
+"""The console script by itself: help, configuration, secrets, flags, exit codes. The whole day is in test_pipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deployments import CONFIG
+from jobs import cli
+from jobs.cli import TOOLS, dispatch
+from jobs.config.loading import load_deployment
+from jobs.ranker.live import POINTER, live_folder
+
+COMMANDS = ("run", "status", "user", "recommend", "check-config", "items", "rollback", "erase", "maintain")
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What help prints; argparse exits after it."""
+    with pytest.raises(SystemExit) as ended:
+        dispatch(arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def code_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["lte", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_help_names_every_command_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, "--help")
+    assert [name for name in (*COMMANDS, *TOOLS) if f"\n    {name}" not in text] == []
+    assert len(TOOLS) >= 3
+    assert [name for name in COMMANDS if f"\n  lte {name}" not in text] == []
+    assert "Exit codes" in text
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *TOOLS])
+def test_every_command_has_help_and_takes_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, command, "--help")
+    assert "--json" in text
+    assert len(text.splitlines()) > 5
+
+
+def test_configuration_is_shown_without_its_secrets(
+    deployment_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment_file.write_text(
+        CONFIG.replace(
+            "partitions = 2", 'partitions = 2\nconf = { "spark.hadoop.fs.s3a.secret.key" = "hush1", a = "b" }'
+        )
+        + '[publish]\nredis_url = "rediss://me:hush2@store:6380/0"\n'
+    )
+    monkeypatch.setenv("LTE_PUBLISH__REDIS_PASSWORD", "hush3")
+    monkeypatch.setenv("LTE_LTE__HALF_LIFE_DAYS", "30")
+    dispatch(["check-config", "--config", str(deployment_file), "--json"])
+    text = capsys.readouterr().out
+    settings = json.loads(text)
+    assert settings["lte"]["half_life_days"] == 30.0  # the variable overrides the default
+    assert settings["publish"]["redis_password"] == "set"
+    assert settings["publish"]["redis_url"] == "rediss://***@store:6380/0"
+    assert settings["engine"]["conf"] == {"spark.hadoop.fs.s3a.secret.key": "***", "a": "b"}
+    dispatch(["check-config", "--config", str(deployment_file)])
+    assert "hush" not in text + capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["user"], 2, "USER"),
+        (["run", "yesterday"], 2, "yesterday"),
+        (["run", "2017-02-30"], 2, "2017-02-30"),
+        (["status", "--last", "few"], 2, "few"),
+        (["recommend", "u1", "-k", "0"], 2, "'0': a whole number of at least 1"),
+        (["fly"], 2, "fly"),
+        (["check-config", "--config", "no/such.toml"], 2, "no/such.toml"),
+    ],
+)
+def test_wrong_flags_and_files_are_named_and_exit_two(
+    arguments: list[str], code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code_of(monkeypatch, *arguments) == code
+    told = capsys.readouterr()
+    assert words in told.err
+    assert told.out == ""
+    assert "Traceback" not in told.err
+
+
+def test_before_the_first_day_every_command_says_so(
+    deployment_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--config", str(deployment_file))
+    dispatch(["status", *flags])
+    assert "live LTEs   nothing yet" in capsys.readouterr().out
+    dispatch(["status", "--json", *flags])
+    assert json.loads(capsys.readouterr().out) == {"deployment": "test", "live": None, "ranker": None, "runs": []}
+    folder = live_folder(load_deployment(deployment_file, environ={}))
+    folder.mkdir(parents=True)
+    pointer = {"bundle": "ds=2017-01-02-abc", "ds": "2017-01-02", "weights_sha256": "abc" * 9, "previous": ""}
+    (folder / POINTER).write_text(json.dumps(pointer))
+    dispatch(["status", *flags])
+    assert "live ranker ds=2017-01-02, weights abcabcabcabc" in capsys.readouterr().out
+    assert code_of(monkeypatch, "user", "u1", *flags) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "nothing was published yet" in told.err
+    assert "Traceback" not in told.err

@@ -1,0 +1,416 @@
+"""The publish job: from tables on a real engine to a real store."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyspark.sql import SparkSession
+
+from jobs.config.loading import load_deployment
+from jobs.config.sections import Deployment
+from jobs.config.window import ConfigError
+from jobs.lake.lake import Lake
+from jobs.publish_snapshot import (
+    PublishConfig,
+    main,
+    parse_flags,
+    publish_and_log,
+    publish_day,
+    require_gates,
+    snapshot_source,
+)
+from jobs.ranker.live import make_live
+from jobs.registry.bundles import bundle_folder
+from jobs.store.journal import log_switches
+from jobs.store.opening import open_store
+from jobs.store.publish import PublishRefusedError, audit, publish, rollback
+from jobs.store.reader import SnapshotReader
+from jobs.store.redis_store import RedisStore
+from jobs.store.snapshot import StoreAuthError
+from lte_models.training.bundle import save_bundle
+from lte_models.training.manifest import Manifest
+from schemas import GATE_RESULTS, LIVE_SNAPSHOT, USER_LTE, Table
+from store_kit import certificates, free_port, redis_server
+
+DAY = date(2017, 11, 5)
+BEFORE = DAY - timedelta(days=1)
+
+
+def frame(spark: SparkSession, table: Table, rows: list[dict[str, Any]]) -> Any:
+    columns = pa.Table.from_pylist(rows)
+    if "embedding" in columns.column_names:
+        at = columns.column_names.index("embedding")
+        floats = columns.column(at).cast(pa.list_(pa.float32()))
+        columns = columns.set_column(at, "embedding", floats)
+    if "n_unexpected" in columns.column_names:
+        at = columns.column_names.index("n_unexpected")
+        columns = columns.set_column(at, "n_unexpected", columns.column(at).cast(pa.int64()))
+    return spark.createDataFrame(columns)
+
+
+def write_ltes(
+    lake: Lake, ds: date, vectors: dict[str, list[float]], *, method: str = "uniform", basis: str = "basis-a"
+) -> None:
+    rows = [
+        {"user_id": user_id, "embedding": vector, "n_items": 3, "n_unknown": 0, "basis_version": basis, "ds": ds,
+         "method": method, "lte_window": "365-60"}
+        for user_id, vector in vectors.items()
+    ]  # fmt: skip
+    lake.replace(frame(lake.spark, USER_LTE, rows), USER_LTE, {"ds": ds, "method": method, "lte_window": "365-60"})
+
+
+def write_gates(lake: Lake, ds: date, *, failed: tuple[str, ...] = ()) -> None:
+    rows = [
+        {"table": "user_lte", "expectation": name, "success": name not in failed, "observed": "0.31", "expected": "0.2",
+         "n_unexpected": 0, "sample": "[]", "skipped": None, "ds": ds}
+        for name in ("norm at most 1", "drift p99", "no nulls")
+    ]  # fmt: skip
+    lake.replace(frame(lake.spark, GATE_RESULTS, rows), GATE_RESULTS, {"ds": ds})
+
+
+@pytest.fixture
+def job_lake(sail: SparkSession, deployment: Deployment) -> Lake:
+    """The lake of the test deployment, for writing what the jobs before this one write."""
+    return Lake(sail, deployment.paths.lake)
+
+
+def log_rows(lake: Lake) -> list[tuple[Any, ...]]:
+    rows = lake.read(LIVE_SNAPSHOT).orderBy("sequence").collect()
+    return [(row["sequence"], row["action"], row["ds"], row["n_rows"], row["store"]) for row in rows]
+
+
+def test_the_slice_that_is_configured_goes_live(engine_lake: Lake, deployment: Deployment) -> None:
+    """Both engines: other methods and days stay out; every vector arrives bit for bit."""
+    numbers = np.random.default_rng(5)
+    vectors = {f"user {row}": numbers.normal(size=6).astype(np.float32).tolist() for row in range(300)}
+    write_ltes(engine_lake, DAY, vectors)
+    write_ltes(engine_lake, DAY, {"user 1": [9.0] * 6}, method="recency")
+    write_ltes(engine_lake, BEFORE, {"user 1": [8.0] * 6})
+    store = open_store(deployment)
+    source = snapshot_source(engine_lake, deployment, DAY)
+    assert (source.row_count, source.basis_version, source.lte_window) == (300, "basis-a", "365-60")
+    assert sum(part.num_rows for part in source.sample()) == 200
+    done = publish_and_log(engine_lake, store, source, PublishConfig(deployment, DAY))
+    assert done.action == "publish"
+    many = SnapshotReader(store).get_many(list(vectors))
+    assert many.is_found.all()
+    np.testing.assert_array_equal(many.embeddings, np.array(list(vectors.values()), dtype=np.float32))
+    row = engine_lake.read(LIVE_SNAPSHOT).collect()[0].asDict()
+    manifest = audit(store)
+    assert row == {
+        "sequence": 1,
+        "action": "publish",
+        "ds": DAY,
+        "basis_version": "basis-a",
+        "method": "uniform",
+        "lte_window": "365-60",
+        "dim": 6,
+        "n_rows": 300,
+        "checksum": manifest.checksum,
+        "store": "lmdb",
+        "code_version": manifest.code_version,
+    }
+    store.close()
+
+
+def test_the_same_day_again_says_so_and_logs_nothing(
+    job_lake: Lake, deployment_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0], "bob": [0.0, 0.0]})
+    write_gates(job_lake, DAY)
+    flags = ["--config", str(deployment_file), "--ds", str(DAY)]
+    main(flags)
+    first = capsys.readouterr().out
+    assert "live: ds=2017-11-05, 2 users, uniform 365-60, basis basis-a" in first
+    assert [line.split()[1] for line in first.splitlines()[:-1]] == [
+        "clean", "create", "load", "seal", "verify", "swap", "prune", "done",
+    ]  # fmt: skip
+    main([*flags, "--run-type", "scheduled"])
+    assert "unchanged, these rows were live already: ds=2017-11-05" in capsys.readouterr().out
+    assert log_rows(job_lake) == [(1, "publish", DAY, 2, "lmdb")]
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.5], "bob": [0.0, 0.0]})  # late events: the day was computed again
+    main(flags)
+    assert log_rows(job_lake) == [(1, "publish", DAY, 2, "lmdb"), (2, "publish", DAY, 2, "lmdb")]
+
+
+@pytest.mark.parametrize("flags", [["--run-type", "backfill"], ["--backfill"], ["--backfill", "--run-type", "manual"]])
+def test_a_backfill_never_publishes(
+    flags: list[str], job_lake: Lake, deployment: Deployment, deployment_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, DAY)
+    main(["--config", str(deployment_file), "--ds", str(DAY), *flags, "--force"])
+    assert "a backfill never publishes" in capsys.readouterr().out
+    assert not Path(deployment.paths.online_store).exists()
+    assert log_rows(job_lake) == []
+
+
+def test_an_unknown_run_type_is_a_usage_error(deployment_file: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_flags(["--config", str(deployment_file), "--ds", "2017-11-05", "--run-type", "bakcfill"])
+    assert stopped.value.code == 2
+
+
+def test_a_day_that_was_not_validated_is_refused(job_lake: Lake, deployment: Deployment) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, BEFORE)
+    with pytest.raises(PublishRefusedError, match="table gate_results has no row of ds=2017-11-05"):
+        publish_day(PublishConfig(deployment, DAY))
+    assert not Path(deployment.paths.online_store).exists()
+
+
+def test_a_failed_gate_leaves_live_what_is_live(job_lake: Lake, deployment: Deployment) -> None:
+    for ds in (BEFORE, DAY):
+        write_ltes(job_lake, ds, {"ann": [1.0, float(ds.day)]})
+    write_gates(job_lake, BEFORE)
+    write_gates(job_lake, DAY, failed=("drift p99",))
+    publish_day(PublishConfig(deployment, BEFORE))
+    with pytest.raises(PublishRefusedError, match=r"user_lte: drift p99 \(observed 0.31, expected 0.2\)$"):
+        publish_day(PublishConfig(deployment, DAY, force=True))
+    store = open_store(deployment)
+    assert audit(store).ds == BEFORE
+    store.close()
+    write_gates(job_lake, DAY)
+    require_gates(job_lake, DAY)
+
+
+def test_an_older_day_again_is_no_failure_and_leaves_live_alone(
+    job_lake: Lake, deployment: Deployment, deployment_file: Path
+) -> None:
+    for ds in (BEFORE, DAY):
+        write_ltes(job_lake, ds, {"ann": [1.0, 0.0]})
+        write_gates(job_lake, ds)
+    publish_day(PublishConfig(deployment, DAY))
+    command = [sys.executable, "-m", "jobs.publish_snapshot", "--config", str(deployment_file), "--ds", str(BEFORE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (
+        0,
+        "not published, what is live stays: user_lte ds=2017-11-04 method=uniform lte_window=365-60: ds=2017-11-05 is "
+        "live, and live only moves forward; --force publishes the older day",
+    )
+    assert SnapshotReader(open_store(deployment)).manifest().ds == DAY
+    forced = subprocess.run([*command, "--force"], capture_output=True, text=True, check=False)
+    assert (forced.returncode, "live: ds=2017-11-04" in forced.stdout) == (0, True)
+
+
+def test_a_slice_of_two_bases_or_of_none_is_refused(job_lake: Lake, deployment: Deployment) -> None:
+    write_gates(job_lake, DAY)
+    with pytest.raises(
+        PublishRefusedError, match=r"user_lte, ds=2017-11-05 method=uniform lte_window=365-60: rows.*found none"
+    ):
+        publish_day(PublishConfig(deployment, DAY))
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    both = [
+        {"user_id": user, "embedding": [1.0, 0.0], "n_items": 1, "n_unknown": 0, "basis_version": basis, "ds": DAY,
+         "method": "uniform", "lte_window": "365-60"}
+        for user, basis in (("ann", "basis-a"), ("bob", "basis-b"))
+    ]  # fmt: skip
+    lake_slice = {"ds": DAY, "method": "uniform", "lte_window": "365-60"}
+    job_lake.replace(frame(job_lake.spark, USER_LTE, both), USER_LTE, lake_slice)
+    with pytest.raises(PublishRefusedError, match=r"rows of one basis are wanted, found .*'basis-b': 1"):
+        publish_day(PublishConfig(deployment, DAY))
+
+
+def test_another_basis_needs_its_flag(job_lake: Lake, deployment: Deployment) -> None:
+    write_ltes(job_lake, BEFORE, {"ann": [1.0, 0.0]}, basis="basis-a")
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0, 0.0]}, basis="basis-b")
+    for ds in (BEFORE, DAY):
+        write_gates(job_lake, ds)
+    publish_day(PublishConfig(deployment, BEFORE))
+    with pytest.raises(PublishRefusedError, match="--allow-basis-change"):
+        publish_day(PublishConfig(deployment, DAY))
+    assert "live: ds=2017-11-05" in publish_day(PublishConfig(deployment, DAY, allow_basis_change=True))
+
+
+def test_a_log_row_that_a_killed_run_left_out_is_written_by_the_next(job_lake: Lake, deployment: Deployment) -> None:
+    write_ltes(job_lake, BEFORE, {"ann": [1.0, 0.0]})
+    write_ltes(job_lake, DAY, {"ann": [0.5, 0.0]})
+    for ds in (BEFORE, DAY):
+        write_gates(job_lake, ds)
+    publish_day(PublishConfig(deployment, BEFORE))
+    store = open_store(deployment)
+    publish(store, snapshot_source(job_lake, deployment, DAY))  # live, but the process ended before the log
+    rollback(store)
+    rollback(store)
+    assert len(log_rows(job_lake)) == 1
+    assert publish_day(PublishConfig(deployment, DAY)).startswith("unchanged")
+    wanted = [
+        (1, "publish", BEFORE, 1, "lmdb"),
+        (2, "publish", DAY, 1, "lmdb"),
+        (3, "rollback", BEFORE, 1, "lmdb"),
+        (4, "rollback", DAY, 1, "lmdb"),
+    ]
+    assert log_rows(job_lake) == wanted
+    assert log_switches(job_lake, store) == 4
+    assert log_rows(job_lake) == wanted
+    store.close()
+
+
+def test_a_store_that_was_emptied_does_not_reuse_numbers(
+    job_lake: Lake, deployment: Deployment, tmp_path: Path
+) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, DAY)
+    publish_day(PublishConfig(deployment, DAY))
+    Path(deployment.paths.online_store).rename(tmp_path / "lost")
+    publish_day(PublishConfig(deployment, DAY))
+    assert log_rows(job_lake) == [(1, "publish", DAY, 1, "lmdb"), (2, "publish", DAY, 1, "lmdb")]
+
+
+@pytest.fixture
+def redis_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    port = free_port()
+    with redis_server(tmp_path / "redis", port):
+        yield {
+            "LTE_PUBLISH__STORE": "redis",
+            "LTE_PUBLISH__REDIS_URL": f"redis://127.0.0.1:{port}/0",
+            "LTE_PUBLISH__REDIS_PREFIX": "shop",
+        }
+
+
+def test_redis_is_a_setting(job_lake: Lake, deployment_file: Path, redis_environment: dict[str, str]) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, -1.0]})
+    write_gates(job_lake, DAY)
+    deployment = load_deployment(deployment_file, environ=redis_environment)
+    assert "(redis, switch 1)" in publish_day(PublishConfig(deployment, DAY))
+    reader = SnapshotReader(open_store(deployment), basis_version="basis-a")
+    found = reader.get("ann")
+    assert found is not None
+    assert found.embedding.tolist() == [1.0, -1.0]
+    assert log_rows(job_lake) == [(1, "publish", DAY, 1, "redis")]
+    reader.close()
+
+
+def test_settings_of_redis_that_cannot_be_right_name_the_key(deployment_file: Path) -> None:
+    environ = {"LTE_PUBLISH__STORE": "redis", "LTE_PUBLISH__REDIS_URL": "redis://u:pass-word@h/0"}
+    with pytest.raises(ConfigError, match=r"publish\.redis_url") as caught:
+        open_store(load_deployment(deployment_file, environ=environ))
+    assert "pass-word" not in str(caught.value)
+    good = {"LTE_PUBLISH__STORE": "redis", "LTE_PUBLISH__REDIS_PASSWORD": "pass-word"}
+    store = open_store(load_deployment(deployment_file, environ=good))
+    assert isinstance(store, RedisStore)
+    assert "pass-word" not in repr(store)
+
+
+def test_user_password_and_certificates_come_from_the_environment(
+    job_lake: Lake, deployment_file: Path, tmp_path: Path
+) -> None:
+    ca, certificate, key = certificates(tmp_path / "tls")
+    port, plain = free_port(), free_port()
+    tls = ["--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", ca]
+    acl = [
+        "--user",
+        "shop",
+        "on",
+        ">s3cret-word",
+        "~shop:*",
+        "+@read",
+        "+@write",
+        "+@transaction",
+        "+@connection",
+        "+info",
+    ]
+    environ = {
+        "LTE_PUBLISH__STORE": "redis",
+        "LTE_PUBLISH__REDIS_URL": f"rediss://127.0.0.1:{port}/0",
+        "LTE_PUBLISH__REDIS_PREFIX": "shop",
+        "LTE_PUBLISH__REDIS_USERNAME": "shop",
+        "LTE_PUBLISH__REDIS_PASSWORD": "s3cret-word",
+        "LTE_PUBLISH__REDIS_CA_FILE": ca,
+        "LTE_PUBLISH__REDIS_CERT_FILE": certificate,
+        "LTE_PUBLISH__REDIS_KEY_FILE": key,
+    }
+    write_ltes(job_lake, DAY, {"ann": [1.0, -1.0]})
+    write_gates(job_lake, DAY)
+    with redis_server(tmp_path / "redis", plain, *tls, *acl):
+        deployment = load_deployment(deployment_file, environ=environ)
+        assert "(redis, switch 1)" in publish_day(PublishConfig(deployment, DAY))
+        wrong = load_deployment(deployment_file, environ=environ | {"LTE_PUBLISH__REDIS_PASSWORD": "guess"})
+        with pytest.raises(StoreAuthError, match="refused"):
+            SnapshotReader(open_store(wrong)).manifest()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"REDIS_CA_FILE": __file__}, r"publish\.redis_ca_file '.*': needs a rediss:// URL"),
+        ({"REDIS_URL": "foo"}, r"publish\.redis_url 'foo': redis://host:port/db or rediss://"),
+        (
+            {"REDIS_URL": "rediss://h", "REDIS_KEY_FILE": "gone.pem"},
+            r"publish\.redis_key_file 'gone.pem': no such file",
+        ),
+        ({"REDIS_URL": "rediss://h", "REDIS_CERT_FILE": __file__}, r"publish\.redis_key_file '': .* go together"),
+    ],
+)
+def test_check_config_refuses_settings_of_redis_that_cannot_be_right(
+    deployment_file: Path, changed: dict[str, str], message: str
+) -> None:
+    environ = {"LTE_PUBLISH__STORE": "redis"} | {f"LTE_PUBLISH__{name}": text for name, text in changed.items()}
+    command = [sys.executable, "-m", "jobs.cli", "check-config", "--config", str(deployment_file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environ)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(message, done.stderr)
+
+
+def make_ranker_live(deployment: Deployment, *, basis: str = "basis-a", window: str = "365-60") -> None:
+    """A live ranker that reads uniform LTEs of this basis and window."""
+    folder = bundle_folder(deployment, "ranker", BEFORE)
+    manifest = Manifest(
+        kind="ranker",
+        config={"settings": {"method": "uniform"}},
+        basis_version=basis,
+        lte_window=window,
+        ds=BEFORE.isoformat(),
+        vocabulary_hash="",
+        code_version="1",
+    )
+    save_bundle(folder, manifest, {"weight": torch.ones(1)}, ["i1"])
+    make_live(deployment, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"basis": "basis-b"}, "basis_version 'basis-b' against 'basis-a'"),
+        ({"window": "365-0"}, "lte_window '365-0' against '365-60'"),
+    ],
+)
+def test_ltes_that_the_live_ranker_does_not_read_are_refused_unless_meant(
+    job_lake: Lake, deployment: Deployment, changes: dict[str, str], message: str
+) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, DAY)
+    make_ranker_live(deployment, **changes)
+    with pytest.raises(PublishRefusedError, match=f"{message}.*--allow-basis-change"):
+        publish_day(PublishConfig(deployment, DAY))
+    assert job_lake.read(LIVE_SNAPSHOT).count() == 0
+    assert publish_day(PublishConfig(deployment, DAY, allow_basis_change=True)).startswith("live: ds=2017-11-05")
+
+
+def test_ltes_that_the_live_ranker_reads_or_does_without_are_published(job_lake: Lake, deployment: Deployment) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, DAY)
+    make_ranker_live(deployment, basis="basis-b", window="")  # takes no LTE
+    assert publish_day(PublishConfig(deployment, DAY)).startswith("live")
+    make_ranker_live(deployment)
+    assert publish_day(PublishConfig(deployment, DAY)).startswith("unchanged")
+
+
+def test_a_deployment_without_a_ranker_publishes_as_it_likes(job_lake: Lake, deployment: Deployment) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, DAY)
+    make_ranker_live(deployment, basis="basis-b")
+    without = replace(deployment, ranker=replace(deployment.ranker, enabled=False))
+    assert publish_day(PublishConfig(without, DAY)).startswith("live")

@@ -1,0 +1,313 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lte_models.ranker.examples import ExampleBatch, Past
+from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.loss import Objective, ranker_loss
+from lte_models.ranker.model import Context, Ranker
+from lte_models.ranker.towers import Catalogue, LteStatistics, has_lte
+from lte_models.training.sampling import LogUniformSampler
+from tiny_ranker import CONFIG, MODES, C, V, batch_of, catalogue_of_six, context_of, generator, model_of
+
+
+def _encode(model: Ranker, batch: ExampleBatch, context: Context) -> torch.Tensor:
+    vectors, position = model.embed(batch.items)
+    encoded: torch.Tensor = model.user_tower(vectors[position[batch.items]], batch, context.lte, context.has_lte)
+    return encoded
+
+
+@MODES
+@pytest.mark.parametrize("history", [False, True])
+def test_padding_changes_nothing(lte: str, history: bool) -> None:
+    model, context = model_of(lte=lte, history_features=history), context_of(2)
+    short, long = batch_of([[1, 2], [0, 4]]), batch_of([[0, 0, 0, 1, 2], [0, 0, 0, 0, 4]])
+    long = long._replace(ages=F.pad(short.ages, (3, 0)))
+    torch.testing.assert_close(model.scores(short, context), model.scores(long, context))
+
+
+@MODES
+def test_order_of_the_batch_changes_nothing(lte: str) -> None:
+    model, context = model_of(lte=lte), context_of(2)
+    flipped = Context(context.lte.flip(0), context.has_lte, context.popularity)
+    scores = model.scores(batch_of([[1, 2, 3], [0, 4, 5]]), context)
+    torch.testing.assert_close(model.scores(batch_of([[0, 4, 5], [1, 2, 3]]), flipped).flip(0), scores)
+
+
+@MODES
+def test_a_later_item_never_changes_an_earlier_output(lte: str) -> None:
+    model, context = model_of(lte=lte), context_of(1)
+    before = _encode(model, batch_of([[1, 2, 3, 4, 5]]), context)
+    for changed in range(1, 5):
+        items = [1, 2, 3, 4, 5]
+        items[changed] = 6
+        after = _encode(model, batch_of([items]), context)
+        torch.testing.assert_close(after[:, :changed], before[:, :changed])
+        assert not torch.allclose(after[:, changed:], before[:, changed:])
+
+
+@MODES
+def test_the_lte_changes_the_scores_unless_the_user_has_none(lte: str) -> None:
+    model, batch = model_of(lte=lte), batch_of([[1, 2, 3]])
+    other = Context(torch.full((1, C), 3.0), torch.tensor([True]))
+    changed = not torch.allclose(model.scores(batch, context_of(1)), model.scores(batch, other))
+    assert changed == (lte != "none")
+    absent = model.scores(batch, context_of(1, known=False))
+    torch.testing.assert_close(absent, model.scores(batch, Context(other.lte, torch.tensor([False]))))
+
+
+@MODES
+def test_a_user_without_lte_is_scored_as_by_the_model_without_lte(lte: str) -> None:
+    model, bare = model_of(lte=lte), model_of(lte="none")
+    bare.load_state_dict({name: value for name, value in model.state_dict().items() if name in bare.state_dict()})
+    batch, context = batch_of([[0, 1, 2], [3, 4, 5]]), Context(torch.zeros(2, C), has_lte(torch.zeros(2, C)))
+    torch.testing.assert_close(model.scores(batch, context), bare.scores(batch, context))
+
+
+def test_late_fusion_is_the_papers_equation() -> None:
+    model, context, batch = model_of(lte="late_fusion"), context_of(2), batch_of([[1, 2], [3, 4]])
+    bare = Context(context.lte, torch.zeros(2, dtype=torch.bool))
+    w_o = model.user_tower.w_o.weight.T
+    x = _encode(model, batch, bare) @ torch.linalg.inv(w_o)  # X W_O without the LTE, W_O taken off again
+    anchor = model.user_tower.projection(context.lte, context.has_lte)
+    a = model.item_tower(torch.arange(1, V + 1))
+    expected = (x[:, -1] + anchor) @ w_o @ a.T
+    torch.testing.assert_close(model.scores(batch, context), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("layers", "gelu"), [(1, False), (1, True), (2, False), (2, True)])
+def test_projections_by_hand(layers: int, gelu: bool) -> None:
+    projection = model_of(lte_layers=layers, lte_gelu=gelu, lte_hidden=128).user_tower.projection
+    projection.mean.fill_(0.5)
+    projection.scale.fill_(2.0)
+    lte = torch.randn(3, C, generator=generator(2))
+    x = (lte - 0.5) / 2
+    linears = [layer for layer in projection.layers if isinstance(layer, torch.nn.Linear)]
+    x = x @ linears[0].weight.T + linears[0].bias
+    x = F.gelu(x) if gelu else x
+    if layers == 2:
+        assert linears[0].weight.shape == (128, C)
+        x = x @ linears[1].weight.T + linears[1].bias
+    has = torch.tensor([True, False, True])
+    torch.testing.assert_close(projection(lte, has), x * has.unsqueeze(1))
+
+
+def test_statistics_of_training_ltes_leave_out_users_without_one() -> None:
+    projection, statistics = model_of().user_tower.projection, LteStatistics(C)
+    statistics.store(projection)
+    assert (projection.mean.tolist(), projection.scale.item()) == ([0.0] * C, 1.0)
+    statistics.add(torch.tensor([[1.0] * C, [9.0] * C]), torch.tensor([True, False]))
+    statistics.add(torch.tensor([[3.0] * C]), torch.tensor([True]))
+    statistics.store(projection)
+    assert projection.mean.tolist() == [2.0] * C
+    assert projection.scale.item() == pytest.approx(1.0)  # values 1 and 3 around 2
+
+
+def test_ltes_all_alike_are_centred_but_not_blown_up() -> None:
+    projection, statistics = model_of().user_tower.projection, LteStatistics(C)
+    statistics.add(torch.full((3, C), 0.7), torch.ones(3, dtype=torch.bool))
+    statistics.store(projection)
+    assert projection.scale.item() == 1.0
+
+
+TARGETS = [(0, 2), (0, 3), (1, 6)]
+
+
+@MODES
+@pytest.mark.parametrize("history", [False, True])
+@pytest.mark.parametrize("logq", [False, True])
+def test_exhaustive_sampling_is_the_full_softmax_of_the_whole_model(lte: str, history: bool, logq: bool) -> None:
+    model, context = model_of(lte=lte, history_features=history), context_of(2)
+    batch = batch_of([[1, 2, 3], [0, 4, 5]], TARGETS)
+    log_p = F.log_softmax(model.scores(batch, context), dim=1)
+    expected = -(log_p[0, 1] + log_p[0, 2] + log_p[1, 5]) / 3
+    full = ranker_loss(model, batch, context, Objective(), generator(0))
+    sampled = ranker_loss(model, batch, context, Objective(LogUniformSampler(V, V), logq=logq), generator(0))
+    torch.testing.assert_close(full, expected)
+    torch.testing.assert_close(sampled, expected)
+
+
+def test_one_target_a_query_is_the_same_full_softmax_without_its_logits() -> None:
+    # as under causal training: every position has one target, here out of order
+    model, context = model_of(), context_of(2)
+    batch = batch_of([[1, 2, 3], [0, 4, 5]], [(1, 6), (0, 2)])
+    log_p = F.log_softmax(model.scores(batch, context), dim=1)
+    expected = -(log_p[1, 5] + log_p[0, 1]) / 2
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
+    loss = ranker_loss(model, batch, context, Objective(), generator(0))
+    torch.testing.assert_close(loss, expected)
+    for name, ours, theirs in zip(names, torch.autograd.grad(loss, parameters, allow_unused=True), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_equal_users_weigh_each_query_once() -> None:
+    model, context = model_of(), context_of(2)
+    batch = batch_of([[1, 2, 3], [0, 4, 5]], TARGETS)
+    log_p = F.log_softmax(model.scores(batch, context), dim=1)
+    expected = -((log_p[0, 1] + log_p[0, 2]) / 2 + log_p[1, 5]) / 2
+    torch.testing.assert_close(ranker_loss(model, batch, context, Objective(equal_users=True), generator(0)), expected)
+
+
+def test_history_logits_reach_only_the_users_own_items() -> None:
+    model, context = model_of(history_features=True), context_of(2)
+    batch = batch_of([[1, 2, 3], [0, 4, 5]])
+    moved = batch._replace(
+        past=batch.past._replace(features=batch.past.features + torch.tensor([0, 0, 1, 0]).view(-1, 1))
+    )
+    difference = model.scores(moved, context) - model.scores(batch, context)
+    assert (difference.abs() > 1e-6).nonzero().tolist() == [[1, 0]]  # user 1's first past item, row 1
+
+
+def test_the_users_own_items_are_always_negatives() -> None:
+    # one sampled negative, row 6; each user's past holds rows 1 and 3, so the target of user 0 (row 3) is one of them
+    model, context = model_of(history_features=True), context_of(2)
+    batch = batch_of([[1, 2, 3], [0, 4, 5]], [(0, 3), (1, 2)])
+    sampler = LogUniformSampler(V, 1)
+    seed = next(seed for seed in range(99) if sampler.sample(generator(seed)).item() == 5)
+    scores = model.scores(batch, context)
+    corrected = scores[:, 5] - sampler.log_expected[5]
+    first = torch.logsumexp(torch.stack([scores[0, 0], scores[0, 2], corrected[0]]), 0) - scores[0, 2]
+    second = torch.logsumexp(torch.stack([scores[1, 0], scores[1, 2], corrected[1], scores[1, 1]]), 0) - scores[1, 1]
+    found = ranker_loss(model, batch, context, Objective(sampler), generator(seed))
+    torch.testing.assert_close(found, (first + second) / 2)
+
+
+def test_sampling_with_own_items_estimates_the_full_softmax() -> None:
+    # the mean of exp(loss) over draws of a single target is unbiased: a sum of included items over inclusion rates
+    model, context = model_of(history_features=True), context_of(1)
+    batch, sampler, rng = batch_of([[1, 2, 3]], [(0, 2)]), LogUniformSampler(V, 2), generator(3)
+    with torch.no_grad():
+        full = ranker_loss(model, batch, context, Objective(), rng).exp()
+        draws = torch.stack([ranker_loss(model, batch, context, Objective(sampler), rng).exp() for _ in range(1500)])
+    assert draws.mean().item() == pytest.approx(full.item(), abs=4 * draws.std().item() / 1500**0.5)
+
+
+@pytest.mark.parametrize("history", [False, True])
+@pytest.mark.parametrize("n_samples", [None, 3])
+def test_bfloat16_gives_nearly_the_loss_of_float32(history: bool, n_samples: int | None) -> None:
+    model, context = model_of(history_features=history), context_of(2)
+    batch = batch_of([[1, 2, 3], [0, 4, 5]], TARGETS)
+    objective = Objective(LogUniformSampler(V, n_samples) if n_samples else None)
+    exact = ranker_loss(model, batch, context, objective, generator(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = ranker_loss(model, batch, context, objective, generator(0))
+    torch.autograd.backward(rounded)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_a_user_without_past_trains_finitely_beside_one_with() -> None:
+    model, context = model_of(history_features=True).train(), context_of(2)
+    batch = batch_of([[1, 2, 3], [0, 0, 5]], TARGETS)
+    kept = batch.past.user == 0
+    batch = batch._replace(past=Past(*(part[kept] for part in batch.past)))
+    loss = ranker_loss(model, batch, context, Objective(LogUniformSampler(V, 2)), generator(0))
+    torch.autograd.backward(loss)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    nobody = batch._replace(past=Past(*(part[:0] for part in batch.past)))
+    assert torch.isfinite(ranker_loss(model, nobody, context, Objective(LogUniformSampler(V, 2)), generator(0)))
+
+
+def test_shared_and_past_logits_add_up() -> None:
+    model, context = model_of(history_features=True), context_of(2)
+    batch, rows = batch_of([[1, 2, 3], [0, 4, 5]]), torch.arange(1, V + 1)
+    with torch.no_grad():
+        embedded = model.embed(rows)
+        queries = model.queries(batch, context, *embedded)
+        shared = model.shared_logits(queries, rows, batch, context, embedded)
+        added = model.past_logits(batch, context, embedded)
+        pairs = (torch.tensor([0, 1, 1]), torch.tensor([2, 1, 6]))
+        paired = model.pair_logits(queries, pairs, batch, context, embedded)
+    expected = shared.clone()
+    expected[batch.past.user, batch.past.items - 1] += added
+    torch.testing.assert_close(model.scores(batch, context), expected)
+    torch.testing.assert_close(paired, shared[[0, 1, 1], [1, 0, 5]])
+    with pytest.raises(ValueError, match="history_features is off"):
+        model_of().past_logits(batch, context, embedded)
+
+
+def test_recent_counts_by_hand() -> None:
+    # day 100: 5 of item 1; day 130: 2 of item 1, 3 of item 2; nothing else up to day 140
+    cumulative = torch.zeros(42, 3, dtype=torch.int32)
+    cumulative[1:, 1] += 5
+    cumulative[31:, 1] += 2
+    cumulative[31:, 2] += 3
+    counts = DailyCounts(100, cumulative)
+    recent = counts.recent(torch.tensor([[129], [130], [137], [128]]), torch.tensor([1, 2]))
+    # in 7, 28 and 365 days, and on the anchor itself
+    assert recent[:, 0].tolist() == [[0, 0, 5, 0], [2, 2, 7, 2], [0, 2, 7, 0], [0, 0, 5, 0]]
+    assert recent[:, 1].tolist() == [[0, 0, 0, 0], [3, 3, 3, 3], [0, 3, 3, 0], [0, 0, 0, 0]]
+    assert counts.recent(torch.tensor([100, 127]), torch.tensor([1, 1])).tolist() == [[5, 5, 5, 5], [0, 5, 5, 0]]
+    with pytest.raises(ValueError, match="anchor 141 lies after"):
+        counts.recent(torch.tensor([141]), torch.tensor([1]))
+
+
+def test_history_features_refuse_positions_before_the_anchor() -> None:
+    model, batch = model_of(history_features=True), batch_of([[1, 2, 3]], [(0, 2)])
+    with pytest.raises(ValueError, match="would show earlier positions their future"):
+        ranker_loss(model, batch._replace(query_position=torch.tensor([1])), context_of(1), Objective(), generator(0))
+    with pytest.raises(ValueError, match="needs popularity"):
+        model.scores(batch, Context(torch.zeros(1, C), torch.tensor([False])))
+
+
+def test_hidden_ids_train_the_out_of_vocabulary_row() -> None:
+    model = model_of(id_dropout=0.9).train()
+    assert model.item_tower.ids is not None
+    vectors = torch.stack([model.item_tower(torch.tensor([1]))[0] for _ in range(20)])
+    hidden = model_of().item_tower
+    hidden.id_row[1] = 0
+    matches = (vectors - hidden(torch.tensor([1]))).abs().sum(dim=1) < 1e-6
+    assert 10 <= matches.sum() < 20
+
+
+def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first, second = Ranker(CONFIG, catalogue_of_six()), Ranker(CONFIG, catalogue_of_six())
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lte": "suffix"},
+        {"history_hidden": 0},
+        {"lte_layers": 3},
+        {"lte_hidden": 64},
+        {"n_heads": 3},
+        {"n_types": 0},
+        {"dropout": 1.0},
+    ],
+)
+def test_impossible_configurations_are_named(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"RankerConfig.{next(iter(changes))} = "):
+        replace(CONFIG, **changes)
+
+
+def test_bad_catalogues_and_histories_are_named() -> None:
+    catalogue = catalogue_of_six()
+    with pytest.raises(ValueError, match="holds no item"):
+        Ranker(CONFIG, Catalogue(*(part[:1] for part in catalogue)))
+    with pytest.raises(ValueError, match="5 floats an item, the model wants 7"):
+        Ranker(replace(CONFIG, content_dim=7), catalogue)
+    with pytest.raises(ValueError, match=r"catalogue\.brand has shape"):
+        Ranker(CONFIG, catalogue._replace(brand=torch.zeros(2, dtype=torch.int64)))
+    with pytest.raises(ValueError, match=r"catalogue\.id_row holds code 5, the model has 5"):
+        Ranker(replace(CONFIG, n_ids=5), catalogue)
+    catalogue.content[4, 1] = float("nan")
+    with pytest.raises(ValueError, match="row 4 is not finite"):
+        Ranker(CONFIG, catalogue)
+    with pytest.raises(ValueError, match="history of 7 items"):
+        model_of().scores(batch_of([[1] * 7]), context_of(1))
+
+
+def test_one_user_without_history_is_ranked() -> None:
+    scores = model_of().scores(batch_of([[0]]), context_of(1))
+    assert scores.shape == (1, V)
+    assert torch.isfinite(scores).all()

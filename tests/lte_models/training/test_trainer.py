@@ -1,0 +1,218 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lte_models.training.manifest import CheckpointError
+from lte_models.training.optimizer import AdamW
+from lte_models.training.trainer import STATE, Task, TrainConfig, Trainer, autocast, leave_a_core_free, warm_start
+
+CONFIG = TrainConfig(epochs=4, learning_rate=0.05, patience=4, checkpoint_every=2, seed=7)
+
+
+class KilledError(Exception):
+    """Stands for a kill between two steps."""
+
+
+def _task(
+    *, kill_at: tuple[int, int] | None = None, validate: Callable[[nn.Module], float] | None = None, name: str = "a"
+) -> Task[Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+
+    def batches(epoch: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(epoch)
+        for step in range(5):
+            if (epoch, step) == kill_at:
+                raise KilledError
+            yield torch.randn(6, 3, generator=generator)
+
+    def loss(batch: Tensor, rng: torch.Generator) -> Tensor:
+        noise = torch.randn(6, 1, generator=rng)  # stands for the negatives
+        return (model(batch) - batch.sum(dim=1, keepdim=True) - 0.1 * noise).square().mean()
+
+    held_out = torch.randn(20, 3, generator=torch.Generator().manual_seed(99))
+
+    def value() -> float:
+        return -float((model(held_out) - held_out.sum(dim=1, keepdim=True)).square().mean())
+
+    return Task(model, loss, batches, value if validate is None else lambda: validate(model), name)
+
+
+def _weights(task: Task[Tensor]) -> list[Tensor]:
+    return list(task.model.state_dict().values())
+
+
+@pytest.mark.parametrize("kill_at", [(0, 1), (0, 3), (1, 0), (2, 4)])
+def test_a_killed_training_ends_bit_for_bit_as_an_undisturbed_one(tmp_path: Path, kill_at: tuple[int, int]) -> None:
+    whole = _task()
+    curve = Trainer(whole, CONFIG, tmp_path / "whole").run().curve
+    with pytest.raises(KilledError):
+        Trainer(_task(kill_at=kill_at), CONFIG, tmp_path / "killed").run()
+    torch.manual_seed(12345)  # another process has another global state
+    resumed = _task()
+    assert Trainer(resumed, CONFIG, tmp_path / "killed").run().curve == curve
+    assert all(torch.equal(a, b) for a, b in zip(_weights(whole), _weights(resumed), strict=True))
+    assert not (tmp_path / "killed" / STATE).exists()
+
+
+def test_a_resumed_training_does_not_repeat_the_steps_before_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        Trainer(_task(kill_at=(2, 3)), CONFIG, tmp_path).run()
+    trainer = Trainer(_task(), CONFIG, tmp_path)
+    trainer._resume()
+    assert (trainer.progress.epoch, trainer.progress.step) == (2, 2)
+
+
+def test_the_seed_decides_the_result_and_the_global_generator_comes_back(tmp_path: Path) -> None:
+    first, second = _task(), _task()
+    Trainer(first, CONFIG, tmp_path / "1").run()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    Trainer(second, CONFIG, tmp_path / "2").run()
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(a, b) for a, b in zip(_weights(first), _weights(second), strict=True))
+
+
+def test_the_steps_are_those_of_adamw() -> None:
+    models = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    unused = nn.Parameter(torch.ones(2))  # has no gradient: stays
+    ours = AdamW([*models[0].parameters(), unused], learning_rate=0.05, weight_decay=0.1)
+    torchs = torch.optim.AdamW(models[1].parameters(), lr=0.05, weight_decay=0.1)
+    for step in range(5):
+        batch = torch.randn(6, 3, generator=torch.Generator().manual_seed(step))
+        for model, optimizer in zip(models, (ours, torchs), strict=True):
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+        for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert unused.tolist() == [1.0, 1.0]
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    task = _task()
+    with torch.no_grad():
+        before = task.model.eval() and task.validate()
+    assert Trainer(task, CONFIG, tmp_path).run().best > before + 0.1
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
+    seen: list[list[Tensor]] = []
+    values = iter([1.0, 3.0, 2.0, 2.5, 9.0])
+
+    def validate(model: nn.Module) -> float:
+        seen.append([tensor.clone() for tensor in model.state_dict().values()])
+        return next(values)
+
+    task = _task(validate=validate)
+    config = TrainConfig(epochs=5, patience=2, seed=7)
+    progress = Trainer(task, config, tmp_path).run()
+    assert [entry["held_out"] for entry in progress.curve] == [1.0, 3.0, 2.0, 2.5]  # two epochs without a better one
+    assert progress.best_epoch == 1
+    assert all(torch.equal(a, b) for a, b in zip(_weights(task), seen[1], strict=True))
+
+
+def test_training_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    values = iter([0.5, 0.25])
+    task = replace(_task(validate=lambda _: next(values)), say=lines.append)
+    curve = Trainer(task, replace(CONFIG, epochs=2), tmp_path / "quick").run().curve
+    assert lines == [
+        f"epoch 1 of at most 2: 5 steps, loss {curve[0]['loss']:.4f}, held-out value 0.5000, best 0.5000",
+        f"epoch 2 of at most 2: 5 steps, loss {curve[1]['loss']:.4f}, held-out value 0.2500, best 0.5000",
+    ]
+    monkeypatch.setattr("lte_models.training.trainer.SAY_SECONDS", 0.0)
+    slow: list[str] = []
+    Trainer(replace(_task(), say=slow.append), replace(CONFIG, epochs=1), tmp_path / "slow").run()
+    assert [line.split(",")[0] for line in slow[:2]] == [
+        "epoch 1 of at most 1: 1 steps",
+        "epoch 1 of at most 1: 2 steps",
+    ]
+
+
+def test_a_start_that_no_epoch_improves_is_kept(tmp_path: Path) -> None:
+    values = iter([2.0, 1.0, 1.5, 9.0])
+    task = _task(validate=lambda model: next(values))
+    start = [tensor.clone() for tensor in _weights(task)]
+    progress = Trainer(task, TrainConfig(epochs=5, patience=2, seed=7, judge_start=True), tmp_path).run()
+    assert (progress.best, progress.best_epoch) == (2.0, -1)
+    assert [entry["held_out"] for entry in progress.curve] == [1.0, 1.5]
+    assert all(torch.equal(a, b) for a, b in zip(_weights(task), start, strict=True))
+
+
+def test_checkpoints_of_another_training_or_truncated_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        Trainer(_task(kill_at=(1, 1)), CONFIG, tmp_path).run()
+    with pytest.raises(CheckpointError, match="of another training"):
+        Trainer(_task(name="b"), CONFIG, tmp_path).run()
+    path = tmp_path / STATE
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="truncated"):
+        Trainer(_task(), CONFIG, tmp_path).run()
+    save_file({"x": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match="of another training"):
+        Trainer(_task(), CONFIG, tmp_path).run()
+
+
+def test_a_loss_or_value_that_is_not_finite_stops_with_its_place(tmp_path: Path) -> None:
+    task = _task()
+    broken = Task(task.model, lambda batch, rng: task.loss(batch, rng) * float("nan"), task.batches, task.validate, "a")
+    with pytest.raises(FloatingPointError, match="loss is nan in epoch 0, step 0"):
+        Trainer(broken, CONFIG, tmp_path).run()
+    with pytest.raises(FloatingPointError, match="held-out value is nan after epoch 0"):
+        Trainer(_task(validate=lambda model: float("nan")), CONFIG, tmp_path / "2").run()
+    judging = replace(CONFIG, judge_start=True)
+    with pytest.raises(FloatingPointError, match="held-out value is nan before training"):
+        Trainer(_task(validate=lambda model: float("nan")), judging, tmp_path / "3").run()
+
+
+def test_no_batch_is_an_error(tmp_path: Path) -> None:
+    task = _task()
+    empty = Task(task.model, task.loss, lambda epoch: iter(()), task.validate, "a")
+    with pytest.raises(ValueError, match="holds no batch"):
+        Trainer(empty, CONFIG, tmp_path).run()
+
+
+def test_warm_start_follows_the_items_to_their_new_rows() -> None:
+    model = nn.ModuleDict({"ids": nn.Embedding(3, 2), "out": nn.Linear(2, 2), "grown": nn.Linear(2, 5)})
+    fresh = model["ids"].weight.detach().clone()
+    earlier = {
+        "ids.weight": torch.tensor([[1.0, 1], [2, 2]]),
+        "out.weight": torch.eye(2),
+        "grown.weight": torch.ones(4, 2),
+    }
+    taken = warm_start(model, earlier, {"ids.weight": {2: 0, 0: 1}})
+    assert taken == ["ids.weight", "out.weight"]
+    assert model["ids"].weight[[2, 0]].tolist() == [[1, 1], [2, 2]]
+    assert torch.equal(model["ids"].weight[1], fresh[1])
+
+
+def test_a_core_is_left_free_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        for cores, wanted in ((1, 1), (2, 1), (5, 4)):
+            monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+            assert leave_a_core_free() == torch.get_num_threads() == wanted
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert leave_a_core_free() == 4  # torch has read the variable itself when it was loaded
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_mixed_precision_only_where_the_hardware_gains() -> None:
+    with autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 0}, {"patience": 0}, {"checkpoint_every": 0}, {"learning_rate": 0.0}])
+def test_impossible_configurations_are_named(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        TrainConfig(**changes)

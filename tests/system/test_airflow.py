@@ -1,0 +1,312 @@
+"""The DAG under a real Airflow: its wiring with small recording jobs, and a backfill of the real ones."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from checkout import ROOT
+from jobs.runtime.day import EXTRA_FLAGS, NEEDS, REPORT_TASK, TASKS
+
+BIN = Path(sys.executable).parent
+JOBS = (*TASKS, REPORT_TASK)
+
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(600)]
+
+# Stands where a job of the project stands, to see when and how Airflow starts it; fails where it is told to.
+RECORDER = """
+import os, pathlib, sys
+name = pathlib.Path(sys.argv[0]).stem
+with open(os.environ["RECORD"], "a") as record:
+    print(name, *sys.argv[1:], file=record)
+print("reason on stderr", file=sys.stderr)
+sys.exit(name == os.environ.get("FAILS"))
+"""
+
+
+@dataclass(frozen=True)
+class Airflow:
+    """An Airflow home of its own, with the project's DAGs in a folder whose jobs are not the project's."""
+
+    home: Path
+    environment: Mapping[str, str]
+
+    def command(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**self.environment, **variables}
+        return subprocess.run(
+            [str(BIN / "airflow"), *words], env=environment, capture_output=True, text=True, timeout=300
+        )
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Airflow:
+    home = tmp_path_factory.mktemp("wiring")
+    shutil.copytree(ROOT / "dags", home / "dags")
+    (home / "jobs").mkdir()
+    for name in JOBS:
+        (home / f"jobs/{name}.py").write_text(RECORDER)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "LTE_"))}
+    environment |= {
+        "AIRFLOW_HOME": str(home / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "LTE_CONFIG": "/some/where.toml",
+        "LTE_RETRIES": "0",
+    }
+    prepared = Airflow(home, environment)
+    assert prepared.command("db", "migrate").returncode == 0
+    return prepared
+
+
+def run_of(airflow: Airflow, tmp_path: Path, **variables: str) -> tuple[int, list[str], str]:
+    """Run one day; returns the exit code, what the jobs were started with, and Airflow's output."""
+    record = tmp_path / "record"
+    done = airflow.command("dags", "test", "lte_daily", "2017-11-03", RECORD=str(record), **variables)
+    return done.returncode, record.read_text().splitlines(), done.stdout + done.stderr
+
+
+def states_told(started: list[str]) -> dict[str, str]:
+    """What the report is told of the other tasks."""
+    [told] = [line.partition(" --states ")[2] for line in started if line.startswith(f"{REPORT_TASK} ")]
+    return {task: state for task, state in json.loads(told).items() if task in TASKS}
+
+
+def test_jobs_run_in_order_with_the_data_day_and_publishing_is_told_the_run_type(
+    airflow: Airflow, tmp_path: Path
+) -> None:
+    code, started, output = run_of(airflow, tmp_path)
+    assert code == 0
+    flags = " --config /some/where.toml --ds 2017-11-03"
+    told = {name: f"{name}{flags}{' --run-type manual' if name in EXTRA_FLAGS else ''}" for name in JOBS}
+    assert sorted(line.partition(" --states ")[0] for line in started) == sorted(told.values())
+    assert states_told(started) == dict.fromkeys(TASKS, "success")
+    order = [line.split()[0] for line in started]
+    assert all(order.index(before) < order.index(name) for name, needed in NEEDS.items() for before in needed)
+    assert order[-1] == REPORT_TASK
+    assert output.count("reason on stderr") == len(JOBS), "what a job says must be in the task's log"
+
+
+def test_failed_gate_blocks_publishing_and_fails_the_run_but_not_the_report(airflow: Airflow, tmp_path: Path) -> None:
+    code, started, _ = run_of(airflow, tmp_path, FAILS="validate")
+    names = {line.split()[0] for line in started}
+    assert names == {*JOBS} - {"publish_snapshot", "evaluate_ranker"}
+    told = states_told(started)
+    assert (told["compute_lte"], told["validate"], told["publish_snapshot"]) == ("success", "failed", "upstream_failed")
+    assert started[-1].startswith("build_report "), "the report shows what the other jobs did, so it comes last"
+    assert code != 0
+
+
+def test_failed_ranker_fails_the_run_after_publishing(airflow: Airflow, tmp_path: Path) -> None:
+    code, started, _ = run_of(airflow, tmp_path, FAILS="train_ranker")
+    assert {line.split()[0] for line in started} == {*JOBS} - {"evaluate_ranker"}
+    assert code != 0
+
+
+def test_failed_report_fails_the_run_after_publishing(airflow: Airflow, tmp_path: Path) -> None:
+    code, started, _ = run_of(airflow, tmp_path, FAILS="build_report")
+    assert {line.split()[0] for line in started} == set(JOBS)
+    assert code != 0
+
+
+# The backfill of the real jobs: 24 households' purchases over 130 days, a catalogue of 12 items, on the default engine.
+N_USERS = 24
+ITEMS = (
+    "oat milk",
+    "rye bread",
+    "red wine",
+    "cheddar",
+    "apples",
+    "candles",
+    "soap",
+    "coffee",
+    "tea",
+    "rice",
+    "eggs",
+    "salt",
+)
+FIRST_DAY, LAST_DAY = date(2017, 7, 1), date(2017, 11, 7)
+SHORT_BACKFILL = 2
+BACKFILL = "airflow backfill create --dag-id lte_daily"
+
+
+def purchases(day: int) -> pa.Table:
+    """Each user buys every fifth day, in turn, and then one item more than the last time modulo the catalogue."""
+    start = datetime.combine(FIRST_DAY + timedelta(days=day), time(9), tzinfo=UTC)
+    users = [user for user in range(N_USERS) if (day + user) % 5 == 0]
+    return pa.table(
+        {
+            "user_id": [f"u{user}" for user in users],
+            "item_id": [f"i{(user + day // 5) % len(ITEMS)}" for user in users],
+            "event_ts": pa.array([start + timedelta(minutes=user) for user in users], pa.timestamp("us", "UTC")),
+            "interaction_type": ["purchase"] * len(users),
+            "market": ["US"] * len(users),
+            "session_id": [f"s{day}-{user}" for user in users],
+        }
+    )
+
+
+def write_landing(landing: Path) -> None:
+    for day in range((LAST_DAY - FIRST_DAY).days + 1):
+        folder = landing / f"interactions/ds={FIRST_DAY + timedelta(days=day)}"
+        folder.mkdir(parents=True)
+        pq.write_table(purchases(day), folder / "part.parquet")
+    folder = landing / f"items/ds={FIRST_DAY}"
+    folder.mkdir(parents=True)
+    items = {"item_id": [f"i{n}" for n in range(len(ITEMS))], "title": list(ITEMS)}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+
+
+CONFIG = """
+[deployment]
+name = "backfill_test"
+[paths]
+landing = "landing"
+lake = "lake"
+online_store = "online.lmdb"
+reports = "reports"
+data_docs = "data_docs"
+[interactions]
+types = ["purchase"]
+[lte]
+windows = ["120-60"]
+methods = ["uniform"]
+[publish]
+window = "120-60"
+[autoencoder]
+window = "120-60"
+epochs = 1
+enabled = {models}
+[ranker]
+enabled = {models}
+lte = "none"
+train_days = 20
+held_out_days = 3
+epochs = 1
+dim = 16
+"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A clone's scripts and DAGs beside the project's own jobs, and `make airflow` running on it."""
+
+    home: Path
+    port: int
+
+    def shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a line in a shell that has sourced ``scripts/env.sh``, as a person's second shell."""
+        command = ["bash", "-c", f"source scripts/env.sh shop.toml; {line}"]
+        return subprocess.run(command, cwd=self.home, env=self.environment(), capture_output=True, text=True)
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "LTE_"))}
+        return {**kept, "VENV": str(BIN.parent), "PORT": str(self.port), "OMP_NUM_THREADS": "1"}
+
+    def states(self) -> dict[str, str]:
+        """State of the run of each data day."""
+        done = self.shell("airflow dags list-runs lte_daily --output json")
+        return {run["logical_date"][:10]: run["state"] for run in json.loads(done.stdout[done.stdout.index("[{") :])}
+
+    def backfill(self, days: list[str], flags: str = "") -> None:
+        """Order the days; Airflow refuses until its scheduler has closed the backfill before."""
+        until = monotonic() + 120
+        while (done := self.shell(f"{BACKFILL} --from-date {days[0]} --to-date {days[-1]} {flags}")).returncode:
+            assert "Another backfill is running" in done.stderr, done.stderr[-2000:]
+            assert monotonic() < until, done.stderr[-2000:]
+
+    def wait_for(self, days: list[str], seconds: int) -> dict[str, str]:
+        """Wait until the runs of these days have ended; the scheduler is asked rarely, since asking takes seconds."""
+        until = monotonic() + seconds
+        while monotonic() < until:
+            states = self.states()
+            if all(states.get(day) in ("success", "failed") for day in days):
+                return states
+            sleep(5)
+        raise AssertionError(f"not done after {seconds} s: {states}\n{self.log()}")
+
+    def log(self) -> str:
+        return (self.home / "served.log").read_text()[-2000:]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def served(tmp_path: Path, backfill_days: int) -> Iterator[Served]:
+    for folder in ("dags", "scripts"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    # The models' five jobs are half of a day: the long suite runs them too.
+    (tmp_path / "shop.toml").write_text(CONFIG.format(models=str(backfill_days > SHORT_BACKFILL).lower()))
+    write_landing(tmp_path / "landing")
+    shop = Served(tmp_path, free_port())
+    environment = {**shop.environment(), "LTE_LAST_DAY": LAST_DAY.isoformat()}
+    with (tmp_path / "served.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["bash", "scripts/airflow.sh", "shop.toml"], cwd=tmp_path, env=environment, stdout=log, stderr=log
+        )
+    try:
+        until = monotonic() + 240
+        while "Airflow is ready" not in shop.log():
+            assert process.poll() is None, shop.log()
+            assert monotonic() < until, shop.log()
+            sleep(1)
+        yield shop
+    finally:
+        process.terminate()
+        process.wait(timeout=120)
+
+
+def rows(lake: Path, table: str, ds: str) -> list[dict[str, Any]]:
+    """A day's rows in an order of their own: by all values."""
+    found = DeltaTable(str(lake / table)).to_pyarrow_table(partitions=[("ds", "=", ds)]).to_pylist()
+    return sorted(found, key=repr)
+
+
+def written(lake: Path, days: list[str]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    return {(table, ds): rows(lake, table, ds) for table in ("user_lte", "lte_drift", "gate_results") for ds in days}
+
+
+@pytest.mark.timeout(3600)
+def test_backfill_fills_once_rewrites_identically_and_never_publishes(served: Served, backfill_days: int) -> None:
+    days = [str(LAST_DAY - timedelta(days=back)) for back in reversed(range(backfill_days))]
+    before = str(date.fromisoformat(days[0]) - timedelta(days=1))
+    assert served.shell(f"lte run {before}").returncode == 0
+    live = json.loads(served.shell("lte status --json").stdout)["live"]
+    assert live["ds"] == before
+
+    served.backfill(days)
+    assert served.wait_for(days, 150 * len(days)) == dict.fromkeys(days, "success"), served.log()
+    first = written(served.home / "lake", days)
+    assert all(first[table, ds] for table in ("user_lte", "gate_results") for ds in days)
+    # All days are there, in order: each day from the second on is compared with the day before.
+    assert all({row["offset_days"] for row in first["lte_drift", ds]} >= {1} for ds in days)
+
+    versions = DeltaTable(str(served.home / "lake/user_lte")).version()
+    served.backfill(days)
+    sleep(15)  # several rounds of the scheduler
+    assert served.states() == dict.fromkeys(days, "success")
+    assert DeltaTable(str(served.home / "lake/user_lte")).version() == versions, "nothing may be written again"
+
+    served.backfill(days, "--reprocess-behavior completed")
+    assert served.wait_for(days, 150 * len(days)) == dict.fromkeys(days, "success"), served.log()
+    assert DeltaTable(str(served.home / "lake/user_lte")).version() > versions, "every day must be written again"
+    assert written(served.home / "lake", days) == first
+
+    assert json.loads(served.shell("lte status --json").stdout)["live"] == live, "a backfill must never publish"
