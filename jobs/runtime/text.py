@@ -1,0 +1,74 @@
+"""Text from outside made fit for a terminal or a log: nothing hidden, nothing that moves the cursor, not too long."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# One line of a log in bytes of UTF-8, its end included: what pipes write at once, so that lines of two processes that
+# share a log do not mix.
+MAX_LINE_BYTES = 4096
+
+# Control characters, formats (bidi marks, zero-width characters, the soft hyphen, tags), lone surrogates, and the two
+# separators that some terminals and editors break a line at.
+HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+# Invisible although Unicode calls them letters, marks or symbols: grapheme joiner, Hangul fillers, Khmer inherent
+# vowels, the blank Braille pattern. Variation selectors stay: they choose the look of a visible emoji.
+HIDDEN_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+
+# Python reads a byte that is no UTF-8 as one of these surrogates ("surrogateescape").
+ESCAPED_BYTES = range(0xDC80, 0xDD00)
+
+SHORT_ESCAPES = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
+
+
+def printable(text: str) -> str:
+    r"""Escape what a reader would not see, or what would act on the terminal.
+
+    Escaped are control characters (``\x1b``, ``\n``), bidi and zero-width marks (``\u202e``), fillers, and lone
+    surrogates (``\udc00``; a byte that was no UTF-8 as ``\xff``). The result is always valid UTF-8.
+    ``printable(printable(text)) == printable(text)``.
+
+    Args:
+        text: Anything from a file: a name, a header, a key, a title, an id.
+    """
+    return text.translate(_ESCAPES)
+
+
+class _Escapes(dict[int, str]):
+    """Code point to what is shown for it, worked out once per code point."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = shown = _shown(code)
+        return shown
+
+
+def _shown(code: int) -> str:
+    character = chr(code)
+    if character in SHORT_ESCAPES:
+        return SHORT_ESCAPES[character]
+    if unicodedata.category(character) not in HIDDEN_CATEGORIES and character not in HIDDEN_LETTERS:
+        return character
+    if code in ESCAPED_BYTES:
+        return f"\\x{code - 0xDC00:02x}"
+    width, letter = (2, "x") if code < 0x100 else (4, "u") if code < 0x10000 else (8, "U")
+    return f"\\{letter}{code:0{width}x}"
+
+
+_ESCAPES = _Escapes()
+
+
+def log_line(text: str, limit: int = MAX_LINE_BYTES) -> str:
+    """Make one line of a log: printable, and cut where it is too long, with how much is missing.
+
+    Args:
+        text: The message; line breaks in it are escaped.
+        limit: Longest line in bytes of UTF-8, with the line break that the log adds.
+    """
+    shown = printable(text)
+    encoded = shown.encode()
+    if len(encoded) < limit:
+        return shown
+    note = f"… ({len(encoded):,} bytes, cut)"
+    kept = encoded[: limit - 1 - len(note.encode())]
+    return kept.decode(errors="ignore") + note  # "ignore" drops a character that the cut has split
