@@ -29,7 +29,7 @@ from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.runtime.entry import is_off, run_job
 from jobs.runtime.flags import parse_config
 from lte_models.autoencoder import Autoencoder, AutoencoderConfig
-from lte_models.training.bundle import load_bundle, load_weights
+from lte_models.training.bundle import load_bundle, load_bundle_weights
 from lte_models.training.stream import list_parts
 from schemas import USER_HISTORIES, USER_LTE
 
@@ -114,7 +114,7 @@ def _autoencoder(folder: str, basis_version: str, window: str) -> Autoencoder:
     torch.set_num_threads(1)  # the engine runs as many partitions at once as there are cores
     bundle = load_bundle(Path(folder), kind="autoencoder", basis_version=basis_version, lte_window=window)
     model = Autoencoder(AutoencoderConfig(**bundle.manifest.config), bundle.tensors["basis"])
-    load_weights(model, bundle)
+    load_bundle_weights(model, bundle)
     return model.eval()
 
 

@@ -5,7 +5,6 @@ Starts from yesterday's bundle where there is one in the same basis, and goes on
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -23,10 +22,8 @@ from jobs.basis.basis import configured_basis
 from jobs.basis.matrix import FloatMatrix, basis_matrix, item_ids
 from jobs.config.sections import AutoencoderSection, Deployment
 from jobs.lake.lake import Lake, open_lake
-from jobs.registry.bundles import ModelError, bundle_folder, prune_bundles
-from jobs.registry.records import curve_metrics, earlier_bundle, fingerprint, record_model
-from jobs.registry.tracking import TrainingRecord, track
-from jobs.runtime.code_version import code_version
+from jobs.registry.bundles import ModelError, bundle_folder
+from jobs.registry.finish import Trained, Training, finish, start
 from jobs.runtime.entry import is_off, run_job, say
 from jobs.runtime.flags import parse_config
 from lte_models.autoencoder import (
@@ -35,8 +32,7 @@ from lte_models.autoencoder import (
     Histories,
     autoencoder_loss,
 )
-from lte_models.training.bundle import Bundle, save_bundle
-from lte_models.training.manifest import MANIFEST, Manifest
+from lte_models.training.bundle import Bundle
 from lte_models.training.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
 from lte_models.training.stream import stage
 from lte_models.training.trainer import (
@@ -45,7 +41,6 @@ from lte_models.training.trainer import (
     TrainConfig,
     Trainer,
     best_device,
-    discard_other,
     leave_a_core_free,
     shape_of,
     warm_start,
@@ -141,51 +136,19 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> d
     model.to(best_device())
     names = item_ids(lake, basis_version)
     ids = [names[index] for index in words.indices]
-    earlier = earlier_bundle(deployment, "autoencoder", ds, basis_version)
-    n_warm = _start_from(model, ids, earlier) if earlier else 0
-    start = earlier.manifest.weights_sha256 if earlier else ""
-    name = fingerprint(rows.digest + shape_of(model), asdict(settings), basis_version, start)
-    discard_other(folder, name)
-    curve = _run(model, reader, settings, folder, name, is_warm=n_warm > 0).curve
+    training = Training(lake, deployment, JOB, "autoencoder", ds, basis_version, asdict(settings))
+    begun = start(training, rows.digest + shape_of(model), partial(_start_from, model, ids))
+    curve = _run(model, reader, settings, folder, begun.name, is_warm=begun.n_warm > 0).curve
     scores = held_out_scores(model, reader)
     metrics = {
         "auc": scores["auc"],
         f"recall_at_{CUTOFF}": scores["recall"],
         f"precision_at_{CUTOFF}": scores["precision"],
     }
-    manifest = Manifest(
-        kind="autoencoder",
-        config=asdict(model.config),
-        basis_version=basis_version,
-        lte_window=settings.window,
-        ds=ds.isoformat(),
-        vocabulary_hash="",
-        code_version=code_version(),
-        metrics=metrics,
+    trained = Trained(
+        asdict(model.config), settings.window, model.state_dict(), ids, curve, metrics, size_name="n_vocabulary"
     )
-    written = save_bundle(folder, manifest, model.state_dict(), ids)
-    track(
-        deployment,
-        TrainingRecord(
-            kind="autoencoder",
-            ds=ds.isoformat(),
-            fingerprint=name,
-            parameters=asdict(settings) | {"basis_version": basis_version, "n_vocabulary": len(ids)},
-            curve=curve,
-            metrics=metrics,
-            artefact=folder / MANIFEST,
-        ),
-    )
-    record_model(lake, JOB, written, "trained")
-    prune_bundles(deployment, "autoencoder", ds)
-    shutil.rmtree(folder / "rows")
-    return {
-        **{(name, ""): value for name, value in metrics.items()},
-        ("n_epochs", ""): float(len(curve)),
-        ("n_vocabulary", ""): float(len(ids)),
-        ("n_warm", ""): float(n_warm),
-        **curve_metrics(curve),
-    }
+    return finish(training, begun, trained, [folder / "rows"])
 
 
 def _model_config(settings: AutoencoderSection, words: Vocabulary, matrix: FloatMatrix) -> AutoencoderConfig:

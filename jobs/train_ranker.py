@@ -7,7 +7,6 @@ evaluate_ranker. Starts from yesterday's bundle where there is one, and goes on 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
@@ -24,10 +23,8 @@ from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.ranker.items import METADATA, Shop, catalogue, load_shop, lte_window, metadata_codes, own_id_rows
 from jobs.ranker.readers import ExampleReader, context_of, days_with_examples, example_collate, stage_examples
 from jobs.ranker.scorers import RankerScorer
-from jobs.registry.bundles import ModelError, bundle_folder, prune_bundles
-from jobs.registry.records import curve_metrics, earlier_bundle, fingerprint, record_model
-from jobs.registry.tracking import TrainingRecord, track
-from jobs.runtime.code_version import code_version
+from jobs.registry.bundles import ModelError, bundle_folder
+from jobs.registry.finish import Trained, Training, finish, start
 from jobs.runtime.entry import is_off, run_job, say
 from jobs.runtime.flags import parse_config
 from lte_models.evaluation.metrics import query_metrics, target_ranks
@@ -36,8 +33,8 @@ from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.loss import Objective, ranker_loss
 from lte_models.ranker.model import Ranker
 from lte_models.ranker.towers import LteStatistics, RankerConfig
-from lte_models.training.bundle import Bundle, save_bundle
-from lte_models.training.manifest import MANIFEST, Manifest, vocabulary_hash
+from lte_models.training.bundle import Bundle
+from lte_models.training.manifest import vocabulary_hash
 from lte_models.training.sampling import LogUniformSampler, negatives_for_share
 from lte_models.training.trainer import (
     Progress,
@@ -45,7 +42,6 @@ from lte_models.training.trainer import (
     TrainConfig,
     Trainer,
     best_device,
-    discard_other,
     leave_a_core_free,
     shape_of,
     warm_start,
@@ -121,44 +117,20 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
     shop = load_shop(lake, ds, basis_version, settings.train_days)
     readers = example_readers(lake, anchors, shop, settings, basis_version, folder)
     built = new_ranker(shop, settings, deployment.interactions.types)
-    earlier = earlier_bundle(deployment, "ranker", ds, basis_version)
-    n_warm = start_from(built, earlier) if earlier else 0
-    start = earlier.manifest.weights_sha256 if earlier else ""
+    training = Training(lake, deployment, JOB, "ranker", ds, basis_version, asdict(settings))
     digest = "".join([*(reader.rows.digest for reader in readers), shop_digest(shop), shape_of(built.model)])
-    name = fingerprint(digest, asdict(settings), basis_version, start)
-    discard_other(folder, name)
-    progress = fit(built.model, *readers, settings, shop.daily, folder, name, is_warm=n_warm > 0)
-    metrics = {f"held_out_ndcg_at_{settings.cutoff}": progress.best}
-    manifest = Manifest(
-        kind="ranker",
+    begun = start(training, digest, partial(start_from, built))
+    progress = fit(built.model, *readers, settings, shop.daily, folder, begun.name, is_warm=begun.n_warm > 0)
+    trained = Trained(
         config={**built.config, "settings": asdict(settings)},
-        basis_version=basis_version,
         lte_window=lte_window(settings),
-        ds=ds.isoformat(),
-        vocabulary_hash="",
-        code_version=code_version(),
-        metrics=metrics,
+        weights=built.model.state_dict(),
+        item_ids=shop.item_ids,
+        curve=progress.curve,
+        metrics={f"held_out_ndcg_at_{settings.cutoff}": progress.best},
+        size_name="n_items",
     )
-    written = save_bundle(folder, manifest, built.model.state_dict(), shop.item_ids)
-    track(
-        deployment,
-        TrainingRecord(
-            kind="ranker",
-            ds=ds.isoformat(),
-            fingerprint=name,
-            parameters=asdict(settings) | {"basis_version": basis_version, "n_items": len(shop.item_ids)},
-            curve=progress.curve,
-            metrics=metrics,
-            artefact=folder / MANIFEST,
-        ),
-    )
-    record_model(lake, JOB, written, "trained")
-    prune_bundles(deployment, "ranker", ds)
-    for reader in readers:
-        shutil.rmtree(reader.rows.files[0].parent)
-    sizes = {"n_epochs": len(progress.curve), "n_items": len(shop.item_ids), "n_warm": n_warm}
-    recorded: dict[str | tuple[str, str], float] = {name: float(value) for name, value in (metrics | sizes).items()}
-    return recorded | curve_metrics(progress.curve)
+    return finish(training, begun, trained, [reader.rows.files[0].parent for reader in readers])
 
 
 def example_readers(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from jobs.config.sections import Deployment
 from jobs.registry.bundles import ModelError, models_folder
-from lte_models.training.manifest import MANIFEST, Manifest, read_manifest, write_atomically
+from lte_models.files import write_atomically
+from lte_models.training.manifest import MANIFEST, Manifest, read_manifest
 
 POINTER = "live.json"
 

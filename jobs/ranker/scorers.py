@@ -22,7 +22,7 @@ from lte_models.ranker.examples import ExampleBatch, Past
 from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.model import Ranker
 from lte_models.ranker.towers import Catalogue, RankerConfig
-from lte_models.training.bundle import Bundle, load_weights
+from lte_models.training.bundle import Bundle, load_bundle_weights
 from lte_models.training.trainer import best_device
 
 TOP = 10
@@ -95,7 +95,7 @@ def bundled_ranker(bundle: Bundle, shop: Shop) -> Ranker:
     config = bundle.manifest.config
     model = Ranker(RankerConfig(**config["model"]), catalogue(shop, config["codes"], config["id_rows"]))
     todays = {name: value for name, value in model.state_dict().items() if name in ITEM_BUFFERS}
-    load_weights(model, Bundle(bundle.manifest, bundle.tensors | todays, bundle.item_ids))
+    load_bundle_weights(model, Bundle(bundle.manifest, bundle.tensors | todays, bundle.item_ids))
     return model.to(best_device()).eval()
 
 

@@ -1,4 +1,4 @@
-"""What the models read from the lake beside their examples: item numbers, the basis matrix, folders of bundles."""
+"""Records of trainings: the bundle of the day before, the name of a training, its row in model_runs, its curves."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def earlier_bundle(deployment: Deployment, kind: str, ds: date, basis_version: s
     return load_bundle(folder, kind=kind)
 
 
-def fingerprint(digest: str, settings: Mapping[str, object], basis_version: str, start: str) -> str:
-    """Name a training by everything that decides its result: a checkpoint of another is not gone on with.
+def training_name(digest: str, settings: Mapping[str, object], basis_version: str, start: str) -> str:
+    """Name a training by everything that decides its result. A checkpoint with another name is discarded, not resumed.
 
     Args:
         digest: Of the data.
@@ -74,6 +74,6 @@ def curve_metrics(curve: Sequence[Mapping[str, float]]) -> dict[str | tuple[str,
     """Metrics ``loss`` and ``held_out`` labelled ``epoch N``, from 1: the curves of the report.
 
     Args:
-        curve: One entry an epoch, of :class:`lte_models.training.trainer.Progress`.
+        curve: One entry per epoch, of :class:`lte_models.training.trainer.Progress`.
     """
     return {(name, f"epoch {n}"): value for n, epoch in enumerate(curve, start=1) for name, value in epoch.items()}

@@ -30,7 +30,7 @@ from lte_models.clip.model import (
     TokenTable,
     build_model,
     checkpoint_digest,
-    load_weights,
+    load_clip_weights,
     open_tokenizer,
     read_config,
     resize_pictures,
@@ -174,7 +174,7 @@ def train_checkpoint(
         model, training_pairs(catalogues, table), open_config=open_config, config=config, after_epoch=_report_epoch
     )
     write_checkpoint(folder, model, table, open_config)
-    shipped = load_weights(folder)
+    shipped = load_clip_weights(folder)
     return {
         "settings": asdict(config),
         "threads": torch.get_num_threads(),

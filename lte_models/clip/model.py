@@ -201,7 +201,7 @@ def write_checkpoint(folder: Path, model: nn.Module, table: TokenTable, config: 
     (folder / TOKENS_FILE).write_text(table.to_json(), encoding="utf-8")
 
 
-def load_weights(folder: Path) -> nn.Module:
+def load_clip_weights(folder: Path) -> nn.Module:
     """Read a checkpoint folder as open_clip itself does, in float32 and in evaluation mode.
 
     Raises:

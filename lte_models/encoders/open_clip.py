@@ -70,7 +70,7 @@ class ClipSource:
     weights: Path
 
 
-def fingerprint(config: EncoderConfig) -> dict[str, Any]:
+def encoder_identity(config: EncoderConfig) -> dict[str, Any]:
     """What decides the vectors: weights, architecture, tokenizer, picture size and normalisation."""
     source = resolve(config)
     folder = source.folder

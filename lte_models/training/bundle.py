@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from lte_models.files import write_atomically
 from lte_models.training.manifest import (
     FORMAT,
     MANIFEST,
@@ -20,7 +21,6 @@ from lte_models.training.manifest import (
     Manifest,
     read_manifest,
     vocabulary_hash,
-    write_atomically,
 )
 
 __all__ = [
@@ -31,11 +31,10 @@ __all__ = [
     "Manifest",
     "check_finite",
     "load_bundle",
-    "load_weights",
+    "load_bundle_weights",
     "read_manifest",
     "save_bundle",
     "vocabulary_hash",
-    "write_atomically",
 ]
 
 
@@ -157,7 +156,7 @@ def load_bundle(folder: Path, *, kind: str, basis_version: str | None = None, lt
     return Bundle(manifest, tensors, _read_vocabulary(folder, manifest))
 
 
-def load_weights(module: torch.nn.Module, bundle: Bundle) -> None:
+def load_bundle_weights(module: torch.nn.Module, bundle: Bundle) -> None:
     """Load a bundle's weights into a module of the same shape.
 
     Args:

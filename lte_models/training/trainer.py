@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lte_models.training.manifest import CheckpointError, replacing
+from lte_models.files import replacing
+from lte_models.training.manifest import CheckpointError
 from lte_models.training.optimizer import AdamW
 
 BatchT = TypeVar("BatchT")

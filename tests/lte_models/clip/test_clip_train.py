@@ -20,8 +20,8 @@ from lte_models.clip.model import (
     ClipConfigError,
     TokenTable,
     checkpoint_digest,
+    load_clip_weights,
     load_tokenizer,
-    load_weights,
     open_tokenizer,
     read_config,
     resize_pictures,
@@ -234,7 +234,7 @@ def test_card_and_weights_say_what_was_trained(shop):
     assert result["digest"] in card
     assert "lte train-clip --catalogue" in card
     assert "- Licence: CC0" in card
-    shipped = load_weights(shop / "clip")
+    shipped = load_clip_weights(shop / "clip")
     assert sum(p.numel() for p in shipped.parameters()) == result["parameters"]
     assert shipped.token_embedding.num_embeddings == result["tokens"] < 60
     assert (shop / "clip" / "open_clip_model.safetensors").stat().st_size < 2.2 * result["parameters"]

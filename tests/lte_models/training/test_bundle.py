@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from lte_models.training.bundle import load_bundle, load_weights, save_bundle
+from lte_models.files import write_atomically
+from lte_models.training.bundle import load_bundle, load_bundle_weights, save_bundle
 from lte_models.training.manifest import (
     MANIFEST,
     CheckpointError,
     Manifest,
     read_manifest,
     vocabulary_hash,
-    write_atomically,
 )
 
 IDS = ["a", "b"]
@@ -135,9 +135,9 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     save_bundle(tmp_path, _manifest(), {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, IDS)
     bundle = load_bundle(tmp_path, kind="autoencoder")
-    load_weights(nn.Linear(2, 3), bundle)
+    load_bundle_weights(nn.Linear(2, 3), bundle)
     with pytest.raises(CheckpointError, match="ds 2017-12-01 does not fit"):
-        load_weights(nn.Linear(2, 4), bundle)
+        load_bundle_weights(nn.Linear(2, 4), bundle)
 
 
 def test_vocabularies_that_cannot_be(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""What every training does around its epochs: name itself, start warm, write the bundle, log, record, clear away."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from jobs.config.sections import Deployment
+from jobs.lake.lake import Lake
+from jobs.registry.bundles import bundle_folder, prune_bundles
+from jobs.registry.records import curve_metrics, earlier_bundle, record_model, training_name
+from jobs.registry.tracking import TrainingRecord, track
+from jobs.runtime.code_version import code_version
+from lte_models.training.bundle import Bundle, save_bundle
+from lte_models.training.manifest import MANIFEST, Manifest
+from lte_models.training.trainer import discard_other
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training of one model for one data day.
+
+    Attributes:
+        lake: Gets the row of table model_runs.
+        deployment: Whose bundles and tracking.
+        job: Task that trains.
+        kind: "autoencoder" or "ranker".
+        ds: Data day.
+        basis_version: Basis that numbers the items.
+        settings: Of the model, plain values.
+    """
+
+    lake: Lake
+    deployment: Deployment
+    job: str
+    kind: str
+    ds: date
+    basis_version: str
+    settings: Mapping[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the bundle."""
+        return bundle_folder(self.deployment, self.kind, self.ds)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from.
+
+    Attributes:
+        name: Hash of everything that decides the result; a checkpoint with another name is discarded, not resumed.
+        n_warm: Items whose weights came from the earlier bundle.
+    """
+
+    name: str
+    n_warm: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a training.
+
+    Attributes:
+        config: Of the model, plain JSON values, for the manifest.
+        lte_window: Window of the LTEs that the model takes or makes: "365-60"; empty where it takes none.
+        weights: Name to tensor.
+        item_ids: Vocabulary in row order.
+        curve: One entry per epoch.
+        metrics: Held-out values at the end.
+        size_name: What the report calls the number of items: "n_items".
+    """
+
+    config: Mapping[str, Any]
+    lte_window: str
+    weights: Mapping[str, Tensor]
+    item_ids: Sequence[str]
+    curve: Sequence[Mapping[str, float]]
+    metrics: Mapping[str, float]
+    size_name: str
+
+
+def start(training: Training, digest: str, take_over: Callable[[Bundle], int]) -> Start:
+    """Take over the weights of the day before, and discard a checkpoint that belongs to other data or settings.
+
+    Args:
+        training: Which.
+        digest: Hash of the data and of the model's shape.
+        take_over: Loads what fits of an earlier bundle into the new model; returns the items taken over.
+
+    Raises:
+        lte_models.training.manifest.CheckpointError: The bundle of the day before is damaged.
+    """
+    earlier = earlier_bundle(training.deployment, training.kind, training.ds, training.basis_version)
+    n_warm = take_over(earlier) if earlier else 0
+    weights = earlier.manifest.weights_sha256 if earlier else ""
+    name = training_name(digest, training.settings, training.basis_version, weights)
+    discard_other(training.folder, name)
+    return Start(name, n_warm)
+
+
+def finish(
+    training: Training, started: Start, trained: Trained, staged: Sequence[Path]
+) -> dict[str | tuple[str, str], float]:
+    """Write the bundle, log it to MLflow, record it in model_runs, and clear old bundles and staged rows away.
+
+    A kill at any point is mended by a rerun: each step replaces its own earlier result.
+
+    Args:
+        training: Which.
+        started: From :func:`start`.
+        trained: Result.
+        staged: Folders with copies of the training rows; they hold user ids and are deleted.
+
+    Returns:
+        The job's metrics: held-out values, ``n_epochs``, the number of items, ``n_warm``, and the curves.
+
+    Raises:
+        lte_models.training.manifest.CheckpointError: A weight is not finite.
+    """
+    written = save_bundle(training.folder, _manifest(training, trained), trained.weights, trained.item_ids)
+    track(training.deployment, _tracking_record(training, started, trained))
+    record_model(training.lake, training.job, written, "trained")
+    prune_bundles(training.deployment, training.kind, training.ds)
+    for folder in staged:
+        shutil.rmtree(folder)
+    sizes = {"n_epochs": len(trained.curve), trained.size_name: len(trained.item_ids), "n_warm": started.n_warm}
+    plain = {(name, ""): float(value) for name, value in {**trained.metrics, **sizes}.items()}
+    return plain | curve_metrics(trained.curve)
+
+
+def _manifest(training: Training, trained: Trained) -> Manifest:
+    """The manifest; :func:`save_bundle` fills in the hashes of weights and vocabulary."""
+    return Manifest(
+        kind=training.kind,
+        config=trained.config,
+        basis_version=training.basis_version,
+        lte_window=trained.lte_window,
+        ds=training.ds.isoformat(),
+        vocabulary_hash="",
+        code_version=code_version(),
+        metrics=trained.metrics,
+    )
+
+
+def _tracking_record(training: Training, started: Start, trained: Trained) -> TrainingRecord:
+    sizes = {"basis_version": training.basis_version, trained.size_name: len(trained.item_ids)}
+    return TrainingRecord(
+        kind=training.kind,
+        ds=training.ds.isoformat(),
+        fingerprint=started.name,
+        parameters={**training.settings, **sizes},
+        curve=trained.curve,
+        metrics=trained.metrics,
+        artefact=training.folder / MANIFEST,
+    )
