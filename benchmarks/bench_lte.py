@@ -134,7 +134,7 @@ def naive(folder: Path, shop: MadeShop) -> Result:
     query = f"""
         SELECT user_id, CAST(array({averages}) AS array<float>) AS embedding, CAST(count(*) AS int) AS n_items
         FROM interactions JOIN item_embeddings USING (item_id)
-        WHERE event_date BETWEEN DATE '{first}' AND DATE '{after - timedelta(days=1)}' GROUP BY user_id"""
+        WHERE event_date BETWEEN DATE '{first}' AND DATE '{after - timedelta(days=1)}' GROUP BY user_id"""  # noqa: S608 numbers and dates of our own
     with spark_session(deployment.engine, "bench") as spark:
         for name in ("interactions", "item_embeddings"):
             spark.read.format("delta").load(str(folder / "lake" / name)).createOrReplaceTempView(name)
@@ -166,7 +166,8 @@ def measured(part: str, folder: Path, *, limit_s: float, limit_mib: float) -> Re
         return seen | {"stopped": stopped, "seconds": seen["process_s"], "cpu_s": float("nan")}
     if child.returncode != 0:
         sys.exit(f"{part} failed with exit code {child.returncode}")
-    return json.loads(answer.read_text()) | seen
+    told: dict[str, Any] = json.loads(answer.read_text())
+    return told | seen
 
 
 def _reason(took_s: float, peak_mib: float, limit_s: float, limit_mib: float) -> str:
@@ -238,8 +239,8 @@ def difference(folder: Path, other: Path) -> float:
         mine = mine.filter(pa.compute.greater(mine["n_items"], 0))
     mine, theirs = mine.sort_by("user_id"), theirs.sort_by("user_id")
     for name in ("user_id", "n_items"):
-        pair = [np.asarray(table[name].to_pylist()) for table in (mine, theirs)]
-        assert np.array_equal(*pair), f"{other}: {name} differs from the job's"
+        ours, other_s = (np.asarray(table[name].to_pylist()) for table in (mine, theirs))
+        assert np.array_equal(ours, other_s), f"{other}: {name} differs from the job's"
     flat = [table["embedding"].combine_chunks().flatten().to_numpy() for table in (mine, theirs)]
     return float(np.abs(flat[0] - flat[1]).max())
 

@@ -33,6 +33,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from jobs.store.lmdb_store import LmdbStore
 from jobs.store.protocol import OnlineStore
@@ -111,9 +113,13 @@ def measure(store: OnlineStore, users: int, dim: int) -> dict[str, Any]:
     memory = PeakMemory()
     memory.start()
     marks: dict[str, float] = {}
+
+    def mark(step: str, _: str) -> None:
+        marks.setdefault(step, time.perf_counter())
+
     publish(store, source(users, dim, 1))
     started = time.perf_counter()
-    publish(store, source(users, dim, 2), on_step=lambda step, _: marks.setdefault(step, time.perf_counter()))
+    publish(store, source(users, dim, 2), on_step=mark)
     total = time.perf_counter() - started
     memory.stop()
     reader = SnapshotReader(store)
@@ -162,7 +168,7 @@ def redis_server(folder: str) -> Iterator[int]:
     try:
         for _ in range(100):
             try:
-                redis.Redis(port=port, retry=None).ping()
+                redis.Redis(port=port, retry=Retry(NoBackoff(), 0)).ping()
                 break
             except redis.ConnectionError:
                 time.sleep(0.05)

@@ -69,7 +69,8 @@ def events(shop: MadeShop) -> Events:
 def vectors(shop: MadeShop) -> FloatArray:
     """Unit vectors, float32 [V, D]."""
     rows = np.random.default_rng((shop.seed, 1)).standard_normal((shop.n_items, shop.dim), dtype=np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: FloatArray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def ids(prefix: str, numbers: IntArray) -> pa.Array:

@@ -68,7 +68,7 @@ def parse_flags(argv: Sequence[str] | None) -> ReportConfig:
 def _states(text: str) -> dict[str, str]:
     states = json.loads(text or "{}")
     if not isinstance(states, dict):
-        raise ValueError(text)
+        raise TypeError(text)  # argparse tells the user
     return {str(task): str(state) for task, state in states.items()}
 
 

@@ -7,7 +7,6 @@ basis cross process borders.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from jobs.runtime.entry import say
 from lte_models.encoders.base import EncoderConfig, FloatArray, ItemEncoder, aggregate, item_text
 from lte_models.encoders.images import ImageError, decode_image, image_bytes
 from lte_models.encoders.loading import load_encoder
@@ -192,4 +192,4 @@ def _lists(vectors: FloatArray) -> pa.ListArray:
 
 def _report(progress: str) -> None:
     """Write to the worker's log; with the engine in this process, a person sees it."""
-    print(f"embed_items: {progress}", file=sys.stderr, flush=True)
+    say("embed_items", progress)

@@ -90,8 +90,8 @@ def _overrides(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 def _section(cls: Any, name: str, values: dict[str, Any], base: Path) -> Any:
     """Build one section; names the unknown key, the missing key or the wrong value."""
     hints = typing.get_type_hints(cls)
-    for key in values:
-        _require(key in hints, f"{name}.{key}", values[key], f"unknown key; known are {', '.join(hints)}")
+    for key, value in values.items():
+        _require(key in hints, f"{name}.{key}", value, f"unknown key; known are {', '.join(hints)}")
     required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
     _require(required <= set(values), name, sorted(required - set(values)), "missing")
     typed = {key: _typed(value, hints[key], f"{name}.{key}") for key, value in values.items()}
@@ -133,9 +133,9 @@ def load_deployment(path: Path, environ: Mapping[str, str] = os.environ) -> Depl
 
 def _build(raw: dict[str, Any], overrides: dict[str, dict[str, Any]], base: Path) -> Deployment:
     sections = _sections()
-    for name in raw:
-        _require(name in sections, name, raw[name], f"unknown section; known are {', '.join(sections)}")
-        _require(isinstance(raw[name], dict), name, raw[name], f"a table is wanted: [{name}]")
+    for name, section in raw.items():
+        _require(name in sections, name, section, f"unknown section; known are {', '.join(sections)}")
+        _require(isinstance(section, dict), name, section, f"a table is wanted: [{name}]")
     for name in ("deployment", "paths"):
         _require(name in raw, name, None, "this section is required")
     merged = {name: {**raw.get(name, {}), **overrides.get(name, {})} for name in {*raw, *overrides}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from PIL import Image
 from jobs.landing.checks import RowRules
 from jobs.landing.files import FORMATS, LandingFile, landing_files
 from jobs.landing.rows import FILE_LINE, TALLY_LINE, file_batches
+from jobs.runtime.entry import say
 from lte_models.encoders.base import item_text
 from lte_models.encoders.images import ImageError, decode_image, image_bytes
 
@@ -133,7 +133,7 @@ def _refuse_or_tell_repeated(path: Path, repeated: pa.Table) -> None:
     place = f"{first['source_file']}, line {first['line']}: item_id {first['item_id']!r} occurs more than once"
     if first["landing_ds"] == _NO_DAY:
         raise CatalogueError(f"catalogue {path}: {place} ({repeated.num_rows} rows repeat an earlier one)")
-    print(f"{path}: {place} on its day; {repeated.num_rows} such rows left out", file=sys.stderr)
+    say("catalogue", f"{path}: {place} on its day; {repeated.num_rows} such rows left out")
 
 
 def picture_folder(path: Path) -> Path:
@@ -180,4 +180,4 @@ def _check_readable(reasons: Counter[str], n_readable: int, folder: Path) -> Non
             f"catalogue {folder}: {n_readable} pictures can be read, {unreadable} not: {dict(reasons)}"
         )
     if unreadable:
-        print(f"{folder}: {unreadable} pictures left out: {dict(reasons)}", file=sys.stderr)
+        say("catalogue", f"{folder}: {unreadable} pictures left out: {dict(reasons)}")

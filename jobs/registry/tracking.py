@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from jobs.config.sections import Deployment
 from jobs.registry.bundles import models_folder
+from jobs.runtime.entry import say
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -80,7 +80,7 @@ def track(deployment: Deployment, record: TrainingRecord) -> str | None:
     try:
         return _tracked(deployment, uri, record)
     except Exception as error:  # whatever goes wrong in MLflow or behind it, the bundle is written
-        print(f"tracking: {record.kind} of ds {record.ds} is not logged at {uri}: {error}", file=sys.stderr, flush=True)
+        say("tracking", f"{record.kind} of ds {record.ds} is not logged at {uri}: {error}")
         return None
 
 

@@ -62,7 +62,7 @@ def airflow_python(program: str, argument: Path, home: Path, **variables: str) -
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "LTE_"))}
     environment |= {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **variables}
     command = [sys.executable, "-W", "ignore", "-c", program, str(argument)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -180,14 +180,16 @@ def test_jobs_are_processes_with_explicit_flags(tasks: dict[str, Any]) -> None:
 def test_config_is_looked_up_when_the_task_runs_and_its_absence_is_said(tasks: dict[str, Any]) -> None:
     command = tasks["ingest"]["command"].replace("{{ ds }}", "2017-11-07")
     environment = {name: value for name, value in os.environ.items() if name != "LTE_CONFIG"}
-    done = subprocess.run(["bash", "-c", command], env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment, cwd=ROOT, check=False, capture_output=True, text=True
+    )
     assert done.returncode != 0
     assert "LTE_CONFIG: names the TOML file of the deployment and is not set" in done.stderr
     # An interpreter that only shows its arguments: a path with a space stays one argument.
     environment |= {"LTE_CONFIG": "/my configs/a.toml", "LTE_PYTHON": "/usr/bin/printf"}
     shown = subprocess.run(
         ["bash", "-c", command.replace("jobs/ingest.py", "'%s\\n' jobs/ingest.py")],
-        env=environment, cwd=ROOT, capture_output=True, text=True,
+        env=environment, cwd=ROOT, check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert shown.stdout.splitlines() == ["jobs/ingest.py", "--config", "/my configs/a.toml", "--ds", "2017-11-07"]
 

@@ -101,9 +101,10 @@ def _wait_until_it_answers(client: redis.Redis, server: subprocess.Popen[bytes])
         assert server.poll() is None, "redis-server ended at once; see redis.log in its folder"
         try:
             client.ping()
-            return
         except (redis.ConnectionError, redis.TimeoutError):
             time.sleep(0.05)
+        else:
+            return
     raise AssertionError("redis-server did not answer within 10 s")
 
 

@@ -47,7 +47,7 @@ class Airflow:
     def command(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**self.environment, **variables}
         return subprocess.run(
-            [str(BIN / "airflow"), *words], env=environment, capture_output=True, text=True, timeout=300
+            [str(BIN / "airflow"), *words], env=environment, check=False, capture_output=True, text=True, timeout=300
         )
 
 
@@ -209,7 +209,9 @@ class Served:
     def shell(self, line: str) -> subprocess.CompletedProcess[str]:
         """Run a line in a shell that has sourced ``scripts/env.sh``, as a person's second shell."""
         command = ["bash", "-c", f"source scripts/env.sh shop.toml; {line}"]
-        return subprocess.run(command, cwd=self.home, env=self.environment(), capture_output=True, text=True)
+        return subprocess.run(
+            command, cwd=self.home, env=self.environment(), check=False, capture_output=True, text=True
+        )
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "LTE_"))}

@@ -456,7 +456,7 @@ def test_the_examples_of_the_documentation_are_the_same_two_events(
     (folder / "events.csv").write_text(blocks("csv")[0])
     (folder / "events.jsonl").write_text(blocks("json")[0])
     monkeypatch.chdir(tmp_path)
-    exec(blocks("python")[0], {})
+    exec(blocks("python")[0], {})  # noqa: S102 the example of the page, run as a reader would run it
     files = landing_files(str(tmp_path / "landing"), "interactions")
     assert [file.format for file in files] == ["csv", "jsonl", "parquet"]
     moment = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
