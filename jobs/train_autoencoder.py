@@ -21,7 +21,7 @@ from jobs.autoencoder.scores import CUTOFF, held_out_scores
 from jobs.basis.basis import configured_basis
 from jobs.basis.matrix import FloatMatrix, basis_matrix, item_ids
 from jobs.config.sections import AutoencoderSection, Deployment
-from jobs.lake.lake import Lake, open_lake
+from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.registry.finish import Trained, Training, finish, start
 from jobs.runtime.entry import is_off, run_job, say
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except NoKnownItemError as error:
             # A young shop, whose window lies before its first day: not what an operator could mend.
             say(JOB, f"{error}; embed_users writes the uniform averages")
-            metrics = {("n_epochs", ""): 0.0}
+            metrics = {"n_epochs": 0.0}
         lake.record_metrics(config.ds, JOB, metrics)
 
 
@@ -108,7 +108,7 @@ def vocabulary(histories: DataFrame, n_indices: int, what: str, max_items: int |
     return Vocabulary(indices, ranks)
 
 
-def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> dict[str | tuple[str, str], float]:
+def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Metrics:
     """Train on the partition of ``ds`` and save the bundle.
 
     Args:

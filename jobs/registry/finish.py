@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from jobs.config.sections import Deployment
-from jobs.lake.lake import Lake
+from jobs.lake.lake import Lake, Metrics
 from jobs.registry.bundles import bundle_folder, prune_bundles
 from jobs.registry.records import curve_metrics, earlier_bundle, record_model, training_name
 from jobs.registry.tracking import TrainingRecord, track
@@ -105,9 +105,7 @@ def start(training: Training, digest: str, take_over: Callable[[Bundle], int]) -
     return Start(name, n_warm)
 
 
-def finish(
-    training: Training, started: Start, trained: Trained, staged: Sequence[Path]
-) -> dict[str | tuple[str, str], float]:
+def finish(training: Training, started: Start, trained: Trained, staged: Sequence[Path]) -> Metrics:
     """Write the bundle, log it to MLflow, record it in model_runs, and clear old bundles and staged rows away.
 
     A kill at any point is mended by a rerun: each step replaces its own earlier result.
@@ -131,8 +129,10 @@ def finish(
     for folder in staged:
         shutil.rmtree(folder)
     sizes = {"n_epochs": len(trained.curve), trained.size_name: len(trained.item_ids), "n_warm": started.n_warm}
-    plain = {(name, ""): float(value) for name, value in {**trained.metrics, **sizes}.items()}
-    return plain | curve_metrics(trained.curve)
+    metrics: dict[str | tuple[str, str], float] = {
+        name: float(value) for name, value in {**trained.metrics, **sizes}.items()
+    }
+    return metrics | curve_metrics(trained.curve)
 
 
 def _manifest(training: Training, trained: Trained) -> Manifest:

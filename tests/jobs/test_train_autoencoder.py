@@ -182,7 +182,7 @@ def test_late_data_start_the_training_again(trained: tuple[Lake, Deployment], mo
     (folder / STATE).write_bytes(b"of a training that was killed")
     _append(lake, [_interaction("late", "i5", 80)], INTERACTIONS)
     write_histories(lake, deployment, DS, BASIS)
-    assert train(lake, deployment, DS, BASIS)["n_epochs", ""] == 3
+    assert train(lake, deployment, DS, BASIS)["n_epochs"] == 3
     assert not (folder / STATE).exists()
     assert not (folder / "rows").exists()
 
@@ -191,7 +191,7 @@ def test_the_next_day_starts_warm_and_another_basis_cold(trained: tuple[Lake, De
     lake, deployment = trained
     tomorrow = DS + timedelta(days=1)
     write_histories(lake, deployment, tomorrow, BASIS)
-    assert train(lake, deployment, tomorrow, BASIS)["n_warm", ""] == 6
+    assert train(lake, deployment, tomorrow, BASIS)["n_warm"] == 6
 
 
 def test_only_the_most_frequent_items_are_known_and_their_names_are_read_once(
@@ -235,7 +235,7 @@ def test_a_shop_whose_users_are_all_in_the_held_out_fold_trains_on_them(
     write_histories(lake, deployment, DS, BASIS)
     folds = {row["user_id"]: row["fold"] for row in _histories(lake).collect()}
     assert folds[user] == 0 != folds["new"]
-    assert train(lake, deployment, DS, BASIS)["n_epochs", ""] == 2
+    assert train(lake, deployment, DS, BASIS)["n_epochs"] == 2
     assert len(load_bundle(bundle_folder(deployment, "autoencoder", DS), kind="autoencoder").item_ids) == 3
 
 
