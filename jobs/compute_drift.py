@@ -17,7 +17,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField, StructType
 
 from jobs.basis.matrix import load_matrix, pinned_basis
 from jobs.config.sections import Deployment
@@ -43,7 +42,7 @@ from lte_models.averages import drift
 from schemas import LTE_DRIFT, METHODS, POOLED_METHODS, USER_LTE
 
 JOB = "compute_drift"
-_JUDGED_SCHEMA = StructType([StructField(f.name, f.dataType) for f in LTE_DRIFT.schema if f.name != "ds"])
+_JUDGED_SCHEMA = LTE_DRIFT.row_type([name for name in LTE_DRIFT.columns if name != "ds"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

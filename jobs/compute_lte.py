@@ -16,13 +16,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField, StructType
 
 from jobs.basis.basis import configured_basis, known_items, read_basis
 from jobs.basis.matrix import BasisKey, load_matrix, pinned_basis
 from jobs.config.sections import Deployment, LteSection
 from jobs.config.window import LteWindow
 from jobs.lake.lake import Lake, open_lake
+from jobs.lake.vectors import list_column
 from jobs.lte.inputs import _event_days, input_fingerprint_as_of
 from jobs.lte.packing import collected, packed_interactions
 from jobs.lte.settings import BLOCK_USERS, LteError, lte_settings, lte_windows, n_partitions, weightings
@@ -42,7 +42,7 @@ from schemas import INTERACTIONS, POOLED_METHODS, RUNS, USER_LTE
 
 JOB = "compute_lte"
 _WORKER_COLUMNS = ("user_id", "embedding", "n_items", "n_unknown", "method", "lte_window")
-_WORKER_SCHEMA = StructType([StructField(name, USER_LTE.schema[name].dataType) for name in _WORKER_COLUMNS])
+_WORKER_SCHEMA = USER_LTE.row_type(_WORKER_COLUMNS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,22 +147,19 @@ def _lte_batch(
     if not is_present.all():
         users = users.filter(pa.array(is_present))
         lte = Pooled(lte.vectors[is_present], lte.n_items[is_present], lte.n_unknown[is_present])
-    n_users, dim = lte.vectors.shape
-    offsets = pa.array(np.arange(0, (n_users + 1) * dim, dim, dtype=np.int32))
     columns = [
         users,
-        pa.ListArray.from_arrays(offsets, pa.array(lte.vectors.reshape(-1))),
+        list_column(lte.vectors),
         pa.array(lte.n_items.astype(np.int32)),
         pa.array(lte.n_unknown.astype(np.int32)),
-        *(pa.repeat(text, n_users) for text in method_and_window),
+        *(pa.repeat(text, len(users)) for text in method_and_window),
     ]
     return pa.record_batch(columns, names=list(_WORKER_COLUMNS))
 
 
 def _record_run(lake: Lake, ds: date, basis_version: str, fingerprint: str) -> None:
     row = (basis_version, fingerprint, code_version(), ds, JOB)
-    runs = lake.spark.createDataFrame([row], StructType([StructField(f.name, f.dataType) for f in RUNS.schema]))
-    lake.replace(runs, RUNS, {"ds": ds, "job": JOB})
+    lake.replace_rows([row], RUNS, {"ds": ds, "job": JOB})
 
 
 def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> dict[str | tuple[str, str], float]:

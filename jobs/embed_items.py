@@ -189,11 +189,7 @@ def embedded(fresh: DataFrame, task: EncodeTask, partitions: int) -> DataFrame:
     """
     columns = ("item_id", "item_index", "first_ds", *TEXT_COLUMNS, *task.image_columns)
     placed = fresh.select(*columns).repartition(partitions, *TEXT_COLUMNS)
-    return placed.mapInArrow(task.encode, _nullable(ITEM_EMBEDDINGS.schema))
-
-
-def _nullable(schema: StructType) -> StructType:
-    return StructType([StructField(each.name, each.dataType, True) for each in schema])
+    return placed.mapInArrow(task.encode, ITEM_EMBEDDINGS.row_type())
 
 
 def _coverage(

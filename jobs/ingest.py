@@ -18,12 +18,11 @@ from itertools import chain
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
 
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake, open_lake
 from jobs.landing.checks import RowRules
-from jobs.landing.event_days import DAYS_BACK, _existing, _nullable, _states, _write_event_days
+from jobs.landing.event_days import DAYS_BACK, _existing, _states, _write_event_days
 from jobs.landing.files import LandingError, LandingFile, filesystem, landing_files, misplaced_files
 from jobs.landing.merge import (
     Batch,
@@ -228,7 +227,7 @@ def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date])
     _write_interactions(lake, merged, wanted, _states(existing))
     # Before the log: once the files are in it, no later run knows that they filled a hole.
     lake.record_metrics(batch.ds, JOB, {**_metrics(batch, staged.counts), DAYS_BACK: _n_days_back(lake, batch)})
-    lake.replace(lake.spark.createDataFrame(*_log_rows(batch, staged.counts)), INGEST_LOG, {"landing_ds": batch.days})
+    lake.replace_rows(_log_rows(batch, staged.counts), INGEST_LOG, {"landing_ds": batch.days})
     _say_done(batch, staged.counts)
 
 
@@ -278,14 +277,14 @@ def _write_interactions(
         raise LandingError(f"table interactions: {n_rows} rows were written where {expected} were counted")
 
 
-def _log_rows(batch: Batch, counts: Counts) -> tuple[list[tuple[object, ...]], StructType]:
+def _log_rows(batch: Batch, counts: Counts) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = [
         (f.target, f.name, each.n_read, each.n_accepted, each.n_duplicate, each.n_quarantined, f.ds)
         for f, each in sorted(counts.items())
     ]
     if not any(file.ds == batch.ds for file in batch.of("interactions")):
         rows.append(("interactions", "", 0, 0, 0, 0, batch.ds))
-    return rows, _nullable(INGEST_LOG)
+    return rows
 
 
 def _totals(counts: Iterable[FileCounts]) -> dict[str, int]:

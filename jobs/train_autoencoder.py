@@ -19,9 +19,10 @@ from pyspark.sql import functions as F
 from jobs.autoencoder.histories import HistoryReader, IntArray, _partition, write_histories
 from jobs.autoencoder.scores import CUTOFF, held_out_scores
 from jobs.basis.basis import configured_basis
-from jobs.basis.matrix import FloatMatrix, basis_matrix, item_ids
+from jobs.basis.matrix import item_ids, load_matrix, pinned_basis
 from jobs.config.sections import AutoencoderSection, Deployment
 from jobs.lake.lake import Lake, Metrics, open_lake
+from jobs.lake.vectors import FloatMatrix
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.registry.finish import Trained, Training, finish, start
 from jobs.runtime.entry import is_off, run_job, say
@@ -125,7 +126,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         lte_models.training.bundle.CheckpointError: A checkpoint is damaged.
     """
     settings, where = deployment.autoencoder, _partition(ds, deployment.autoencoder)
-    matrix = basis_matrix(lake, basis_version)
+    matrix = load_matrix(pinned_basis(lake, basis_version)).vectors
     what = f"table user_histories, ds {ds}, lte_window {settings.window}"
     words = vocabulary(lake.read(USER_HISTORIES, where=where), len(matrix), what, settings.max_items)
     folder = bundle_folder(deployment, "autoencoder", ds)

@@ -15,7 +15,6 @@ from pathlib import Path
 from great_expectations.expectations.expectation import Expectation
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField, StructType
 
 from jobs.basis.matrix import BasisMatrix, load_matrix, pinned_basis
 from jobs.config.sections import Deployment
@@ -205,10 +204,8 @@ def is_stale(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -
 
 def write_outcomes(lake: Lake, outcomes: Sequence[Outcome], ds: date) -> None:
     """Replace gate_results of ds."""
-    names = [name for name in GATE_RESULTS.columns if name != "ds"]
-    rows = [(*(asdict(outcome)[name] for name in names), ds) for outcome in outcomes]
-    schema = StructType([StructField(name, GATE_RESULTS.schema[name].dataType) for name in (*names, "ds")])
-    lake.replace(lake.spark.createDataFrame(rows, schema), GATE_RESULTS, {"ds": ds})
+    rows = [asdict(outcome) | {"ds": ds} for outcome in outcomes]
+    lake.replace_rows([tuple(row[name] for name in GATE_RESULTS.columns) for row in rows], GATE_RESULTS, {"ds": ds})
 
 
 def gate_metrics(outcomes: Sequence[Outcome], measured: Sequence[Measured]) -> Metrics:

@@ -71,6 +71,12 @@ class Table:
         """Column names in declared order."""
         return self.schema.fieldNames()
 
-    def has_arrays(self) -> bool:
-        """Whether any column is an array."""
-        return any(field.dataType.typeName() == "array" for field in self.schema)
+    def row_type(self, columns: Sequence[str] | None = None) -> StructType:
+        """Types of rows that are on their way to the table; the write itself checks for nulls.
+
+        Engines mark computed columns nullable, whatever they hold: so every column is nullable here.
+
+        Args:
+            columns: Some of the table's columns, in the order of the rows; all in declared order by default.
+        """
+        return StructType([StructField(name, self.schema[name].dataType) for name in columns or self.columns])

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from jobs.lake.vectors import list_column
 from jobs.runtime.entry import say
 from lte_models.encoders.base import EncoderConfig, FloatArray, ItemEncoder, aggregate, item_text
 from lte_models.encoders.images import ImageError, decode_image, image_bytes
@@ -101,7 +102,7 @@ class EncodeTask:
                 "content_hash": pa.array(items.content_hashes(), pa.string()),
                 "source": pa.array(items.sources(), pa.string()),
                 "first_ds": batch.column("first_ds"),
-                "embedding": _lists(vectors),
+                "embedding": list_column(vectors),
             }
         )
 
@@ -182,12 +183,6 @@ def _encode_texts(items: _Items, encoder: ItemEncoder, kept: dict[str, FloatArra
     for number in np.flatnonzero(items.has_text):
         items.texts[number] = kept[items.words[number]]
     return len(unseen)
-
-
-def _lists(vectors: FloatArray) -> pa.ListArray:
-    n, dim = vectors.shape
-    offsets = pa.array(np.arange(0, (n + 1) * dim, dim, dtype=np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
 
 
 def _report(progress: str) -> None:

@@ -20,69 +20,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.basis.basis import BasisError
 from jobs.lake.delta_files import arrow_batches
 from jobs.lake.lake import Lake
-from jobs.registry.bundles import ModelError
-from lte_models.averages.pooling import FloatArray
+from jobs.lake.vectors import FloatMatrix, VectorError, vector_matrix
 from schemas import ITEM_EMBEDDINGS
-
-FloatMatrix = npt.NDArray[np.float32]
-
-
-def basis_matrix(lake: Lake, basis_version: str) -> FloatMatrix:
-    """All vectors of a basis, row = item_index; the one thing whose size is the catalogue's.
-
-    Args:
-        lake: Reads item_embeddings.
-        basis_version: Which basis.
-
-    Returns:
-        float32 [n, D].
-
-    Raises:
-        ModelError: There is no vector, or one is missing or not finite.
-    """
-    where = {"basis_version": basis_version}
-    parts = [
-        (batch.column("item_index").to_numpy(), vector_rows(batch.column("embedding")))
-        for batch in lake.batches(ITEM_EMBEDDINGS, columns=("item_index", "embedding"), where=where)
-        if batch.num_rows
-    ]
-    name = f"table item_embeddings, basis_version {basis_version}"
-    if not parts:
-        raise ModelError(f"{name}: there is no vector; run embed_items first")
-    index, vectors = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-    matrix = np.full((int(index.max()) + 1, vectors.shape[1]), np.nan, dtype=np.float32)
-    matrix[index] = vectors
-    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-    if bad.size:
-        raise ModelError(f"{name}: item_index {bad[0]} is missing or not finite ({bad.size} such items)")
-    return matrix
-
-
-def vector_rows(column: pa.Array) -> FloatMatrix:
-    """A list column as a matrix.
-
-    Args:
-        column: list<float> of B rows.
-
-    Returns:
-        float32 [B, D].
-
-    Raises:
-        ModelError: The lists have different lengths.
-    """
-    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-    if len(set(lengths.tolist())) > 1:
-        raise ModelError(f"table item_embeddings: vectors of {min(lengths)} and of {max(lengths)} floats in one basis")
-    values: FloatMatrix = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return values.reshape(len(column), -1)
 
 
 def item_ids(lake: Lake, basis_version: str) -> list[str]:
@@ -129,7 +74,7 @@ class BasisMatrix:
         first_day: Day from which each item is known, in days since 1970: int32 [V].
     """
 
-    vectors: FloatArray
+    vectors: FloatMatrix
     first_day: NDArray[np.int32]
 
     def known_ages(self, ds: date) -> NDArray[np.int64]:
@@ -212,7 +157,7 @@ def _write_matrix(key: BasisKey, folder: Path) -> None:
     n_items = _n_items(key)
     first_day, is_filled = np.zeros(n_items, np.int32), np.zeros(n_items, bool)
     columns = ["item_id", "item_index", "first_ds", "embedding"]
-    vectors: FloatArray | None = None
+    vectors: FloatMatrix | None = None
     for batch in _basis_batches(key, columns):
         if vectors is None:
             vectors = _new_matrix(folder / "vectors.npy", (n_items, len(batch["embedding"][0])))
@@ -227,8 +172,8 @@ def _write_matrix(key: BasisKey, folder: Path) -> None:
     np.save(folder / "first_day.npy", first_day)
 
 
-def _new_matrix(path: Path, shape: tuple[int, int]) -> FloatArray:
-    matrix: FloatArray = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+def _new_matrix(path: Path, shape: tuple[int, int]) -> FloatMatrix:
+    matrix: FloatMatrix = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     return matrix
 
 
@@ -260,17 +205,9 @@ def _n_items(key: BasisKey) -> int:
     return len(index)
 
 
-def _checked(key: BasisKey, batch: pa.RecordBatch, dim: int) -> FloatArray:
+def _checked(key: BasisKey, batch: pa.RecordBatch, dim: int) -> FloatMatrix:
     """A batch's vectors, float32 [rows, D]; refuses what is not D finite numbers."""
-    lengths = batch["embedding"].value_lengths().fill_null(0).to_numpy()
-    if (lengths != dim).any():
-        at = int(np.flatnonzero(lengths != dim)[0])
-        raise BasisError(f"{key}: item {batch['item_id'][at]} has {lengths[at]} dimensions, others have {dim}")
-    values = batch["embedding"].flatten()
-    vectors: FloatArray = values.cast(pa.float32()).fill_null(np.nan).to_numpy().reshape(-1, dim)
-    is_bad = ~np.isfinite(vectors).all(axis=1)
-    if is_bad.any():
-        at = int(np.flatnonzero(is_bad)[0])
-        value = vectors[at][~np.isfinite(vectors[at])][0]
-        raise BasisError(f"{key}: the embedding of item {batch['item_id'][at]} holds {value}")
-    return vectors
+    try:
+        return vector_matrix(batch["embedding"], dim=dim, must_be_finite=True)
+    except VectorError as error:
+        raise BasisError(f"{key}, column embedding: item {batch['item_id'][error.row]}: {error}") from error

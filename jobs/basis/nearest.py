@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from jobs.lake.reader import LakeReader
+from jobs.lake.vectors import FloatMatrix, vector_matrix
 from schemas import ITEM_EMBEDDINGS, ITEMS
-
-FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class NearItem:
     cosine: float
 
 
-def nearest_items(lake: LakeReader, embedding: FloatArray, basis_version: str, n: int) -> tuple[NearItem, ...]:
+def nearest_items(lake: LakeReader, embedding: FloatMatrix, basis_version: str, n: int) -> tuple[NearItem, ...]:
     """The items whose vectors lie nearest.
 
     Args:
@@ -39,7 +36,7 @@ def nearest_items(lake: LakeReader, embedding: FloatArray, basis_version: str, n
     unit = embedding / np.linalg.norm(embedding)
     where = {"basis_version": basis_version}
     for batch in lake.batches(ITEM_EMBEDDINGS, columns=["item_id", "embedding"], where=where):
-        vectors = pc.list_flatten(batch.column("embedding")).to_numpy(zero_copy_only=False).reshape(batch.num_rows, -1)
+        vectors = vector_matrix(batch.column("embedding"))
         cosines = vectors @ unit  # [rows]
         top = np.argsort(-cosines, kind="stable")[:n]
         best += [(-float(cosines[row]), batch.column("item_id")[int(row)].as_py()) for row in top]

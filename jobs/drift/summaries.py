@@ -13,6 +13,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, LongType, StringType, StructField, StructType
 
+from jobs.lake.vectors import VectorError, vector_matrix
 from jobs.lte.settings import LteError
 from lte_models.averages import drift
 from lte_models.averages.pooling import FloatArray
@@ -115,11 +116,10 @@ def vectors_of(column: pa.ListArray) -> FloatArray:
     Raises:
         LteError: They differ in length.
     """
-    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    if len(lengths) and (lengths != lengths[0]).any():
-        raise LteError(f"table user_lte: embeddings of {lengths.min()} and {lengths.max()} dimensions")
-    values: FloatArray = column.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), -1 if len(column) else 0)
+    try:
+        return vector_matrix(column)
+    except VectorError as error:
+        raise LteError(f"table user_lte, column embedding: {error}") from error
 
 
 def norm_metrics(centres: Mapping[Slice, SliceCentre]) -> MetricValues:

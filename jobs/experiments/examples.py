@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField, StructType
 
 from jobs.autoencoder.histories import write_histories
 from jobs.basis.basis import known_items, read_basis
@@ -229,11 +228,11 @@ class ExampleBuilder:
         return stage(rows, ("user_id",), self.folder / "histories").digest
 
 
-_COMPUTED = StructType(
+_COMPUTED = EXPERIMENT_EXAMPLES.row_type(
     [
-        StructField(field.name, field.dataType)
-        for field in EXPERIMENT_EXAMPLES.schema
-        if field.name not in ("basis_version", "anchor_ds", "inputs_id", "examples")
+        name
+        for name in EXPERIMENT_EXAMPLES.columns
+        if name not in ("basis_version", "anchor_ds", "inputs_id", "examples")
     ]
 )
 

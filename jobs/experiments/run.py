@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.sql.types import StructField, StructType
 
 from jobs.basis.basis import configured_basis
 from jobs.config.sections import Deployment
@@ -399,9 +398,8 @@ def write_rows(lake: Lake, rows: Sequence[Row], ds: date, name: str) -> None:
         ds: Last holdout day.
         name: Of the experiment.
     """
-    schema = StructType([StructField(field.name, field.dataType) for field in EXPERIMENTS.schema])
     values = [tuple(row[column] for column in EXPERIMENTS.columns) for row in rows]
-    lake.replace(lake.spark.createDataFrame(values, schema), EXPERIMENTS, {"ds": ds, "experiment": name})
+    lake.replace_rows(values, EXPERIMENTS, {"ds": ds, "experiment": name})
 
 
 def _report_path(deployment: Deployment, name: str) -> Path:

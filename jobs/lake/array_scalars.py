@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql.types import ArrayType, DoubleType, FloatType, LongType, StructField, StructType
 
+from jobs.lake.vectors import flat_numbers, vector_lengths
+
 
 def without_arrays(rows: DataFrame, arrays: Sequence[StructField]) -> DataFrame:
     """Replace each array ``c`` by ``c_length``, ``c_n_bad`` (nulls, NaN, infinities) and, of floats, ``c_norm``.
@@ -66,12 +68,9 @@ class ArrayScalars:
 
 
 def _numbers(name: str, lists: pa.ListArray, is_float: bool) -> dict[str, pa.Array]:
-    lengths = lists.value_lengths()
-    values = lists.flatten()
-    numbers: NDArray[np.float64] = values.to_numpy(zero_copy_only=False).astype(np.float64)  # a null becomes NaN
-    sizes = lengths.fill_null(0).to_numpy(zero_copy_only=False)
+    numbers, sizes = flat_numbers(lists).astype(np.float64), vector_lengths(lists)
     n_bad = _sums((~np.isfinite(numbers)).astype(np.float64), sizes).astype(np.int64)
-    found = {f"{name}_length": lengths.cast(pa.int64()), f"{name}_n_bad": pa.array(n_bad)}
+    found = {f"{name}_length": lists.value_lengths().cast(pa.int64()), f"{name}_n_bad": pa.array(n_bad)}
     if is_float:
         found[f"{name}_norm"] = pa.array(np.sqrt(_sums(numbers**2, sizes)))
     return found

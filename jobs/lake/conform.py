@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import DataType, IntegralType, NullType, NumericType, StructField, StructType
+from pyspark.sql.types import DataType, IntegralType, NullType, NumericType, StructField
 
 from jobs.lake.predicates import Predicate, TableError, _values
 from schemas import Table
@@ -101,4 +101,4 @@ def _through_arrow(df: DataFrame, table: Table) -> DataFrame:
     Sail pushes its own check for nulls below a filter and then refuses rows that the filter leaves out; and it names a
     cast array's element otherwise than Delta and cannot replace it then.
     """
-    return df.mapInArrow(_same_batches, StructType([StructField(f.name, f.dataType, True) for f in table.schema]))
+    return df.mapInArrow(_same_batches, table.row_type())

@@ -23,7 +23,6 @@ import pyarrow as pa
 from deltalake.exceptions import DeltaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import StructField, StructType
 
 from jobs.config.sections import Deployment
 from jobs.lake.conform import conformed
@@ -102,7 +101,7 @@ class Lake:
             TableError: The table on disk has other columns than the declaration.
         """
         if self.version(table) is None:
-            return self.spark.createDataFrame([], StructType([StructField(f.name, f.dataType) for f in table.schema]))
+            return self.spark.createDataFrame([], table.row_type())
         reader = self.spark.read.format("delta")
         df = (reader if version is None else reader.option("versionAsOf", version)).load(self.path(table))
         if set(df.columns) != set(table.columns):
@@ -200,6 +199,26 @@ class Lake:
         self._committed(rows, table, options, attempts=MAX_ATTEMPTS if is_retried else 1)
         return self.read(table, where=where).count()
 
+    def replace_rows(
+        self, rows: Sequence[tuple[object, ...]], table: Table, where: Predicate, *, is_retried: bool = True
+    ) -> int:
+        """Replace rows by a few that this process holds, see :meth:`replace`.
+
+        Args:
+            rows: Values in the order of the table's columns.
+            table: Which table.
+            where: What is replaced; all rows lie inside.
+            is_retried: See :meth:`replace`.
+        """
+        return self.replace(self._rows(rows, table), table, where, is_retried=is_retried)
+
+    def append_rows(self, rows: Sequence[tuple[object, ...]], table: Table) -> None:
+        """Add a few rows that this process holds, see :meth:`append`; values in the order of the table's columns."""
+        self.append(self._rows(rows, table), table)
+
+    def _rows(self, rows: Sequence[tuple[object, ...]], table: Table) -> DataFrame:
+        return self.spark.createDataFrame(list(rows), table.row_type())
+
     def _committed(self, rows: DataFrame, table: Table, options: dict[str, str], attempts: int = MAX_ATTEMPTS) -> None:
         mode = "overwrite" if options else "append"
         for attempt in range(1, attempts + 1):
@@ -242,8 +261,7 @@ class Lake:
         keys = [key if isinstance(key, tuple) else (key, "") for key in metrics]
         values = [float(value) for value in metrics.values()]
         rows = [(name, label, value, ds, job) for (name, label), value in zip(keys, values, strict=True)]
-        df = self.spark.createDataFrame(rows, StructType([StructField(f.name, f.dataType) for f in METRICS.schema]))
-        self.replace(df, METRICS, {"ds": ds, "job": job})
+        self.replace_rows(rows, METRICS, {"ds": ds, "job": job})
 
     def history(self, table: Table, limit: int | None = None) -> list[dict[str, Any]]:
         """Commits of a table, newest first."""

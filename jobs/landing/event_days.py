@@ -7,11 +7,10 @@ from datetime import date
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField, StructType
 
 from jobs.lake.lake import Lake
 from jobs.landing.merge import DayState, day_states, state_columns
-from schemas import EVENT_DAYS, INTERACTIONS, Table
+from schemas import EVENT_DAYS, INTERACTIONS
 
 # Metric: how many days before ds the first landing day lies that its runs wrote; the gate reads from there.
 DAYS_BACK = "n_days_back"
@@ -34,8 +33,7 @@ def _write_event_days(lake: Lake, affected: Sequence[date], wanted: Mapping[date
     rows = [(day, state.n_events, state.checksum) for day, state in sorted(wanted.items())]
     found = [tuple(row) for row in lake.read(EVENT_DAYS, where={"event_date": affected}).collect()]
     if sorted(found) != rows:
-        df = lake.spark.createDataFrame(rows, _nullable(EVENT_DAYS))
-        lake.replace(df, EVENT_DAYS, {"event_date": affected}, is_retried=False)
+        lake.replace_rows(rows, EVENT_DAYS, {"event_date": affected}, is_retried=False)
 
 
 def refresh_event_days(lake: Lake, days: Sequence[date]) -> None:
@@ -46,7 +44,3 @@ def refresh_event_days(lake: Lake, days: Sequence[date]) -> None:
         days: Event days to count again; one that holds nothing any more loses its row.
     """
     _write_event_days(lake, days, _states(_existing(lake, days)))
-
-
-def _nullable(table: Table) -> StructType:
-    return StructType([StructField(f.name, f.dataType) for f in table.schema])

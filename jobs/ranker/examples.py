@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, IntegerType, StructField, StructType
+from pyspark.sql.types import ArrayType, IntegerType
 
 from jobs.config.window import LteWindow
 from jobs.lte.windows import in_window
@@ -61,7 +61,7 @@ def user_events(
 
 
 _COMPUTED = [name for name in TRAINING_EXAMPLES.columns if name not in ("inputs_id", "basis_version", "anchor_ds")]
-_SCHEMA = StructType([StructField(name, TRAINING_EXAMPLES.schema[name].dataType) for name in _COMPUTED])
+_SCHEMA = TRAINING_EXAMPLES.row_type(_COMPUTED)
 
 _INTEGERS = {
     field.name

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.basis.basis import catalogue_versions, known_items, read_basis
-from jobs.basis.matrix import basis_matrix, item_ids
+from jobs.basis.matrix import item_ids, load_matrix, pinned_basis
 from jobs.config.sections import RankerSection
 from jobs.config.window import LteWindow
 from jobs.lake.lake import Lake
@@ -69,7 +69,7 @@ def load_shop(lake: Lake, ds: date, basis_version: str, train_days: int) -> Shop
     known = known_items(read_basis(lake, basis_version), last)
     first = last - timedelta(days=LONG_DAYS + train_days)
     daily = _daily_counts(lake.read(INTERACTIONS), known, first, last)
-    ids, matrix = item_ids(lake, basis_version), basis_matrix(lake, basis_version)
+    ids, matrix = item_ids(lake, basis_version), load_matrix(pinned_basis(lake, basis_version)).vectors
     is_known = np.zeros(len(ids), dtype=bool)
     is_known[known.toArrow()["item_index"].to_numpy()] = True
     if not is_known.any():

@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
-from pyspark.sql.types import StructField, StructType
-
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
 from jobs.registry.bundles import bundle_folder
@@ -65,9 +63,7 @@ def record_model(lake: Lake, job: str, manifest: Manifest, outcome: str, reason:
     ds = date.fromisoformat(manifest.ds)
     row = {name: getattr(manifest, name, None) for name in MODEL_RUNS.columns}
     row |= {"outcome": outcome, "reason": reason, "ds": ds, "job": job}
-    schema = StructType([StructField(field.name, field.dataType) for field in MODEL_RUNS.schema])
-    rows = lake.spark.createDataFrame([tuple(row[name] for name in MODEL_RUNS.columns)], schema)
-    lake.replace(rows, MODEL_RUNS, {"ds": ds, "job": job})
+    lake.replace_rows([tuple(row[name] for name in MODEL_RUNS.columns)], MODEL_RUNS, {"ds": ds, "job": job})
 
 
 def curve_metrics(curve: Sequence[Mapping[str, float]]) -> dict[str | tuple[str, str], float]:

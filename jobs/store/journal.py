@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyspark.sql.types import StructField, StructType
-
 from jobs.lake.lake import Lake
 from jobs.store.protocol import OnlineStore
 from jobs.store.publish import pending_switches
@@ -22,11 +20,10 @@ def log_switches(lake: Lake, store: OnlineStore) -> int:
     logged = [row["sequence"] for row in lake.read(LIVE_SNAPSHOT).select("sequence").collect()]
     rows = [_log_row(switch, store.name) for switch in pending_switches(store, logged)]
     if rows:
-        schema = StructType([StructField(field.name, field.dataType) for field in LIVE_SNAPSHOT.schema])
         tuples = [tuple(row[name] for name in LIVE_SNAPSHOT.columns) for row in rows]
         # Replacing, so that two processes that find the same row missing write it once.
         sequences = [row["sequence"] for row in rows]
-        lake.replace(lake.spark.createDataFrame(tuples, schema), LIVE_SNAPSHOT, {"sequence": sequences})
+        lake.replace_rows(tuples, LIVE_SNAPSHOT, {"sequence": sequences})
         logged += sequences
     return max(logged, default=0)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from jobs.lake.vectors import VectorError, vector_matrix
 from schemas.table import MAX_ID_BYTES
 
 HEADER = np.dtype("<i4")
@@ -171,19 +172,11 @@ def _chunk(batch: pa.RecordBatch) -> RowChunk:
 def _matrix(column: pa.Array, user_ids: list[str]) -> NDArray[np.float32]:
     """Float32 [n, D] of a list column; refuses ragged rows, nulls and floats that are not finite."""
     if not pa.types.is_float32(column.type.value_type):
-        raise BadRowError(f"column embedding: {column.type}, a list of float32 is wanted")
-    floats = column.flatten()
-    if floats.null_count:
-        raise BadRowError("column embedding: null among the floats of a vector")
-    lengths = np.asarray(column.value_lengths() if hasattr(column, "value_lengths") else [column.type.list_size])
-    other = np.flatnonzero(lengths != lengths[0])
-    if other.size or lengths[0] == 0:
-        row = int(other[0]) if other.size else 0
-        raise BadRowError(
-            f"user_id {user_ids[row]!r}: vector of {lengths[row]} floats, the first of the batch has {lengths[0]}"
-        )
-    matrix = np.ascontiguousarray(floats.to_numpy().reshape(len(user_ids), -1).astype(FLOAT, copy=False))
-    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-    if bad.size:
-        raise BadRowError(f"user_id {user_ids[int(bad[0])]!r}: a float of its vector is not finite")
+        raise BadRowError(f"column embedding: {column.type}, expected a list of float32")
+    try:
+        matrix = np.ascontiguousarray(vector_matrix(column, must_be_finite=True), dtype=FLOAT)
+    except VectorError as error:
+        raise BadRowError(f"user_id {user_ids[error.row]!r}, column embedding: {error}") from error
+    if not matrix.shape[1]:
+        raise BadRowError(f"user_id {user_ids[0]!r}, column embedding: expected a vector of 1 number or more, got 0")
     return matrix

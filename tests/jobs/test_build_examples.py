@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyspark.sql.types import StructField, StructType
+from pyspark.sql.types import StructType
 
 from jobs.build_examples import missing_anchors, write_examples
 from jobs.config.loading import load_deployment
@@ -149,8 +149,7 @@ def test_the_lte_of_an_example_is_the_lte_that_compute_lte_makes(method: str) ->
 
 
 def _append(lake: Lake, rows: Sequence[tuple[object, ...]], table: Table) -> None:
-    schema = StructType([StructField(field.name, field.dataType) for field in table.schema])
-    lake.append(lake.spark.createDataFrame(rows, schema), table)
+    lake.append_rows(rows, table)
 
 
 def _interaction(user: str, item: str, day: date, kind: str = "purchase", hour: int = 12) -> tuple[object, ...]:

@@ -236,9 +236,9 @@ def test_a_day_without_interactions_is_an_error(lake, deployment):
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
-        ({"good": [1, 0], "bad": [0, float("nan")]}, "embedding of item bad holds nan"),
-        ({"good": [1, 0], "bad": [0, float("inf")]}, "embedding of item bad holds inf"),
-        ({"good": [1, 0], "bad": [0, 1, 0]}, "item bad has 3 dimensions, others have 2"),
+        ({"good": [1, 0], "bad": [0, float("nan")]}, "item bad: expected finite numbers in the vector, got nan"),
+        ({"good": [1, 0], "bad": [0, float("inf")]}, "item bad: expected finite numbers in the vector, got inf"),
+        ({"good": [1, 0], "bad": [0, 1, 0]}, "item bad: expected a vector of 2 numbers, got 3"),
     ],
 )
 def test_damaged_vectors_are_named_before_anything_is_written(lake, deployment, vectors, message):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pyspark.sql.types import StructField, StructType
 
 import jobs.basis.encode
 from jobs.basis.basis import (
@@ -43,8 +42,7 @@ def item(item_id: str, title: str = "", landing_ds: date = DAY, **columns: Any) 
 
 
 def add_items(lake: Lake, *rows: dict[str, Any]) -> None:
-    schema = StructType([StructField(each.name, each.dataType) for each in ITEMS.schema])
-    lake.append(lake.spark.createDataFrame([tuple(row[c] for c in ITEMS.columns) for row in rows], schema), ITEMS)
+    lake.append_rows([tuple(row[c] for c in ITEMS.columns) for row in rows], ITEMS)
 
 
 def embeddings(lake: Lake) -> dict[str, dict[str, Any]]:

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 from pyspark.sql import DataFrame
-from pyspark.sql.types import StructField, StructType
 
 import jobs.train_autoencoder as train_job
 from jobs.autoencoder.histories import user_histories, write_histories
-from jobs.basis.matrix import basis_matrix
+from jobs.basis.basis import BasisError
+from jobs.basis.matrix import load_matrix, pinned_basis
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
 from jobs.embed_users import autoencoder_ltes, encode_task, knows_an_item
 from jobs.lake.lake import Lake
-from jobs.registry.bundles import ModelError, bundle_folder
+from jobs.registry.bundles import bundle_folder
 from jobs.train_autoencoder import NoKnownItemError, train, vocabulary
 from lte_models.training.bundle import load_bundle
 from lte_models.training.manifest import CheckpointError
@@ -38,8 +38,7 @@ def _interaction(user: str, item: str, days_before_end: int) -> tuple[object, ..
 
 
 def _append(lake: Lake, rows: Sequence[tuple[object, ...]], table: Table) -> None:
-    schema = StructType([StructField(field.name, field.dataType) for field in table.schema])
-    lake.append(lake.spark.createDataFrame(rows, schema), table)
+    lake.append_rows(rows, table)
 
 
 def _write(lake: Lake, rows: list[tuple[object, ...]]) -> None:
@@ -136,7 +135,7 @@ def test_the_frozen_decoder_of_the_bundle_is_the_basis(trained: tuple[Lake, Depl
     bundle = load_bundle(bundle_folder(deployment, "autoencoder", DS), kind="autoencoder")
     rows = [int(item_id[1:]) for item_id in bundle.item_ids]
     assert sorted(rows) == [0, 1, 2, 3, 4, 5]  # only items of histories
-    assert np.array_equal(bundle.tensors["basis"].numpy(), basis_matrix(lake, BASIS)[rows])
+    assert np.array_equal(bundle.tensors["basis"].numpy(), load_matrix(pinned_basis(lake, BASIS)).vectors[rows])
 
 
 def test_training_again_gives_the_same_weights_also_from_rewritten_files(trained: tuple[Lake, Deployment]) -> None:
@@ -263,8 +262,8 @@ def test_before_any_known_item_is_in_the_window_everybody_gets_the_uniform_avera
 def test_missing_input_is_named(lake: Lake, deployment_file: Path) -> None:
     deployment = load_deployment(deployment_file, environ={"LTE_PATHS__LAKE": lake.root})
     _write(lake, [_interaction("lost", "nowhere", 100)])
-    with pytest.raises(ModelError, match="item_embeddings, basis_version other: there is no vector"):
-        basis_matrix(lake, "other")
+    with pytest.raises(BasisError, match=r"item_embeddings .*basis_version other: no items"):
+        load_matrix(pinned_basis(lake, "other"))
     with pytest.raises(NoKnownItemError, match=r"ds 2020-12-31.*no user has a known item"):
         vocabulary(_histories(lake), N_ITEMS, f"table user_histories, ds {DS}")
     with pytest.raises(CheckpointError, match="there is no bundle"):

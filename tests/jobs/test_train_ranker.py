@@ -15,7 +15,7 @@ import jobs.train_ranker as train_job
 from deployments import CONFIG
 from jobs import evaluate_ranker
 from jobs.basis.basis import BasisError, configured_basis
-from jobs.basis.matrix import basis_matrix
+from jobs.basis.matrix import load_matrix, pinned_basis
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
 from jobs.ranker.items import load_shop
@@ -80,7 +80,9 @@ def test_the_bundle_says_what_it_is(shop_lake: tuple[Lake, Path]) -> None:
     assert bundle.item_ids[-2:] == ["i12", "i13"]
     assert "i12" not in manifest.config["id_rows"]  # seen once: no id of its own
     rows = [int(item_id[1:]) for item_id in bundle.item_ids]
-    assert np.array_equal(bundle.tensors["item_tower.content"][1:].numpy(), basis_matrix(lake, BASIS)[rows])
+    assert np.array_equal(
+        bundle.tensors["item_tower.content"][1:].numpy(), load_matrix(pinned_basis(lake, BASIS)).vectors[rows]
+    )
 
 
 def test_the_same_data_and_seed_give_the_same_weights_and_nothing_of_ds_is_read(own: tuple[Lake, Deployment]) -> None:
@@ -226,15 +228,15 @@ def test_a_vocabulary_without_an_item_is_named(sail: SparkSession, tmp_path: Pat
 def test_an_embedding_that_is_not_a_number_is_named(sail: SparkSession, tmp_path: Path) -> None:
     lake = Lake(sail, str(tmp_path / "nan"))
     put_basis(lake, {"i00": [1.0, 0.0], "i01": [float("nan"), 1.0]}, basis_version=BASIS)
-    with pytest.raises(ModelError, match="basis_version basis-1: item_index 1 is missing or not finite"):
-        basis_matrix(lake, BASIS)
+    with pytest.raises(BasisError, match="basis_version basis-1, column embedding: item i01: expected finite numbers"):
+        load_matrix(pinned_basis(lake, BASIS))
     put(
         lake,
         ITEM_EMBEDDINGS,
         [("i02", "basis-3", 0, "h", "text", DS, [1.0]), ("i03", "basis-3", 1, "h", "text", DS, [1.0, 2.0])],
     )
-    with pytest.raises(ModelError, match="vectors of 1 and of 2 floats"):
-        basis_matrix(lake, "basis-3")
+    with pytest.raises(BasisError, match=r"expected a vector of [12] numbers, got [12]"):
+        load_matrix(pinned_basis(lake, "basis-3"))
 
 
 def test_a_damaged_bundle_of_yesterday_is_named(own: tuple[Lake, Deployment]) -> None:

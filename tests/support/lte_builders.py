@@ -26,11 +26,11 @@ class Event:
 
 
 def schema_of(table: Table):
-    return table.schema.__class__([type(f)(f.name, f.dataType) for f in table.schema])
+    return table.row_type()
 
 
 def put(lake: Lake, table: Table, rows: Sequence[tuple]) -> None:
-    lake.append(lake.spark.createDataFrame(list(rows), schema_of(table)), table)
+    lake.append_rows(rows, table)
 
 
 def put_timed(lake: Lake, events: Sequence[tuple[str, str, datetime]]) -> None:

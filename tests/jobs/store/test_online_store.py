@@ -134,12 +134,12 @@ def test_the_checksum_is_the_sum_of_one_digest_a_row() -> None:
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([batch({"a": [1.0, 2.0], "b": [1.0]})], "'b': vector of 1 floats"),
+        ([batch({"a": [1.0, 2.0], "b": [1.0]})], "'b', column embedding: expected a vector of 2 numbers, got 1"),
         ([batch({"a": [1.0, 2.0]}), batch({"b": [1.0]})], "vector of 1 floats, others have 2"),
-        ([batch({"a": []})], "'a': vector of 0 floats"),
-        ([batch({"a": [1.0, float("nan")]})], "'a': a float of its vector is not finite"),
-        ([batch({"a": [1.0, float("inf")]})], "'a': a float of its vector is not finite"),
-        ([batch({"a": [1.0, None]})], "null among the floats"),
+        ([batch({"a": []})], "'a', column embedding: expected a vector of 1 number or more, got 0"),
+        ([batch({"a": [1.0, float("nan")]})], "'a', column embedding: expected finite numbers in the vector, got nan"),
+        ([batch({"a": [1.0, float("inf")]})], "'a', column embedding: expected finite numbers in the vector, got inf"),
+        ([batch({"a": [1.0, None]})], "'a', column embedding: expected finite numbers in the vector, got nan"),
         ([batch({"a": None})], "column embedding: null in row 0"),
         ([batch({None: [1.0]})], "column user_id: null in row 0"),
         ([batch({"": [1.0]})], "0 bytes, 1 to 128"),
