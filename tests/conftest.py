@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from pyspark.errors import PySparkException
@@ -47,6 +49,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if is_rest == (wanted == "only") else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start the global generators anew: a draw without a seed of its own does not depend on the tests before it."""
+    np.random.seed(0)
+    if "torch" in sys.modules:  # most tests never load it
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from lte_models.ranker.model import Context, Ranker
 from lte_models.ranker.towers import LteStatistics, RankerConfig
 from lte_models.training.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
 from lte_models.training.stream import StagedRows, list_parts
-from lte_models.training.trainer import deterministic
+from lte_models.training.trainer import BatchT, Progress, Task, TrainConfig, Trainer
 
 CUTOFF = 500
 TOP = 10
@@ -51,7 +51,6 @@ TOP = 10
 # Causal training has a query at each position: so many negatives do, and so many fewer examples.
 CLM_NEGATIVES = 256
 CLM_SHARE = 8
-CLIP_NORM = 1.0
 BASELINES = "baselines"
 IntArray = npt.NDArray[np.int64]
 
@@ -246,13 +245,12 @@ def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
     model = new_ranker(work, variant, shop)
     _store_statistics(model, train)
     read_seconds = time.monotonic() - started
-    loss = _ranker_loss(model, variant, settings)
-    curve, train_seconds = fit(
+    progress = fit(
         model,
-        loss,
-        lambda rng: [train[at] for at in rng.permutation(len(train))],
+        _ranker_loss(model, variant, settings),
+        lambda epoch: (train[at] for at in np.random.default_rng((work.seed, epoch)).permutation(len(train))),
         lambda: mean_ndcg(model, held_out),
-        FitConfig(settings.epochs, settings.learning_rate, work.seed),
+        train_config(settings.epochs, settings.learning_rate, work.seed),
     )
     ranks, top = ranked(model, holdout)
     targets = np.concatenate([item.batch.targets.numpy() - 1 for item in holdout])
@@ -260,8 +258,7 @@ def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
         "ranks": ranks.astype(np.int32),
         "coverage": np.array(coverage(top, model.n_items)),
         "popularity_bias": np.array(popularity_bias(top, shop.counts[1:], targets)),
-        "curve": np.array(curve),
-        "train_seconds": np.array(train_seconds),
+        **curve_arrays(progress),
         "read_seconds": np.array(read_seconds),
     }
 
@@ -314,67 +311,54 @@ def _ranker_loss(
     return lambda item, rng: ranker_loss(model, item.batch, item.context, objective, rng)
 
 
-@dataclass(frozen=True)
-class FitConfig:
-    """How long and how fast to train: the rate of the first epoch falls linearly to 0 after the last."""
+def train_config(epochs: int, learning_rate: float, seed: int) -> TrainConfig:
+    """Settings of a training of fixed length: no early stop, the best epoch is kept.
 
-    epochs: int
-    learning_rate: float
-    seed: int
+    Args:
+        epochs: Passes over the examples.
+        learning_rate: Of the first epoch.
+        seed: Of dropout and negatives.
+    """
+    return TrainConfig(epochs=epochs, learning_rate=learning_rate, patience=epochs, seed=seed)
 
 
 def fit(
     model: nn.Module,
-    loss: Callable[[Any, torch.Generator], Tensor],
-    batches: Callable[[np.random.Generator], Iterable[Any]],
+    loss: Callable[[BatchT, torch.Generator], Tensor],
+    batches: Callable[[int], Iterable[BatchT]],
     validate: Callable[[], float],
-    config: FitConfig,
-) -> tuple[list[float], float]:
+    config: TrainConfig,
+) -> Progress:
     """Train for a fixed number of epochs, each slower than the one before, and keep the best one.
+
+    A training takes seconds, so there is no checkpoint.
 
     Args:
         model: Whose parameters are trained.
         loss: Of a batch.
-        batches: Generator of the order to the batches of an epoch.
-        validate: Value on the held-out days; larger is better.
-        config: Epochs, rate, seed.
+        batches: Epoch to its batches.
+        validate: Value on the validation days; larger is better.
+        config: Of :func:`train_config`.
 
     Returns:
-        The value after each epoch, and the seconds of the steps alone.
+        Curve and seconds.
 
     Raises:
-        FloatingPointError: The loss is not finite.
+        FloatingPointError: The loss or a validation value is not finite.
     """
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], config.learning_rate, fused=True)
-    order, rng = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
-    curve: list[float] = []
-    best: dict[str, Tensor] = {}
-    seconds = 0.0
-    with deterministic(config.seed):
-        for epoch in range(config.epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * (1 - epoch / config.epochs)
-            started = time.monotonic()
-            model.train()
-            for batch in batches(order):
-                _step(model, optimizer, loss(batch, rng))
-            seconds += time.monotonic() - started
-            model.eval()
-            with torch.no_grad():
-                curve.append(validate())
-            if curve[-1] == max(curve):
-                best = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    model.load_state_dict(best, strict=False)
-    return curve, seconds
+
+    def rate(progress: Progress) -> float:
+        return 1 - progress.epoch / config.epochs  # falls linearly: it would be 0 in the epoch after the last one
+
+    return Trainer(Task(model, loss, batches, validate, "", rate=rate), config, None).run()
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise FloatingPointError(f"the loss is {float(loss)}")
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-    optimizer.step()
+def curve_arrays(progress: Progress) -> dict[str, npt.NDArray[Any]]:
+    """``curve``, the validation value of each epoch, and ``train_seconds``, those of the steps alone."""
+    return {
+        "curve": np.array([entry["validation"] for entry in progress.curve]),
+        "train_seconds": np.array(progress.seconds),
+    }
 
 
 def ranked(model: Ranker, items: Sequence[Prepared]) -> tuple[IntArray, IntArray]:
@@ -428,12 +412,12 @@ def _autoencoder_result(work: AutoencoderWork) -> dict[str, npt.NDArray[Any]]:
     )
     model = Autoencoder(config, torch.from_numpy(shop.content[rows]))
     sampler = LogUniformSampler(config.n_items, config.n_negatives, config.power)
-    curve, seconds = fit(
+    progress = fit(
         model,
         lambda batch, rng: autoencoder_loss(model, sampler, batch, rng),
-        lambda rng: reader.epoch(int(rng.integers(2**31))),
+        reader.epoch,
         lambda: held_out_scores(model, reader)["recall"],
-        FitConfig(work.settings.autoencoder_epochs, settings.learning_rate, work.seed),
+        train_config(work.settings.autoencoder_epochs, settings.learning_rate, work.seed),
     )
     scores = held_out_scores(model, reader)
     weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
@@ -442,8 +426,7 @@ def _autoencoder_result(work: AutoencoderWork) -> dict[str, npt.NDArray[Any]]:
     save_file(weights | {"rows": torch.from_numpy(rows)}, target)
     return {
         **{name: np.array(value) for name, value in scores.items()},
-        "curve": np.array(curve),
-        "train_seconds": np.array(seconds),
+        **curve_arrays(progress),
     }
 
 

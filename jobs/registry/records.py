@@ -67,7 +67,7 @@ def record_model(lake: Lake, job: str, manifest: Manifest, outcome: str, reason:
 
 
 def curve_metrics(curve: Sequence[Mapping[str, float]]) -> dict[str | tuple[str, str], float]:
-    """Metrics ``loss`` and ``held_out`` labelled ``epoch N``, from 1: the curves of the report.
+    """Metrics ``loss`` and ``validation`` labelled ``epoch N``, from 1: the curves of the report.
 
     Args:
         curve: One entry per epoch, of :class:`lte_models.training.trainer.Progress`.

@@ -170,9 +170,7 @@ def train_checkpoint(
     table = token_table(catalogues, open_tokenizer(8).vocab_size)
     torch.manual_seed(config.seed)
     model = build_model(open_config, table.size)
-    train_clip(
-        model, training_pairs(catalogues, table), open_config=open_config, config=config, after_epoch=_report_epoch
-    )
+    train_clip(model, training_pairs(catalogues, table), open_config=open_config, config=config, say=_report)
     write_checkpoint(folder, model, table, open_config)
     shipped = load_clip_weights(folder)
     return {
@@ -186,8 +184,8 @@ def train_checkpoint(
     }
 
 
-def _report_epoch(epoch: int, loss: float) -> None:
-    print(f"epoch {epoch}: loss {loss:.3f}, {_cpu_minutes():.1f} CPU minutes", file=sys.stderr, flush=True)
+def _report(text: str) -> None:
+    print(f"{text}, {_cpu_minutes():.1f} CPU minutes", file=sys.stderr, flush=True)
 
 
 def _cpu_minutes() -> float:

@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lte_models.clip.model import PAD_ID, UNKNOWN_ID, normalise
+from lte_models.training.trainer import Progress, Task, TrainConfig, Trainer
 
 RECALL_AT = (1, 5, 10)
 MAX_LOGIT_SCALE = math.log(100)
+
+# open_clip's: the squares of gradients of a contrastive loss change faster than AdamW's usual .999 follows.
+BETAS = (0.9, 0.98)
 
 
 class ClipTrainError(ValueError):
@@ -161,8 +165,8 @@ def train_clip(
     *,
     open_config: dict[str, Any],
     config: ClipTrainConfig,
-    after_epoch: Callable[[int, float], None],
-) -> None:
+    say: Callable[[str], None] = lambda _: None,
+) -> Progress:
     """Train in place. With one seed, one build of torch and one number of threads, weights are the same bit for bit.
 
     Args:
@@ -170,33 +174,50 @@ def train_clip(
         pairs: Training pairs, N >= 2.
         open_config: The open_clip config of the model (for the normalisation of pictures).
         config: Hyperparameters.
-        after_epoch: Called with the number of the epoch (from 1) and its mean loss.
+        say: Told after each epoch, and within one from time to time, how far training is.
+
+    Returns:
+        The progress at the end; its curve has one ``loss`` per epoch.
 
     Raises:
         ClipTrainError: Fewer than two pairs, or a loss that is not finite.
     """
     if len(pairs) < 2:
-        raise ClipTrainError(f"a contrastive loss needs two pairs or more, not {len(pairs)}")
-    generator = torch.Generator().manual_seed(config.seed)
-    torch.manual_seed(config.seed + 1)  # patch dropout draws from the global generator
-    optimizer = _optimizer(model, config)
+        raise ClipTrainError(f"a contrastive loss: expected two pairs or more, got {len(pairs)}")
     steps = config.epochs * max(1, len(pairs) // config.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config.warmup_share))
-    model.train()
-    for epoch in range(1, config.epochs + 1):
-        losses = []
-        for rows in epoch_batches(len(pairs), config.batch_size, generator):
-            loss = _loss(model, pairs.take(rows), open_config, config, generator)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        if not math.isfinite(sum(losses)):
-            raise ClipTrainError(
-                f"epoch {epoch}: the loss is not finite; lower the learning rate {config.learning_rate}"
-            )
-        after_epoch(epoch, sum(losses) / len(losses))
+
+    def batches(epoch: int) -> Iterator[Pairs]:
+        order = torch.Generator().manual_seed(config.seed * 100_003 + epoch)  # another order in each epoch
+        return (pairs.take(rows) for rows in epoch_batches(len(pairs), config.batch_size, order))
+
+    task = Task(
+        model,
+        loss=lambda batch, rng: _loss(model, batch, open_config, config, rng),
+        batches=batches,
+        validate=None,  # the shipped model is the last one: the measured items must not choose it
+        fingerprint="",
+        say=say,
+        rate=lambda progress: _rate(progress.total_steps, steps, config.warmup_share),
+        undecayed=[name for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name],
+    )
+    try:
+        return Trainer(task, _train_config(config), None).run()
+    except FloatingPointError as error:
+        raise ClipTrainError(
+            f"{error}, which is not finite; lower the learning rate, which is {config.learning_rate}"
+        ) from error
+
+
+def _train_config(config: ClipTrainConfig) -> TrainConfig:
+    return TrainConfig(
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=BETAS,
+        patience=config.epochs,
+        clip_norm=math.inf,  # the clamped logit scale bounds the gradient already
+        seed=config.seed,
+    )
 
 
 def _loss(
@@ -212,13 +233,6 @@ def _loss(
     scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
     loss: Tensor = ClipLoss()(out["image_features"].float(), out["text_features"].float(), scale)
     return loss
-
-
-def _optimizer(model: nn.Module, config: ClipTrainConfig) -> torch.optim.Optimizer:
-    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 def _rate(step: int, steps: int, warmup_share: float) -> float:

@@ -8,20 +8,37 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+BETAS = (0.9, 0.999)
+
 
 class AdamW:
-    """torch's AdamW step without its optimizer class, whose first use loads the whole compiler: seconds a training."""
+    """torch's AdamW step without its optimizer class, whose first use loads the whole compiler: seconds per training.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], *, learning_rate: float, weight_decay: float) -> None:
+    Attributes:
+        learning_rate: Of the next step; a schedule may change it between two steps.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        betas: tuple[float, float] = BETAS,
+        decayed: Sequence[bool] | None = None,
+    ) -> None:
         """Start at step 0.
 
         Args:
             parameters: To train.
             learning_rate: Of the step.
             weight_decay: Decoupled.
+            betas: Decay of the running mean and of the running square of the gradient.
+            decayed: For each parameter, whether weight decay applies to it; None for all of them.
         """
         self.parameters = list(parameters)
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.learning_rate, self.betas = learning_rate, betas
+        self.decays = [weight_decay if is_decayed else 0.0 for is_decayed in decayed or [True] * len(self.parameters)]
         self.steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
         self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
@@ -34,7 +51,13 @@ class AdamW:
     @torch.no_grad()
     def step(self) -> None:
         """Move each parameter that has a gradient."""
-        moved = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        # The fused kernel takes one weight decay per call. Usually all parameters share one: a single call.
+        for decay in sorted(set(self.decays)):
+            self._step(decay)
+
+    def _step(self, decay: float) -> None:
+        chosen = [place for place, mine in enumerate(self.decays) if mine == decay]
+        moved = [place for place in chosen if self.parameters[place].grad is not None]
         adamw(
             [self.parameters[place] for place in moved],
             [gradient for place in moved if (gradient := self.parameters[place].grad) is not None],
@@ -44,10 +67,10 @@ class AdamW:
             [self.steps[place] for place in moved],
             fused=True,
             amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
             lr=self.learning_rate,
-            weight_decay=self.weight_decay,
+            weight_decay=decay,
             eps=1e-8,
             maximize=False,
         )

@@ -1,11 +1,11 @@
-"""One training loop for both models: deterministic, resumable after a kill, stopped early on a held-out slice."""
+"""One training loop for all models: deterministic, resumable after a kill, stopped early on a validation slice."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lte_models.files import replacing
 from lte_models.training.manifest import CheckpointError
-from lte_models.training.optimizer import AdamW
+from lte_models.training.optimizer import BETAS, AdamW
 
 BatchT = TypeVar("BatchT")
 STATE = "training.safetensors"
@@ -32,10 +32,11 @@ class TrainConfig:
 
     Attributes:
         epochs: At most.
-        learning_rate: Of Adam.
+        learning_rate: Of AdamW; :attr:`Task.rate` may lower it.
         weight_decay: Decoupled, of AdamW.
-        patience: Epochs without a better held-out value before training stops.
-        clip_norm: Largest gradient norm.
+        betas: Of AdamW.
+        patience: Epochs without a better validation value before training stops.
+        clip_norm: Largest gradient norm; infinite for no limit.
         checkpoint_every: Steps between checkpoints; one is also written after each epoch but the last.
         seed: Of dropout and negatives.
         judge_start: Whether the weights that training starts from are judged, too: a warm start is kept where no epoch
@@ -45,6 +46,7 @@ class TrainConfig:
     epochs: int = 10
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    betas: tuple[float, float] = BETAS
     patience: int = 2
     clip_norm: float = 1.0
     checkpoint_every: int = 1000
@@ -54,9 +56,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"TrainConfig.{name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"TrainConfig.{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"TrainConfig.learning_rate must be positive, not {self.learning_rate}")
+            raise ValueError(f"TrainConfig.learning_rate: expected a positive number, got {self.learning_rate}")
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,22 @@ class Task(Generic[BatchT]):
         model: Parameters to train; its buffers must be set and stay as they are.
         loss: Batch and generator of negatives to a scalar.
         batches: Epoch to its batches, the same ones each time they are asked for.
-        validate: Value on the held-out slice; larger is better. The model is in eval mode, without gradients.
-        fingerprint: Names configuration and data; a checkpoint of another is not resumed.
+        validate: Value on the validation slice; larger is better. The model is in eval mode, without gradients. None
+            keeps the weights of the last epoch.
+        fingerprint: Names configuration and data; a checkpoint with another fingerprint is refused.
         say: Told how far training is: after each epoch, and within one from time to time.
+        rate: Where training stands to the share of the learning rate that the next step takes.
+        undecayed: Names of the parameters that weight decay leaves alone.
     """
 
     model: nn.Module
     loss: Callable[[BatchT, torch.Generator], Tensor]
     batches: Callable[[int], Iterable[BatchT]]
-    validate: Callable[[], float]
+    validate: Callable[[], float] | None
     fingerprint: str
     say: Callable[[str], None] = lambda _: None
+    rate: Callable[[Progress], float] = lambda _: 1.0
+    undecayed: Collection[str] = ()
 
 
 @dataclass
@@ -87,18 +94,22 @@ class Progress:
     Attributes:
         epoch: Current epoch.
         step: Batches done in it.
-        best: Best held-out value.
-        best_epoch: Its epoch; -1 for what training started from.
+        total_steps: Batches done in all epochs.
+        best: Best validation value.
+        best_epoch: Epoch of the best value; -1 for what training started from.
         loss_sum: Sum of this epoch's losses.
-        curve: One entry an epoch: mean training loss and held-out value.
+        curve: One entry per epoch: ``loss``, the mean training loss, and ``validation``, the value after the epoch.
+        seconds: Spent in steps, validation left out.
     """
 
     epoch: int = 0
     step: int = 0
+    total_steps: int = 0
     best: float = -1e300
     best_epoch: int = -1
     loss_sum: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = field(default=0.0, compare=False)
 
 
 @contextmanager
@@ -162,18 +173,25 @@ def autocast(device: torch.device) -> torch.autocast:
 class Trainer(Generic[BatchT]):
     """Runs a task to its end, from its last checkpoint where there is one."""
 
-    def __init__(self, task: Task[BatchT], config: TrainConfig, folder: Path) -> None:
+    def __init__(self, task: Task[BatchT], config: TrainConfig, folder: Path | None) -> None:
         """Prepare.
 
         Args:
             task: What to train.
             config: How.
-            folder: Holds the checkpoint of an unfinished training.
+            folder: Holds the checkpoint of an unfinished training; None keeps no checkpoint.
         """
-        self.task, self.config, self.path = task, config, folder / STATE
+        self.task, self.config = task, config
+        self.path = folder / STATE if folder else None
         self.device = next(task.model.parameters()).device
-        parameters = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-        self.optimizer = AdamW(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+        parameters = {name: each for name, each in task.model.named_parameters() if each.requires_grad}
+        self.optimizer = AdamW(
+            list(parameters.values()),
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            decayed=[name not in task.undecayed for name in parameters],
+        )
         self.rng = torch.Generator().manual_seed(config.seed)
         self.progress = Progress()
         self.best = _copy(_trained(task.model))
@@ -186,18 +204,20 @@ class Trainer(Generic[BatchT]):
 
         Raises:
             CheckpointError: A checkpoint is truncated or of another training.
-            FloatingPointError: The loss or the held-out value is not finite.
+            FloatingPointError: The loss or the validation value is not finite.
+            ValueError: An epoch holds no batch.
         """
         with deterministic(self.config.seed):
-            if self.path.exists():
-                self._resume()
+            if self.path and self.path.exists():
+                self._resume(self.path)
             elif self.config.judge_start:
                 self.progress.best = self._value("before training")
             while not self._is_done():
                 self._epoch()
         _load(self.task.model, self.best)
         self.task.model.eval()
-        self.path.unlink(missing_ok=True)
+        if self.path:
+            self.path.unlink(missing_ok=True)
         return self.progress
 
     def _is_done(self) -> bool:
@@ -211,8 +231,10 @@ class Trainer(Generic[BatchT]):
         self.task.model.train()
         said = time.monotonic()
         for batch in islice(self.task.batches(progress.epoch), progress.step, None):
+            started = time.monotonic()
             progress.loss_sum += self._step(batch)
-            progress.step += 1
+            progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
+            progress.seconds += time.monotonic() - started
             if time.monotonic() - said > SAY_SECONDS:
                 self._say("")
                 said = time.monotonic()
@@ -220,8 +242,7 @@ class Trainer(Generic[BatchT]):
                 self._save()
         if progress.step == 0:
             raise ValueError(f"epoch {progress.epoch} holds no batch: there is nothing to train on")
-        self._judge()
-        self._say(f", held-out value {progress.curve[-1]['held_out']:.4f}, best {progress.best:.4f}")
+        self._say(self._judge())
         progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
         if not self._is_done():
             self._save()
@@ -232,6 +253,7 @@ class Trainer(Generic[BatchT]):
         self.task.say(f"{epoch}: {done.step} steps, loss {done.loss_sum / done.step:.4f}{end}")
 
     def _step(self, batch: BatchT) -> float:
+        self.optimizer.learning_rate = self.config.learning_rate * self.task.rate(self.progress)
         with autocast(self.device):
             loss = self.task.loss(batch, self.rng)
         value = float(loss.detach())
@@ -243,22 +265,32 @@ class Trainer(Generic[BatchT]):
         self.optimizer.step()
         return value
 
-    def _judge(self) -> None:
-        progress, value = self.progress, self._value(f"after epoch {self.progress.epoch}")
-        progress.curve.append({"loss": progress.loss_sum / progress.step, "held_out": value})
+    def _judge(self) -> str:
+        """Close the epoch: keep its weights where they are the best so far; returns what the log line ends with."""
+        progress, entry = self.progress, {"loss": self.progress.loss_sum / self.progress.step}
+        progress.curve.append(entry)
+        if self.task.validate is None:
+            progress.best_epoch, self.best = progress.epoch, _copy(_trained(self.task.model))
+            return ""
+        entry["validation"] = value = self._value(f"after epoch {progress.epoch}")
         if value > progress.best:
             progress.best, progress.best_epoch = value, progress.epoch
             self.best = _copy(_trained(self.task.model))
+        return f", validation value {value:.4f}, best {progress.best:.4f}"
 
     def _value(self, when: str) -> float:
+        if self.task.validate is None:
+            raise ValueError("judge_start: expected a task with validate, got None")
         self.task.model.eval()
         with torch.no_grad():
             value = self.task.validate()
         if not -float("inf") < value < float("inf"):
-            raise FloatingPointError(f"held-out value is {value} {when}")
+            raise FloatingPointError(f"validation value is {value} {when}")
         return value
 
     def _save(self) -> None:
+        if self.path is None:
+            return
         tensors = {f"model.{name}": tensor for name, tensor in _trained(self.task.model).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
@@ -271,10 +303,10 @@ class Trainer(Generic[BatchT]):
         with replacing(self.path) as temporary:
             save_file(contiguous, temporary, metadata=metadata)  # straight to the disk: no copy of them all in memory
 
-    def _resume(self) -> None:
-        metadata, tensors = _read_state(self.path)
+    def _resume(self, path: Path) -> None:
+        metadata, tensors = _read_state(path)
         if metadata.get("fingerprint") != self.task.fingerprint:
-            raise CheckpointError(f"{self.path}: of another training; delete it to start this one")
+            raise CheckpointError(f"{path}: of another training; delete it to start this one")
         self.progress = Progress(**json.loads(metadata["progress"]))
         _load(self.task.model, _under(tensors, "model."))
         self.best = {name: tensor.to(self.device) for name, tensor in _under(tensors, "best.").items()}
@@ -344,7 +376,7 @@ def warm_start(model: nn.Module, earlier: Mapping[str, Tensor], row_maps: Mappin
     Args:
         model: Receives every earlier parameter of the same name and shape; its buffers stay its own.
         earlier: Weights by name.
-        row_maps: For parameters with one row an item, row of ``model`` to row of ``earlier``; other rows stay as
+        row_maps: For parameters with one row per item, row of ``model`` to row of ``earlier``; other rows stay as
             they were initialised.
 
     Returns:

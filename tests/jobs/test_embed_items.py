@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jobs.basis.encode
+import rounding
 from jobs.basis.basis import (
     BasisError,
     basis_versions,
@@ -110,7 +111,7 @@ def test_pictures_and_texts_on_both_engines(
         "f": expected_vector(clip, "torn"),
     }
     for item_id, vector in wanted.items():
-        np.testing.assert_allclose(rows[item_id]["embedding"], vector, atol=1e-6, err_msg=item_id)
+        np.testing.assert_allclose(rows[item_id]["embedding"], vector, rtol=0, atol=rounding.TINY_CLIP, err_msg=item_id)
     lengths = [np.linalg.norm(row["embedding"]) for row in rows.values()]
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
     assert metrics == {
@@ -177,7 +178,9 @@ def test_texts_beyond_the_kept_ones_are_still_right(
     run(lake, clip)
     rows = embeddings(lake)
     for item_id, text in {"a": "milk", "b": "bread", "c": "milk"}.items():
-        np.testing.assert_allclose(rows[item_id]["embedding"], expected_vector(clip, text), atol=1e-6)
+        np.testing.assert_allclose(
+            rows[item_id]["embedding"], expected_vector(clip, text), rtol=0, atol=rounding.TINY_CLIP
+        )
 
 
 def test_many_pictures_are_taken_in_parts(
@@ -189,7 +192,8 @@ def test_many_pictures_are_taken_in_parts(
     assert run(lake, clip, partitions=1)["n_encoded"] == 5
     rows = embeddings(lake)
     for n, content in enumerate(pictures):
-        np.testing.assert_allclose(rows[f"{n}"]["embedding"], expected_vector(clip, f"text {n}", content), atol=1e-6)
+        expected = expected_vector(clip, f"text {n}", content)
+        np.testing.assert_allclose(rows[f"{n}"]["embedding"], expected, rtol=0, atol=rounding.TINY_CLIP)
 
 
 def test_partitions_and_company_change_no_bit(
@@ -212,7 +216,9 @@ def test_minilm_leaves_items_without_text_out(lake: Lake, run: Callable[..., dic
     metrics = run(lake, MINILM)
     assert (metrics["n_in_basis"], metrics["n_left_out"]) == (1, 1)
     assert embeddings(lake)["a"]["source"] == "text"
-    np.testing.assert_allclose(embeddings(lake)["a"]["embedding"], expected_vector(MINILM, "milk"), atol=1e-6)
+    np.testing.assert_allclose(
+        embeddings(lake)["a"]["embedding"], expected_vector(MINILM, "milk"), rtol=0, atol=rounding.MINILM
+    )
 
 
 def test_an_empty_catalogue_is_no_error(lake: Lake, clip: EncoderConfig, run: Callable[..., dict[Any, float]]) -> None:
