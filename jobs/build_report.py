@@ -23,9 +23,10 @@ from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import job_parser
 from jobs.runtime.pages import claim, docs_index, report_page
+from lte_models.files import write_atomically
 
 JOB = "build_report"
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "report" / "templates"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_flags(argv)
     path = report_page(config.deployment, config.ds)
     claim(Path(config.deployment.paths.reports), config.deployment, "paths.reports")
-    write_page(path, page(gather(config.deployment, config.ds, config.states), config.deployment))
+    write_atomically(path, page(gather(config.deployment, config.ds, config.states), config.deployment))
     print(f"report: {path}", flush=True)
 
 
@@ -70,14 +71,6 @@ def _states(text: str) -> dict[str, str]:
     if not isinstance(states, dict):
         raise TypeError(text)  # argparse tells the user
     return {str(task): str(state) for task, state in states.items()}
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write the page as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def page(facts: Facts, deployment: Deployment) -> str:

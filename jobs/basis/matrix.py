@@ -27,6 +27,7 @@ from jobs.basis.basis import BasisError
 from jobs.lake.delta_files import arrow_batches
 from jobs.lake.lake import Lake
 from jobs.lake.vectors import FloatMatrix, VectorError, vector_matrix
+from lte_models.files import replacing
 from schemas import ITEM_EMBEDDINGS
 
 
@@ -137,20 +138,18 @@ def _cache_folder() -> Path:
 def _build(key: BasisKey, folder: Path) -> None:
     """Write the files aside, rename them into place, and drop other versions; open maps of those stay valid."""
     folder.parent.mkdir(mode=0o700, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
     try:
-        _write_matrix(key, aside)
-        older = [each for each in folder.parent.iterdir() if not each.name.startswith("building-") and each != folder]
-        aside.rename(folder)
-        for each in older:
-            shutil.rmtree(each, ignore_errors=True)
-    except FileExistsError:
-        pass  # another process was faster, with the same content
+        with replacing(folder) as aside:
+            aside.mkdir(mode=0o700)
+            _write_matrix(key, aside)
+            older = [each for each in folder.parent.iterdir() if not each.name.startswith(".") and each != folder]
     except OSError:
+        # Another process can be faster, with the same content.
         if not folder.exists():
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        return
+    for each in older:
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def _write_matrix(key: BasisKey, folder: Path) -> None:

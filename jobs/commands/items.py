@@ -5,7 +5,6 @@ The query is encoded by the encoder of the configuration; items are ranked by th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from jobs.lake.reader import LakeReader, lake_reader
 from lte_models.encoders.base import EncoderConfig, FloatArray, unit_rows
 from lte_models.encoders.images import ImageError, decode_image, image_bytes
 from lte_models.encoders.loading import basis_version, load_encoder
+from lte_models.files import replacing
 from schemas import ITEMS
 
 TILE, LABEL, COLUMNS, MARGIN = 150, 44, 8, 8
@@ -158,10 +158,8 @@ def _label(item: NearItem, width: int = 27) -> str:
 def write_sheet(deployment: Deployment, found: Found, out: Path) -> None:
     """Draw the contact sheet and write it to a PNG file, whole or not at all."""
     sheet = contact_sheet(found, pictures_of(deployment, [item.item_id for item in found.items]))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    sheet.save(unfinished, format="PNG")
-    unfinished.replace(out)
+    with replacing(out) as unfinished:
+        sheet.save(unfinished, format="PNG")
 
 
 def found_text(found: Found) -> str:

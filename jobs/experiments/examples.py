@@ -33,6 +33,7 @@ from jobs.ranker.examples import ExamplesOfUser, user_events
 from jobs.ranker.items import Shop, load_shop
 from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version
+from lte_models.files import write_atomically
 from lte_models.ranker.examples import EXAMPLE_COLUMNS
 from lte_models.ranker.history_logits import DailyCounts
 from lte_models.training.stream import stage
@@ -141,7 +142,7 @@ class ExampleBuilder:
         started = time.monotonic()
         self._write(examples, inputs_id)
         built = Built(examples, inputs_id, self._count(examples), round(time.monotonic() - started, 2))
-        note.write_text(json.dumps({name: getattr(built, name) for name in ("inputs_id", "n_rows", "seconds")}))
+        write_atomically(note, json.dumps({name: getattr(built, name) for name in ("inputs_id", "n_rows", "seconds")}))
         return built
 
     def _inputs_id(self, examples: ExampleSet) -> str:
@@ -314,7 +315,7 @@ def save_shop(shop: Shop, folder: Path) -> str:
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
         digest.update(np.ascontiguousarray(array).tobytes())
-    (folder / "shop.json").write_bytes(content)
+    write_atomically(folder / "shop.json", content)
     return digest.hexdigest()
 
 

@@ -39,6 +39,7 @@ from jobs.experiments.training import CUTOFF, AnyWork, AutoencoderWork, Work, re
 from jobs.lake.lake import Lake, open_lake
 from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version
+from lte_models.files import write_atomically
 from schemas import EXPERIMENTS
 
 JOB = "experiment"
@@ -417,7 +418,7 @@ def write_files(rows: Sequence[Row], deployment: Deployment, name: str) -> None:
     path = _report_path(deployment, name)
     write_csv(rows, EXPERIMENTS.columns, path.with_suffix(".csv"))
     write_plot([{**row, "deployment": deployment.deployment.name} for row in rows], CUTOFF, path.with_suffix(".png"))
-    path.with_suffix(".md").write_text(experiment_text(rows, CUTOFF), encoding="utf-8")
+    write_atomically(path.with_suffix(".md"), experiment_text(rows, CUTOFF))
 
 
 def shown(deployment: Deployment, name: str, rows: Sequence[Row]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +36,7 @@ from jobs.ranker.scorers import baseline_scorers
 from jobs.runtime.code_version import code_version
 from lte_models.autoencoder import Autoencoder, AutoencoderConfig, Histories, autoencoder_loss
 from lte_models.evaluation.metrics import coverage, popularity_bias, query_metrics, target_ranks, top_items
+from lte_models.files import replacing
 from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, ExampleCollate, Past, averaged_lte, lte_weights
 from lte_models.ranker.loss import Objective, ranker_loss
 from lte_models.ranker.model import Context, Ranker
@@ -133,11 +133,8 @@ def run_work(work: Work | AutoencoderWork) -> str:
         arrays = _ranker_result(work, work.variant)
     seconds = time.monotonic() - started
     file = result_file(work.folder, work.result)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as stream:
+    with replacing(file) as unfinished, unfinished.open("wb") as stream:
         np.savez(stream, allow_pickle=False, seconds=np.array(seconds), **arrays)
-    partial.replace(file)
     return f"{name}: {seconds:.1f} s"
 
 

