@@ -24,7 +24,6 @@ from jobs.drift.references import find_references
 from jobs.drift.summaries import (
     SLICE,
     USER,
-    MetricValues,
     Slice,
     drift_metrics,
     lte_centres,
@@ -34,7 +33,7 @@ from jobs.drift.summaries import (
     vectors_of,
 )
 from jobs.drift.turnover import _COUNTS, lake_turnover
-from jobs.lake.lake import Lake, open_lake
+from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.lte.settings import BLOCK_USERS
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import parse_config
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lake.record_metrics(config.ds, JOB, write_drift(lake, config.deployment, config.ds))
 
 
-def write_drift(lake: Lake, deployment: Deployment, ds: date) -> MetricValues:
+def write_drift(lake: Lake, deployment: Deployment, ds: date) -> Metrics:
     """Write lte_drift of ``ds``.
 
     Args:

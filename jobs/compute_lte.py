@@ -21,7 +21,7 @@ from jobs.basis.basis import configured_basis, known_items, read_basis
 from jobs.basis.matrix import BasisKey, load_matrix, pinned_basis
 from jobs.config.sections import Deployment, LteSection
 from jobs.config.window import LteWindow
-from jobs.lake.lake import Lake, open_lake
+from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.lake.vectors import list_column
 from jobs.lte.inputs import _event_days, input_fingerprint_as_of
 from jobs.lte.packing import collected, packed_interactions
@@ -162,7 +162,7 @@ def _record_run(lake: Lake, ds: date, basis_version: str, fingerprint: str) -> N
     lake.replace_rows([row], RUNS, {"ds": ds, "job": JOB})
 
 
-def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> dict[str | tuple[str, str], float]:
+def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> Metrics:
     """Users, interactions and settings of the slices of ``ds``; labels are method/window.
 
     The settings are recorded because LTEs of two days can be compared only where these agree.
@@ -177,7 +177,7 @@ def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> dict[str | tuple[str, 
         F.sum((F.col("n_items") == 0).cast("int")).alias("n_zero_users"),
         F.max("n_items").alias("max_n_items"),
     )
-    metrics: dict[str | tuple[str, str], float] = {(name, ""): value for name, value in lte_settings(lte).items()}
+    metrics: Metrics = {(name, ""): value for name, value in lte_settings(lte).items()}
     for row in totals.collect():
         label = f"{row['method']}/{row['lte_window']}"
         metrics |= {(name, label): row[name] for name in totals.columns if name not in ("method", "lte_window")}

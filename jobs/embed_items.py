@@ -19,7 +19,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 
 from jobs.basis.basis import BasisError, catalogue_versions, encoder_config
 from jobs.basis.encode import NONE, TEXT_COLUMNS, EncodeTask
-from jobs.lake.lake import Lake, open_lake
+from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.runtime.entry import run_job, say
 from jobs.runtime.flags import parse_config
 from lte_models.encoders.base import EncoderConfig, EncoderError
@@ -54,9 +54,7 @@ class BasisState:
     n_items: int
 
 
-def extend_basis(
-    lake: Lake, encoder: EncoderConfig, *, ds: date, landing: Path, partitions: int
-) -> dict[str | tuple[str, str], float]:
+def extend_basis(lake: Lake, encoder: EncoderConfig, *, ds: date, landing: Path, partitions: int) -> Metrics:
     """Give each item of the catalogue as of ``ds`` a vector in the encoder's basis, as far as it can have one.
 
     Args:
@@ -192,14 +190,12 @@ def embedded(fresh: DataFrame, task: EncodeTask, partitions: int) -> DataFrame:
     return placed.mapInArrow(task.encode, ITEM_EMBEDDINGS.row_type())
 
 
-def _coverage(
-    lake: Lake, items: DataFrame, catalogue: DataFrame, task: EncodeTask
-) -> dict[str | tuple[str, str], float]:
+def _coverage(lake: Lake, items: DataFrame, catalogue: DataFrame, task: EncodeTask) -> Metrics:
     """How much of the catalogue the basis holds now; the same for every rerun of the day."""
     known = lake.read(ITEM_EMBEDDINGS, where={"basis_version": task.basis_version}).select("item_id", "source")
     joined = catalogue.join(known, "item_id", "left")
     total = joined.agg(F.count("*").alias("catalogue"), F.count("source").alias("in_basis")).collect()[0]
-    counts: dict[str | tuple[str, str], float] = {
+    counts: Metrics = {
         "n_catalogue": total["catalogue"],
         "n_in_basis": total["in_basis"],
         "n_left_out": total["catalogue"] - total["in_basis"],
@@ -208,7 +204,7 @@ def _coverage(
     return counts | (_unused_images(with_content(items, unpictured), task) if task.encoder.reads_images else {})
 
 
-def _unused_images(unpictured: DataFrame, task: EncodeTask) -> dict[str | tuple[str, str], float]:
+def _unused_images(unpictured: DataFrame, task: EncodeTask) -> Metrics:
     has_image = F.col("image").isNotNull() | F.col("image_path").isNotNull()
     unused = unpictured.where(has_image).select("image", "image_path")
     reasons = unused.mapInArrow(task.picture_problems, _REASON_SCHEMA).groupBy("reason").count().collect()

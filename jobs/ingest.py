@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.config.sections import Deployment
-from jobs.lake.lake import Lake, open_lake
+from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.landing.checks import RowRules
 from jobs.landing.event_days import DAYS_BACK, _existing, _states, _write_event_days
 from jobs.landing.files import LandingError, LandingFile, filesystem, landing_files, misplaced_files
@@ -297,9 +297,9 @@ def _totals(counts: Iterable[FileCounts]) -> dict[str, int]:
     }
 
 
-def _metrics(batch: Batch, counts: Counts) -> dict[str | tuple[str, str], float]:
+def _metrics(batch: Batch, counts: Counts) -> Metrics:
     """Counts of landing day ds alone, so that a rerun, which has no holes to fill, measures the same."""
-    metrics: dict[str | tuple[str, str], float] = {}
+    metrics: Metrics = {}
     for target in TARGETS:
         of_day = [counts[file] for file in batch.of(target) if file.ds == batch.ds]
         metrics |= {(name, target): value for name, value in _totals(of_day).items()}

@@ -215,7 +215,7 @@ def gate_metrics(outcomes: Sequence[Outcome], measured: Sequence[Measured]) -> M
         "n_failed": sum(not outcome.success for outcome in outcomes),
         "n_skipped": sum(outcome.skipped is not None for outcome in outcomes),
     }
-    found: dict[str | tuple[str, str], float] = {(name, ""): float(n) for name, n in counts.items()}
+    found: Metrics = {(name, ""): float(n) for name, n in counts.items()}
     for each in measured:
         label = each.label or each.table
         found |= {(name, label): float(value) for name, value in each.values.items() if value is not None}

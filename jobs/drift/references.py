@@ -11,8 +11,7 @@ from pyspark.sql import functions as F
 
 from jobs.basis.basis import single_basis
 from jobs.config.sections import Deployment, LteSection
-from jobs.drift.summaries import MetricValues
-from jobs.lake.lake import Lake
+from jobs.lake.lake import Lake, Metrics
 from jobs.lte.settings import LteError, lte_settings
 from jobs.runtime.day import LTE_JOB
 from schemas import METRICS, POOLED_METHODS, USER_LTE
@@ -34,7 +33,7 @@ class References:
     other_settings: tuple[int, ...]
     other_basis: tuple[int, ...]
 
-    def metrics(self) -> MetricValues:
+    def metrics(self) -> Metrics:
         """How many reference days there were, by kind."""
         kinds = {"n_reference_days": self.offsets, "n_other_settings_days": self.other_settings}
         kinds["n_other_basis_days"] = self.other_basis

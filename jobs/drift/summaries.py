@@ -13,6 +13,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, LongType, StringType, StructField, StructType
 
+from jobs.lake.lake import Metrics
 from jobs.lake.vectors import VectorError, vector_matrix
 from jobs.lte.settings import LteError
 from lte_models.averages import drift
@@ -26,7 +27,6 @@ FIXED_POINT = 2.0**36
 SLICE = ["method", "lte_window"]
 USER = ["user_id", *SLICE]
 Slice = tuple[str, str]
-MetricValues = dict[str | tuple[str, str], float]
 
 _SUMS_SCHEMA = StructType(
     [StructField(name, StringType()) for name in SLICE]
@@ -122,7 +122,7 @@ def vectors_of(column: pa.ListArray) -> FloatArray:
         raise LteError(f"table user_lte, column embedding: {error}") from error
 
 
-def norm_metrics(centres: Mapping[Slice, SliceCentre]) -> MetricValues:
+def norm_metrics(centres: Mapping[Slice, SliceCentre]) -> Metrics:
     """Norms of each slice as metrics; labels are method/window."""
     names = ("norm_min", "norm_mean", "norm_max")
     return {
@@ -132,7 +132,7 @@ def norm_metrics(centres: Mapping[Slice, SliceCentre]) -> MetricValues:
     }
 
 
-def drift_metrics(lte_drift: DataFrame) -> MetricValues:
+def drift_metrics(lte_drift: DataFrame) -> Metrics:
     """Table 2 of the paper and the quantiles that gates use, of one ds; labels are method/window/offset.
 
     Rows whose reference is stale are counted only. ``mean_tau`` is over users with known items now, cosines over users
@@ -172,7 +172,7 @@ def _exact_mean(values: Column) -> Column:
     return F.sum(exact).cast("double") / F.nullif(F.count(exact), F.lit(0))
 
 
-def _labelled(rows: DataFrame, by: Sequence[str]) -> MetricValues:
+def _labelled(rows: DataFrame, by: Sequence[str]) -> Metrics:
     """One metric a column and row, labelled by the columns ``by``; nulls are left out."""
     names = [name for name in rows.columns if name not in by]
     found = rows.collect()
@@ -185,7 +185,7 @@ def _labelled(rows: DataFrame, by: Sequence[str]) -> MetricValues:
     }
 
 
-def own_nearest_shares(user_lte: DataFrame, ds: date, offsets: Sequence[int]) -> MetricValues:
+def own_nearest_shares(user_lte: DataFrame, ds: date, offsets: Sequence[int]) -> Metrics:
     """Share of sampled users whose nearest earlier LTE is their own: what raw cosines do not show (DESIGN section 11).
 
     The sample is the users with the smallest MD5 of their id: the same in every run and on every engine. The share
@@ -200,7 +200,7 @@ def own_nearest_shares(user_lte: DataFrame, ds: date, offsets: Sequence[int]) ->
     for row in rows.to_pylist():
         key = ((row["method"], row["lte_window"]), row["ds"])
         vectors.setdefault(key, {})[row["user_id"]] = np.array(row["embedding"], np.float32)
-    shares: MetricValues = {}
+    shares: Metrics = {}
     for (part, day), then in vectors.items():
         now = vectors.get((part, ds), {})
         both = sorted(now.keys() & then.keys())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -31,7 +31,8 @@ from jobs.lake.predicates import Predicate, TableError, _delta_text, predicate_s
 from jobs.lake.sessions import spark_session
 from schemas import METRICS, Table
 
-Metrics = Mapping[str | tuple[str, str], float]
+# A job's metrics of one ds: ``name`` or ``(name, label)`` to value.
+Metrics = dict[str | tuple[str, str], float]
 
 # Both engines' words for "another writer committed meanwhile".
 CONFLICT_WORDS = ("Failed to commit transaction", "ConcurrentAppend", "DELTA_CONCURRENT", "ConcurrentDelete")

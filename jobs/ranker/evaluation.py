@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from jobs.lake.lake import Metrics
 from jobs.ranker.items import Shop
 from jobs.ranker.readers import ExampleReader
 from jobs.ranker.scorers import TOP, FloatArray, IntArray, Scorer
@@ -24,7 +25,6 @@ from lte_models.evaluation.metrics import (
 from lte_models.ranker.examples import ExampleBatch
 
 KINDS = ("all", "repeated", "new")
-MetricRows = dict[str | tuple[str, str], float]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def holdout_facts(holdout: ExampleReader) -> HoldoutFacts:
     return HoldoutFacts(history_bucket(np.concatenate(lengths)).tolist(), np.concatenate(targets), n_users)
 
 
-def table_rows(model: str, result: Scored, facts: HoldoutFacts, shop: Shop) -> MetricRows:
+def table_rows(model: str, result: Scored, facts: HoldoutFacts, shop: Shop) -> Metrics:
     """One model's rows of the evaluation table.
 
     Args:
@@ -121,7 +121,7 @@ def table_rows(model: str, result: Scored, facts: HoldoutFacts, shop: Shop) -> M
         (metric, label) to value; the label is the model, or "model/bucket" by length of the short history, or
         "model/repeated" and "model/new" by kind of the target.
     """
-    rows: MetricRows = {}
+    rows: Metrics = {}
     for kind in KINDS:
         values = {metric: value for (metric, of_kind), value in result.values.items() if of_kind == kind}
         found = summarise(values, facts.groups if kind == "all" else [])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.ranker.evaluation import HoldoutFacts, MetricRows, Scored, table_rows
+from jobs.lake.lake import Metrics
+from jobs.ranker.evaluation import HoldoutFacts, Scored, table_rows
 from jobs.ranker.items import Shop
 from jobs.ranker.scorers import TOP, FloatArray
 from lte_models.evaluation.metrics import compare
@@ -26,7 +27,7 @@ class Verdict:
         n_users: Users with a known target; below two there was nothing to judge by.
     """
 
-    metrics: MetricRows
+    metrics: Metrics
     reasons: list[str]
     n_users: int
 
@@ -49,7 +50,7 @@ def judge(results: Mapping[str, Scored], facts: HoldoutFacts, shop: Shop, cutoff
         shop: For popularity bias and coverage.
         cutoff: k of the NDCG that decides.
     """
-    metrics: MetricRows = {("n_users", ""): float(facts.n_users)}
+    metrics: Metrics = {("n_users", ""): float(facts.n_users)}
     for model, result in results.items():
         metrics |= table_rows(model, result, facts, shop)
     reasons = []
@@ -82,7 +83,7 @@ def against(ours: FloatArray, theirs: FloatArray, rival: str) -> tuple[dict[str,
     return values, [reason] if is_worse else []
 
 
-def collapsed(metrics: MetricRows) -> list[str]:
+def collapsed(metrics: Metrics) -> list[str]:
     """The reason against a candidate that shows far fewer items than the live ranker, if it does."""
     name = f"coverage_at_{TOP}"
     now, before = metrics[name, "candidate"], metrics.get((name, "live"))

@@ -129,9 +129,7 @@ def finish(training: Training, started: Start, trained: Trained, staged: Sequenc
     for folder in staged:
         shutil.rmtree(folder)
     sizes = {"n_epochs": len(trained.curve), trained.size_name: len(trained.item_ids), "n_warm": started.n_warm}
-    metrics: dict[str | tuple[str, str], float] = {
-        name: float(value) for name, value in {**trained.metrics, **sizes}.items()
-    }
+    metrics: Metrics = {name: float(value) for name, value in {**trained.metrics, **sizes}.items()}
     return metrics | curve_metrics(trained.curve)
 
 

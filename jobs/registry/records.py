@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
 from jobs.config.sections import Deployment
-from jobs.lake.lake import Lake
+from jobs.lake.lake import Lake, Metrics
 from jobs.registry.bundles import bundle_folder
 from jobs.runtime.code_version import code_version
 from lte_models.training.bundle import Bundle, load_bundle
@@ -66,7 +66,7 @@ def record_model(lake: Lake, job: str, manifest: Manifest, outcome: str, reason:
     lake.replace_rows([tuple(row[name] for name in MODEL_RUNS.columns)], MODEL_RUNS, {"ds": ds, "job": job})
 
 
-def curve_metrics(curve: Sequence[Mapping[str, float]]) -> dict[str | tuple[str, str], float]:
+def curve_metrics(curve: Sequence[Mapping[str, float]]) -> Metrics:
     """Metrics ``loss`` and ``validation`` labelled ``epoch N``, from 1: the curves of the report.
 
     Args:
