@@ -1,12 +1,17 @@
-"""Where a run's report and Data Docs are."""
+"""Where a run's report and Data Docs are, and the marks that say which deployment a folder belongs to."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
+from jobs.runtime.entry import say
 
 OWNER = ".deployment"
 
@@ -22,10 +27,10 @@ def report_page(deployment: Deployment, ds: date) -> Path:
 
 
 def claim(folder: Path, deployment: Deployment, key: str) -> None:
-    """Make a folder of pages this deployment's own; two deployments would overwrite each other's days.
+    """Make a folder this deployment's own; two deployments would overwrite each other's days.
 
     Args:
-        folder: The folder.
+        folder: The folder; made if it is missing.
         deployment: Whose it is to be.
         key: Setting that names it.
 
@@ -33,9 +38,66 @@ def claim(folder: Path, deployment: Deployment, key: str) -> None:
         ConfigError: It is another deployment's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    owner, name = folder / OWNER, deployment.deployment.name
-    if not owner.exists():
-        owner.write_text(name, encoding="utf-8")
-    found = owner.read_text(encoding="utf-8")
-    if found != name:
-        raise ConfigError(f"{key} = {str(folder)!r}: holds the pages of deployment {found!r}, not of {name!r}")
+    name = deployment.deployment.name
+    # Two jobs that find no mark write one after the other, and the second reads what the first wrote.
+    with _locked(folder):
+        require_owner(folder, name, key)
+        if read_owner(folder) is None:
+            if (folder / OWNER).exists():
+                say("claim", f"{folder / OWNER} is empty, as a full disk leaves a file: written again for {name!r}")
+            _write_mark(folder, name)
+
+
+def require_owner(folder: Path, name: str, key: str, what: str = "pages") -> None:
+    """Refuse a folder with the mark of another deployment; a folder without a mark passes.
+
+    Args:
+        folder: The folder, which may be missing.
+        name: Deployment that is about to use it.
+        key: Setting that names it.
+        what: What the folder holds, for the message.
+
+    Raises:
+        ConfigError: It is another deployment's.
+    """
+    found = read_owner(folder)
+    if found not in (None, name):
+        raise ConfigError(
+            f"{key} = {str(folder)!r}: holds the {what} of deployment {found!r}, not of {name!r}; give each "
+            f"deployment a folder of its own, or delete {folder / OWNER} where the deployment was renamed"
+        )
+
+
+def read_owner(folder: Path) -> str | None:
+    """Deployment that a folder is marked with; None without a mark, and where the mark is empty or no text."""
+    try:
+        found = (folder / OWNER).read_text(encoding="utf-8").strip("\0 \t\r\n")
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return None
+    return found or None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder; the kernel frees it when the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_mark(folder: Path, name: str) -> None:
+    """Write beside and rename, both flushed: a kill or a full disk leaves the old mark or the new one, never half."""
+    partial = folder / f"{OWNER}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(name)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / OWNER)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

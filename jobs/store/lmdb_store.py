@@ -8,20 +8,24 @@ pages, so at 512 floats a user costs 4 KiB of disk, three times while publishing
     index.mdb        pointer and journal, switched in one transaction
     <version>.mdb    user_id -> value, and the manifest
     writer.lock      held (flock) by the one process that publishes; the kernel frees it when that process dies
+
+An account that may read the folder and not write it reads without LMDB's lock file: it checks after each read that no
+writer committed meanwhile, and reads again where one did.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 
@@ -34,9 +38,12 @@ from jobs.store.snapshot import (
     StoreFullError,
     StoreLockedError,
     Switch,
+    VersionDamagedError,
     VersionGoneError,
 )
 
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 POINTER_KEY = b"pointer"
 JOURNAL_PREFIX = b"switch/"
 JOURNAL_LENGTH = 1000
@@ -45,6 +52,7 @@ JOURNAL_LENGTH = 1000
 MANIFEST_KEY = b"\xffmanifest"
 INDEX_MAP_BYTES = 64 << 20
 FIRST_MAP_BYTES = 64 << 20
+INDEX_OPTIONS: dict[str, Any] = {"is_writable": True, "create": True, "map_size": INDEX_MAP_BYTES}
 
 # Address space, not disk: room for later deletions of users, so that no reader ever has to map a sealed file again.
 SEALED_SLACK_BYTES = 256 << 20
@@ -52,14 +60,19 @@ MAX_READERS = 2048
 LOCK_POLL_S = 0.05
 UPGRADE_WAIT_S = 60.0
 
+# A read without the lock file is repeated where a writer commits meanwhile; a writer commits a few times per publish.
+LOCKLESS_ATTEMPTS = 10
+
 # EIO: what LMDB says of a page of which the disk took only a part.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.VersionMismatchError)
 
 
 @dataclass
 class _Open:
     environment: lmdb.Environment
     is_writable: bool
+    page_bytes: int
     pins: int = 0
     is_doomed: bool = False
 
@@ -109,7 +122,15 @@ class _Environments:
                 entry.environment.close()
                 entry = None
             if entry is None:
-                entry = self._open[path] = _Open(_environment(path, is_writable, options), is_writable)
+                environment = _environment(path, is_writable, options)
+                entry = self._open[path] = _Open(environment, is_writable, environment.stat()["psize"])
+            try:
+                # On each use, not only when the file is opened: the file can be cut while this process maps it.
+                _require_whole(path, entry)
+            except (OSError, VersionDamagedError):
+                entry.is_doomed = True
+                self._close_unused(path, entry)
+                raise
             entry.pins += 1
             return entry
 
@@ -135,7 +156,32 @@ _ENVIRONMENTS = _Environments()
 def _environment(path: Path, is_writable: bool, options: dict[str, Any]) -> lmdb.Environment:
     # map_size 0: as large as the file says. Readers never create a file.
     defaults = {"map_size": 0, "create": False, "readonly": not is_writable, "max_readers": MAX_READERS}
-    return lmdb.open(str(path), subdir=False, readahead=False, **(defaults | options))
+    wanted = {"subdir": False, "readahead": False, **defaults, **options}
+    # LMDB would make a new file of an empty one, without a word.
+    if (path.exists() or not wanted["create"]) and path.stat().st_size == 0:
+        raise VersionDamagedError(f"lmdb {path}: the file is empty")
+    try:
+        return lmdb.open(str(path), **wanted)
+    except lmdb.ReadonlyError:
+        if is_writable:
+            raise
+        # The lock file needs write permission, which an account that only reads does not have.
+        return lmdb.open(str(path), **wanted, lock=False)
+
+
+def _require_whole(path: Path, entry: _Open) -> None:
+    """Refuse a file that lost its end: the kernel ends a process (SIGBUS) that reads a mapped page past the end.
+
+    Raises:
+        VersionDamagedError: The file is shorter than its header says.
+        FileNotFoundError: The file is gone.
+    """
+    found = path.stat().st_size
+    needed = 2 * entry.page_bytes
+    if found >= needed:  # only now: the two meta pages, which say how much is in use, are mapped pages too
+        needed = (entry.environment.info()["last_pgno"] + 1) * entry.page_bytes
+    if found < needed:
+        raise VersionDamagedError(f"lmdb {path}: expected at least {needed} bytes, got {found}: the file was cut")
 
 
 @contextmanager
@@ -145,6 +191,8 @@ def _errors(what: str) -> Iterator[None]:
         yield
     except lmdb.MapFullError as error:
         raise StoreFullError(f"lmdb {what}: no room left for deletions; publish again") from error
+    except DAMAGE as error:
+        raise VersionDamagedError(f"lmdb {what}: {error}") from error
     except (lmdb.Error, OSError) as error:
         code = getattr(error, "code", None) or getattr(error, "errno", None)
         if code == errno.ENOENT:
@@ -154,6 +202,12 @@ def _errors(what: str) -> Iterator[None]:
                 f"lmdb {what}: no room on the disk ({error}); the live version is untouched"
             ) from error
         raise OnlineStoreError(f"lmdb {what}: {error}") from error
+
+
+def _is_overtaken(environment: lmdb.Environment, transaction: lmdb.Transaction) -> bool:
+    """Whether a read without the lock file may have met pages that a writer used again; never with the lock file."""
+    is_lockless = not environment.flags()["lock"]
+    return is_lockless and environment.info()["last_txnid"] != transaction.id()
 
 
 class _PinnedFile:
@@ -171,8 +225,11 @@ class _PinnedFile:
 def _manifest(transaction: lmdb.Transaction) -> Manifest:
     stored = transaction.get(MANIFEST_KEY)
     if stored is None:
-        raise OnlineStoreError(f"lmdb {transaction.env.path()}: the version was never sealed")
-    return Manifest.from_json(stored)
+        raise VersionDamagedError(f"lmdb {transaction.env.path()}: the version was never sealed")
+    try:
+        return Manifest.from_json(stored)
+    except (ValueError, TypeError, KeyError) as error:
+        raise VersionDamagedError(f"lmdb {transaction.env.path()}: the manifest cannot be read: {error}") from error
 
 
 class LmdbStore:
@@ -198,17 +255,22 @@ class LmdbStore:
 
     def pointer(self) -> Pointer:
         """See :class:`jobs.store.protocol.OnlineStore`."""
-        if not self._index.exists():
-            return Pointer()
-        with _errors(str(self._index)), _ENVIRONMENTS.use(self._index) as index, index.begin() as transaction:
-            return Pointer.from_json(transaction.get(POINTER_KEY))
+        return self._read_index(lambda transaction: Pointer.from_json(transaction.get(POINTER_KEY)), Pointer())
 
     def journal(self) -> list[Switch]:
         """See :class:`jobs.store.protocol.OnlineStore`."""
+        return self._read_index(_switches, [])
+
+    def _read_index(self, read: Callable[[lmdb.Transaction], T], nothing: T) -> T:
+        """Read the index in one transaction; ``nothing`` where there is no index yet."""
         if not self._index.exists():
-            return []
-        with _errors(str(self._index)), _ENVIRONMENTS.use(self._index) as index, index.begin() as transaction:
-            return [Switch.from_json(value) for key, value in transaction.cursor() if key.startswith(JOURNAL_PREFIX)]
+            return nothing
+        for _ in range(LOCKLESS_ATTEMPTS):
+            with _errors(str(self._index)), _ENVIRONMENTS.use(self._index) as index, index.begin() as transaction:
+                found = read(transaction)
+                if not _is_overtaken(index, transaction):
+                    return found
+        raise OnlineStoreError(f"lmdb {self._index}: a writer committed during each of {LOCKLESS_ATTEMPTS} reads")
 
     @contextmanager
     def pin(self) -> Iterator[_PinnedFile]:
@@ -221,14 +283,19 @@ class LmdbStore:
         self._last_live = live
         with self.opened(live) as environment, environment.begin(buffers=True) as transaction:
             yield _PinnedFile(transaction)
+            if _is_overtaken(environment, transaction):
+                raise VersionGoneError(f"online store {self!r}: version {live} changed during the read")
 
     @contextmanager
     def writer(self) -> Iterator[LmdbWriter]:
         """See :class:`jobs.store.protocol.OnlineStore`."""
         with _errors(str(self._folder)):
             self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "writer.lock").open("a+") as lock:
+        with _errors(str(self._folder)):
+            lock = (self._folder / "writer.lock").open("a+")
+        with lock:
             self._wait_for(lock.fileno())
+            self._recover_index()
             yield LmdbWriter(self, self._index, self._first_map_bytes)
 
     def close(self) -> None:
@@ -253,6 +320,24 @@ class LmdbStore:
     @property
     def _index(self) -> Path:
         return self._folder / "index.mdb"
+
+    def _recover_index(self) -> None:
+        """Bring the index up to its last commit, or start a new one where the index cannot be read.
+
+        A process that was killed between writing LMDB's meta page and noting it in the lock file leaves all readers
+        one transaction behind. LMDB repairs the lock file when the next write transaction begins. So one begins here,
+        before the pointer is read.
+        """
+        if not self._index.exists():
+            return
+        try:
+            with _errors(str(self._index)), _ENVIRONMENTS.use(self._index, **INDEX_OPTIONS) as index:
+                index.begin(write=True).abort()
+        except VersionDamagedError as error:
+            LOG.warning("%s; the index is moved to index.damaged, and what was live counts as absent", error)
+            _ENVIRONMENTS.forget(self._index)
+            self._index.replace(self._index.with_suffix(".damaged"))
+            self._index.with_name(self._index.name + "-lock").unlink(missing_ok=True)
 
     def _wait_for(self, lock: int) -> None:
         for _ in range(max(1, round(self._lock_wait_s / LOCK_POLL_S))):
@@ -331,8 +416,7 @@ class LmdbWriter:
     def swap(self, expected: Pointer, wanted: Pointer, action: str) -> None:
         """Replace the pointer and add to the journal in one transaction, on the disk when this returns."""
         entry = Switch(wanted.sequence, action, self.manifest(str(wanted.live)))
-        options: dict[str, Any] = {"is_writable": True, "create": True, "map_size": INDEX_MAP_BYTES}
-        with _errors(str(self._index)), _ENVIRONMENTS.use(self._index, **options) as index:
+        with _errors(str(self._index)), _ENVIRONMENTS.use(self._index, **INDEX_OPTIONS) as index:
             index.reader_check()  # slots of readers that were killed would keep old pages from being used again
             with index.begin(write=True) as transaction:
                 self._check_pointer(Pointer.from_json(transaction.get(POINTER_KEY)), expected)
@@ -368,6 +452,10 @@ class LmdbWriter:
     def _check_pointer(self, found: Pointer, expected: Pointer) -> None:
         if found != expected:
             raise StoreLockedError(f"online store {self._store!r}: pointer is {found}, {expected} was expected")
+
+
+def _switches(transaction: lmdb.Transaction) -> list[Switch]:
+    return [Switch.from_json(value) for key, value in transaction.cursor() if key.startswith(JOURNAL_PREFIX)]
 
 
 def _put_all(environment: lmdb.Environment, chunk: RowChunk) -> bool:

@@ -17,7 +17,15 @@ import pyarrow as pa
 
 from jobs.store.protocol import OnlineStore, StoreWriter
 from jobs.store.rows import Checksum, row_chunks, user_key
-from jobs.store.snapshot import Manifest, NoLiveSnapshotError, OnlineStoreError, Pointer, Switch
+from jobs.store.snapshot import (
+    Manifest,
+    NoLiveSnapshotError,
+    OnlineStoreError,
+    Pointer,
+    Switch,
+    VersionDamagedError,
+    VersionGoneError,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -120,13 +128,13 @@ def publish(
         pointer = writer.pointer()
         on_step("clean", "")
         _prune(writer, pointer)
-        live = writer.manifest(pointer.live) if pointer.live else None
+        live = _readable(writer, pointer.live)
         _refuse(source, live, force=force, allow_basis_change=allow_basis_change)
         if live is not None and not force and _is_live(writer, live, source):
             return Publication("unchanged", live, pointer.sequence)
         manifest = _load_or_remove(writer, source, on_step)
         sequence = max(pointer.sequence, after_sequence) + 1
-        wanted = Pointer(manifest.version, pointer.live, sequence)
+        wanted = Pointer(manifest.version, _to_keep(writer, pointer, live), sequence)
         on_step("swap", manifest.version)
         writer.swap(pointer, wanted, "publish")
         on_step("prune", "")
@@ -146,8 +154,14 @@ def rollback(store: OnlineStore, *, after_sequence: int = 0) -> Publication:
         pointer = writer.pointer()
         if pointer.previous is None:
             raise PublishRefusedError(f"online store {store!r}: no previous version to roll back to")
-        manifest = writer.manifest(pointer.previous)
-        wanted = Pointer(pointer.previous, pointer.live, max(pointer.sequence, after_sequence) + 1)
+        manifest = _readable(writer, pointer.previous)
+        if manifest is None:
+            raise PublishRefusedError(
+                f"online store {store!r}: the previous version {pointer.previous} cannot be read; publish a day instead"
+            )
+        # A live version that cannot be read is not kept for a switch back.
+        kept = pointer.live if _readable(writer, pointer.live) else None
+        wanted = Pointer(pointer.previous, kept, max(pointer.sequence, after_sequence) + 1)
         writer.swap(pointer, wanted, "rollback")
         return Publication("rollback", manifest, wanted.sequence)
 
@@ -164,6 +178,7 @@ def delete_user(store: OnlineStore, user_id: str) -> int:
 
     Raises:
         BadRowError: ``user_id`` is not 1 to 128 bytes.
+        VersionDamagedError: A version cannot be read; the user is gone from the others.
         OnlineStoreError: The store failed, or another process is publishing.
     """
     key = user_key(user_id)
@@ -171,7 +186,15 @@ def delete_user(store: OnlineStore, user_id: str) -> int:
         pointer = writer.pointer()
         # What an earlier, crashed load left may hold the user too.
         _prune(writer, pointer)
-        return sum(writer.erase(version, key) for version in sorted(pointer.kept))
+        readable = [version for version in sorted(pointer.kept) if _readable(writer, version)]
+        n_found = sum(writer.erase(version, key) for version in readable)
+    damaged = sorted(pointer.kept - set(readable))
+    if damaged:
+        raise VersionDamagedError(
+            f"online store {store!r}: version {', '.join(damaged)} cannot be read, so the user may still be in it; "
+            "publish a day, which removes a damaged version, and erase again"
+        )
+    return n_found
 
 
 def audit(store: OnlineStore) -> Manifest:
@@ -206,6 +229,27 @@ def _refuse(source: SnapshotSource, live: Manifest | None, *, force: bool, allow
         )
 
 
+def _readable(writer: StoreWriter, version: str | None) -> Manifest | None:
+    """Manifest of a version; None for no version and, with a warning, for one that cannot be read.
+
+    A damaged version must not block its own replacement, so it counts as absent.
+    """
+    if version is None:
+        return None
+    try:
+        return writer.manifest(version)
+    except (VersionGoneError, VersionDamagedError) as error:
+        LOG.warning("version %s cannot be read and counts as absent: %s", version, error)
+        return None
+
+
+def _to_keep(writer: StoreWriter, pointer: Pointer, live: Manifest | None) -> str | None:
+    """The version that a rollback switches to after a publish: the last one that can be read."""
+    if live is not None:
+        return live.version
+    return pointer.previous if _readable(writer, pointer.previous) else None
+
+
 def _is_live(writer: StoreWriter, live: Manifest, source: SnapshotSource) -> bool:
     """Whether exactly the rows of ``source`` are live, and whole."""
     identity = (live.ds, live.basis_version, live.lte_window, live.method, live.row_count)
@@ -219,7 +263,7 @@ def _is_live(writer: StoreWriter, live: Manifest, source: SnapshotSource) -> boo
         return False
     try:
         _verify_rows(writer, live)
-    except VerificationError as error:
+    except (VerificationError, VersionGoneError, VersionDamagedError) as error:
         LOG.warning("the live version is damaged and is loaded again: %s", error)
         return False
     return True

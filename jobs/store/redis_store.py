@@ -43,6 +43,7 @@ from jobs.store.snapshot import (
     StoreLockedError,
     StoreUnreachableError,
     Switch,
+    VersionDamagedError,
     VersionGoneError,
 )
 
@@ -259,7 +260,7 @@ class RedisWriter:
         """Manifest of a sealed version."""
         stored = _bytes(self._client.get(self._store.key(version, "manifest")))
         if stored is None:
-            raise OnlineStoreError(f"online store {self._store!r}: version {version} has no manifest")
+            raise VersionDamagedError(f"online store {self._store!r}: version {version} has no manifest")
         return Manifest.from_json(stored)
 
     def versions(self) -> frozenset[str]:
@@ -400,13 +401,21 @@ def _place(url: str) -> str:
     Raises:
         ValueError: See :class:`RedisStore`.
     """
+    # No message shows the part of a URL in which a password may stand.
     parts = urlsplit(url)
     if parts.username or parts.password:
         raise ValueError(
             "publish.redis_url: leave the credentials out, set redis_username and LTE_PUBLISH__REDIS_PASSWORD"
         )
+    # redis-py takes every option from a query, ssl_cert_reqs=none and password among them.
+    if parts.query or parts.fragment:
+        raise ValueError(
+            "publish.redis_url: expected no '?' and no '#', got one; redis_username, LTE_PUBLISH__REDIS_PASSWORD, "
+            "redis_ca_file, redis_cert_file and redis_key_file are settings of their own"
+        )
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        raise ValueError(f"publish.redis_url {url!r}: redis://host:port/db or rediss://host:port/db is wanted")
+        shown = f"***{url[url.rindex('@') :]}" if "@" in url else url
+        raise ValueError(f"publish.redis_url {shown!r}: redis://host:port/db or rediss://host:port/db expected")
     return f"{parts.hostname}:{parts.port or 6379}{parts.path}"
 
 
@@ -418,7 +427,7 @@ def _require_files(url: str, files: dict[str, str]) -> None:
     """
     for name, file in files.items():
         if file and not url.startswith("rediss://"):
-            raise ValueError(f"publish.redis_{name}_file {file!r}: needs a rediss:// URL, not {url!r}")
+            raise ValueError(f"publish.redis_{name}_file {file!r}: needs a rediss:// URL, got redis://")
         if file and not Path(file).is_file():
             raise ValueError(f"publish.redis_{name}_file {file!r}: no such file")
     if bool(files["cert"]) != bool(files["key"]):

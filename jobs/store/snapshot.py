@@ -43,6 +43,10 @@ class VersionGoneError(OnlineStoreError):
     """The version that a read had pinned is no longer kept; the read starts again with the live one."""
 
 
+class VersionDamagedError(OnlineStoreError):
+    """What the store keeps of a version cannot be read: cut, overwritten or never finished."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a version holds.

@@ -665,6 +665,10 @@ def test_a_server_that_is_not_there_is_a_clear_error() -> None:
     [
         ("redis://me:hunter2@host/0", {}, "leave the credentials out"),
         ("http://host/0", {}, "redis://host:port/db"),
+        ("redis:/me:hunter2@host/0", {}, "redis://host:port/db"),
+        ("redis://host/0?password=hunter2", {}, r"expected no '\?'"),
+        ("rediss://host/0?ssl_cert_reqs=none", {}, r"expected no '\?'"),
+        ("redis://host/0#hunter2", {}, r"no '#'"),
         ("redis://host/0", {"ca_file": "ca.pem"}, "needs a rediss:// URL"),
         ("rediss://host/0", {"ca_file": "no-such.pem"}, "no such file"),
     ],
