@@ -12,6 +12,7 @@ from pathlib import Path
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.runtime.entry import say
+from lte_models.files import write_atomically
 
 OWNER = ".deployment"
 
@@ -45,7 +46,8 @@ def claim(folder: Path, deployment: Deployment, key: str) -> None:
         if read_owner(folder) is None:
             if (folder / OWNER).exists():
                 say("claim", f"{folder / OWNER} is empty, as a full disk leaves a file: written again for {name!r}")
-            _write_mark(folder, name)
+            # Beside and renamed, both flushed: a kill or a full disk leaves no half mark.
+            write_atomically(folder / OWNER, name)
 
 
 def require_owner(folder: Path, name: str, key: str, what: str = "pages") -> None:
@@ -84,20 +86,5 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _write_mark(folder: Path, name: str) -> None:
-    """Write beside and rename, both flushed: a kill or a full disk leaves the old mark or the new one, never half."""
-    partial = folder / f"{OWNER}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(name)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / OWNER)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

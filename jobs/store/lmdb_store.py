@@ -41,6 +41,7 @@ from jobs.store.snapshot import (
     VersionDamagedError,
     VersionGoneError,
 )
+from lte_models.files import flush
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -399,7 +400,7 @@ class LmdbWriter:
                 transaction.put(MANIFEST_KEY, manifest.to_json().encode())
             environment.sync(True)
         _ENVIRONMENTS.forget(path)
-        _flush_folder(path.parent)
+        flush(path.parent)
 
     def rows(self, version: str) -> Iterator[tuple[bytes, Buffer]]:
         """All rows, in key order; a value is a view into the map."""
@@ -423,7 +424,7 @@ class LmdbWriter:
                 transaction.put(POINTER_KEY, wanted.to_json().encode())
                 transaction.put(_journal_key(wanted.sequence), entry.to_json().encode())
                 transaction.delete(_journal_key(wanted.sequence - JOURNAL_LENGTH))
-        _flush_folder(self._index.parent)
+        flush(self._index.parent)
 
     def remove(self, version: str) -> None:
         """Unlink the version's files; the disk is free as soon as no reader maps them."""
@@ -455,7 +456,7 @@ class LmdbWriter:
 
 
 def _switches(transaction: lmdb.Transaction) -> list[Switch]:
-    return [Switch.from_json(value) for key, value in transaction.cursor() if key.startswith(JOURNAL_PREFIX)]
+    return [Switch.from_json(value) for key, value in transaction.cursor() if bytes(key).startswith(JOURNAL_PREFIX)]
 
 
 def _put_all(environment: lmdb.Environment, chunk: RowChunk) -> bool:
@@ -471,12 +472,3 @@ def _put_all(environment: lmdb.Environment, chunk: RowChunk) -> bool:
 
 def _journal_key(sequence: int) -> bytes:
     return JOURNAL_PREFIX + b"%020d" % max(0, sequence)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make new names in ``folder`` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
