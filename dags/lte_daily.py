@@ -1,12 +1,14 @@
 """# Long-Term Embeddings, one data day per run.
 
-The LTEs: `ingest >> embed_items >> compute_lte >> train_autoencoder >> embed_users >> compute_drift >> validate >>
-publish_snapshot`. The ranker beside them: `embed_items >> build_examples >> train_ranker`, and after both
-`evaluate_ranker`; what goes wrong there keeps no LTE from being published. Then `build_report` whatever failed, then
-`day_is_done`, which succeeds only when all the others did and so decides the colour of the run.
+`day_may_start` lets one day run after the other. The LTEs: `ingest >> embed_items >> compute_lte >>
+train_autoencoder >> embed_users >> compute_drift >> validate >> publish_snapshot`. The ranker beside them:
+`embed_items >> build_examples >> train_ranker`, and after both `evaluate_ranker`; what goes wrong there keeps no LTE
+from being published. Then `build_report` whatever failed, then `day_is_done`, which succeeds only when all the others
+did and so decides the colour of the run.
 
-**Day.** `ds` is the data day: the run of 2017-11-07 starts when that day is over, at 2017-11-08 00:00 UTC, and
-`airflow backfill create --dag-id lte_daily --from-date 2017-11-01 --to-date 2017-11-07` names data days too.
+**Day.** `ds` is the data day: the run of 2017-11-07 starts when that day is over, at 2017-11-08 00:00 UTC.
+`airflow dags trigger lte_daily -l 2017-11-07` and `airflow backfill create --dag-id lte_daily --from-date 2017-11-01
+--to-date 2017-11-07` name data days too. A run that is triggered without a date is refused by `day_may_start`.
 
 **Settings**, all read when a task runs, except the last two, which are read when this file is parsed:
 
@@ -20,8 +22,11 @@ publish_snapshot`. The ranker beside them: `embed_items >> build_examples >> tra
 
 **Pool.** Every job takes a slot of the pool `lte_heavy`. Airflow does not queue a task whose pool does not exist: it
 says so in a warning on the DAG's page and waits. `airflow pools set lte_heavy 1 "one heavy job at a time"` creates it
-(`make airflow` and the Compose file do). One slot also keeps a backfill in order: each task runs for the earlier days
-first, so that the drift of a day finds the embeddings of the days before.
+(`make airflow` and the Compose file do).
+
+**One day after the other.** A backfill starts up to ten days at once. Each of them waits in `day_may_start` until no
+other day runs. So a day reads what had landed for it and before it, and its drift finds the embeddings of the days
+before.
 
 **Backfills change nothing that is live**: `publish_snapshot` and `evaluate_ranker` are told the run type. A backfill of
 days that have run does nothing, although Airflow says "Created backfill Dag run" for each;
@@ -34,37 +39,21 @@ replaces the rows of its own day only.
 from __future__ import annotations
 
 import os
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronDataIntervalTimetable, TriggerRule, chain
+from tasks import JOB_LIMITS, job_task
+from turns import DayMayStart
 
-PROJECT = Path(__file__).resolve().parents[1]
 LAST_DAY = os.environ.get("LTE_LAST_DAY")
 
 
 def job(name: str, *flags: str, **settings: Any) -> BashOperator:
-    """Wire ``jobs/<name>.py`` as a task: a process group of its own, whose output is the task's log."""
-    command = [
-        # `exec` leaves no shell between Airflow and the job, so that killing the task kills the job.
-        f'exec "${{LTE_PYTHON:-{sys.executable}}}" jobs/{name}.py',
-        '--config "${LTE_CONFIG:?names the TOML file of the deployment and is not set}"',
-        "--ds {{ ds }}",
-        *flags,
-    ]
-    return BashOperator(
-        task_id=name,
-        bash_command=" ".join(command),
-        cwd=str(PROJECT),
-        env={"PYTHONUNBUFFERED": "1"},
-        append_env=True,
-        skip_on_exit_code=None,
-        **settings,
-    )
+    """Wire ``jobs/<name>.py`` as the task of that name, for the data day of the run."""
+    return job_task(name, name, "--ds {{ ds }}", *flags, **settings)
 
 
 with DAG(
@@ -72,35 +61,34 @@ with DAG(
     # A plain cron string would make ds the day of the trigger, whose data is not complete.
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=datetime(2000, 1, 1, tzinfo=UTC),
+    # It ends the tasks, too: Airflow 3.3.2 makes a run of a later day green without a task. `make run` and the
+    # `airflow` of scripts/env.sh refuse such a day.
     end_date=datetime.fromisoformat(LAST_DAY).replace(tzinfo=UTC) if LAST_DAY else None,
     catchup=False,
     max_active_runs=1,
     # A run that cannot go on, say for want of its pool, must not hold up the days after it for ever.
     dagrun_timeout=timedelta(days=2),
-    default_args={
-        "owner": "lte",
-        "pool": "lte_heavy",
-        "retries": int(os.environ.get("LTE_RETRIES", "2")),
-        "retry_delay": timedelta(minutes=1),
-        "execution_timeout": timedelta(hours=6),
-        # Two days never write the same table at the same time, however many slots the pool has.
-        "max_active_tis_per_dag": 1,
-    },
+    default_args=JOB_LIMITS,
     doc_md=__doc__,
     tags=["lte", "daily"],
 ):
+    # Not in the pool of the heavy jobs: a day that waits must not take the slot of the day that it waits for.
+    day_may_start = DayMayStart(
+        task_id="day_may_start", last_task="day_is_done", last_day=LAST_DAY, pool="default_pool"
+    )
+    ingest, embed_items, train_ranker = job("ingest"), job("embed_items"), job("train_ranker")
     run_type = ("--run-type", "{{ dag_run.run_type.value }}")
-    embed_items, train_ranker = job("embed_items"), job("train_ranker")
     publish, evaluate = job("publish_snapshot", *run_type), job("evaluate_ranker", *run_type)
     # What became of the other tasks: tables alone cannot tell a task that failed from one that never started.
     states = "--states '{{ ti.get_task_states(dag_id=dag.dag_id, run_ids=[run_id])[run_id] | tojson }}'"
-    report = job("build_report", states, trigger_rule=TriggerRule.ALL_DONE)
+    # Whatever failed, but not where `day_may_start` refused the run: that run has no day to report on.
+    report = job("build_report", states, trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS)
     # Not as_teardown(on_failure_fail_dagrun=True): under it Airflow 3.3.2 marks a run whose gate failed as a success.
     day_is_done = EmptyOperator(task_id="day_is_done")
 
     learned = (job("train_autoencoder"), job("embed_users"))
-    chain(job("ingest"), embed_items, job("compute_lte"), *learned, job("compute_drift"), job("validate"), publish)
+    chain(day_may_start, ingest, embed_items, job("compute_lte"), *learned)
+    chain(learned[-1], job("compute_drift"), job("validate"), publish, evaluate)
     chain(embed_items, job("build_examples"), train_ranker, evaluate)
-    publish >> evaluate
-    [publish, train_ranker, evaluate] >> report
+    [day_may_start, publish, train_ranker, evaluate] >> report
     [publish, evaluate, report] >> day_is_done

@@ -17,37 +17,15 @@ Tasks share the pool `lte_heavy` with the daily run, so that they never compete 
 
 from __future__ import annotations
 
-import os
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, Param, chain
+from tasks import JOB_LIMITS, job_task
 
-PROJECT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ("integration", "leakage", "sequence-length", "autoencoder")
 DAY = r"^(\d{4}-\d{2}-\d{2})?$"
 FLAGS = r"^(--[a-z-]+( [0-9.,]+)?( |$))*$"  # goes into a shell: nothing but flags and numbers
-
-
-def experiment(name: str) -> BashOperator:
-    """Wire one experiment as a task: a process group of its own, whose output is the task's log."""
-    command = [
-        # `exec` leaves no shell between Airflow and the job, so that killing the task kills the job.
-        f'exec "${{LTE_PYTHON:-{sys.executable}}}" jobs/experiment.py {name}',
-        '--config "${LTE_CONFIG:?names the TOML file of the deployment and is not set}"',
-        "{% if params.ds %}--ds {{ params.ds }}{% endif %} {{ params.flags }}",
-    ]
-    return BashOperator(
-        task_id=name,
-        bash_command=" ".join(command),
-        cwd=str(PROJECT),
-        env={"PYTHONUNBUFFERED": "1"},
-        append_env=True,
-        skip_on_exit_code=None,
-    )
-
+RUN_FLAGS = "{% if params.ds %}--ds {{ params.ds }}{% endif %} {{ params.flags }}"
 
 with DAG(
     "lte_experiments",
@@ -60,16 +38,8 @@ with DAG(
         "ds": Param("", type="string", pattern=DAY, description="last holdout day; empty: the last with interactions"),
         "flags": Param("", type="string", pattern=FLAGS, description="further flags of `lte experiment`"),
     },
-    default_args={
-        "owner": "lte",
-        "pool": "lte_heavy",
-        "retries": int(os.environ.get("LTE_RETRIES", "2")),
-        "retry_delay": timedelta(minutes=1),
-        "execution_timeout": timedelta(hours=6),
-        # They write the same staging folder.
-        "max_active_tis_per_dag": 1,
-    },
+    default_args=JOB_LIMITS,
     doc_md=__doc__,
     tags=["lte", "experiments"],
 ):
-    chain(*(experiment(name) for name in EXPERIMENTS))
+    chain(*(job_task(name, f"experiment {name}", RUN_FLAGS) for name in EXPERIMENTS))

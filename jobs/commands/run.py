@@ -53,5 +53,5 @@ def _run_task(task: str, config: Path, ds: date, *more: str) -> TaskResult:
     flags = ["--config", str(config), "--ds", ds.isoformat(), *EXTRA_FLAGS.get(task, ()), *more]
     started = time.monotonic()
     # Standard output is kept for the command's own answer (--json).
-    done = subprocess.run([sys.executable, "-m", f"jobs.{task}", *flags], stdout=sys.stderr, check=False)
+    done = subprocess.run([sys.executable, "-P", "-m", f"jobs.{task}", *flags], stdout=sys.stderr, check=False)
     return TaskResult(task, done.returncode, round(time.monotonic() - started, 1))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from time import monotonic, sleep
 from typing import Any
 
@@ -36,46 +37,76 @@ print("reason on stderr", file=sys.stderr)
 sys.exit(name == os.environ.get("FAILS"))
 """
 
+# What `airflow dags test` does, for several runs in one process: importing Airflow takes as long as a run.
+RUNS = """
+import datetime, json, os, sys
+from airflow.dag_processing.dagbag import DagBag
+folder = os.environ["AIRFLOW__CORE__DAGS_FOLDER"]
+sys.path.append(folder)
+states = {}
+for name, day, fails in json.loads(sys.argv[1]):
+    os.environ |= {"RECORD": f"{os.environ['RECORDS']}/{name}", "FAILS": fails}
+    date = day and datetime.datetime.fromisoformat(day).replace(tzinfo=datetime.UTC)
+    print("run", name, flush=True)
+    run = DagBag(folder).dags["lte_daily"].test(logical_date=date)
+    states[name] = {"run": str(run.state), **{ti.task_id: str(ti.state) for ti in run.get_task_instances()}}
+print(json.dumps(states))
+"""
+DAY = "2017-11-03"
+# Name, data day, the job that fails.
+CASES = (
+    ("all_well", DAY, ""),
+    ("gate_fails", DAY, "validate"),
+    ("ranker_fails", DAY, "train_ranker"),
+    ("report_fails", DAY, "build_report"),
+    ("no_date", None, ""),
+)
+
 
 @dataclass(frozen=True)
-class Airflow:
-    """An Airflow home of its own, with the project's DAGs in a folder whose jobs are not the project's."""
+class Wiring:
+    """What became of each case: how the jobs were started, the states of run and tasks, and Airflow's output."""
 
-    home: Path
-    environment: Mapping[str, str]
+    records: Path
+    states: Mapping[str, Mapping[str, str]]
+    output: Mapping[str, str]
 
-    def command(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {**self.environment, **variables}
-        return subprocess.run(
-            [str(BIN / "airflow"), *words], env=environment, check=False, capture_output=True, text=True, timeout=300
-        )
+    def started(self, case: str) -> list[str]:
+        """The command lines of the jobs, in the order in which they started."""
+        record = self.records / case
+        return record.read_text().splitlines() if record.exists() else []
 
 
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Airflow:
+def wiring(tmp_path_factory: pytest.TempPathFactory) -> Wiring:
+    """The DAG in a folder whose jobs are recorders, run once for each case."""
     home = tmp_path_factory.mktemp("wiring")
-    shutil.copytree(ROOT / "dags", home / "dags")
     (home / "jobs").mkdir()
-    for name in JOBS:
-        (home / f"jobs/{name}.py").write_text(RECORDER)
+    (home / "records").mkdir()
+    for name in ("__init__", *JOBS):
+        (home / f"jobs/{name}.py").write_text(RECORDER if name in JOBS else "")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "LTE_"))}
     environment |= {
         "AIRFLOW_HOME": str(home / "airflow"),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "PYTHONPATH": str(home),
+        "RECORDS": str(home / "records"),
         "LTE_CONFIG": "/some/where.toml",
         "LTE_RETRIES": "0",
+        "LTE_LAST_DAY": "2017-11-07",
     }
-    prepared = Airflow(home, environment)
-    assert prepared.command("db", "migrate").returncode == 0
-    return prepared
 
+    def run(*command: str) -> str:
+        done = subprocess.run(command, env=environment, check=False, stdout=PIPE, stderr=STDOUT, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout[-3000:]
+        return done.stdout
 
-def run_of(airflow: Airflow, tmp_path: Path, **variables: str) -> tuple[int, list[str], str]:
-    """Run one day; returns the exit code, what the jobs were started with, and Airflow's output."""
-    record = tmp_path / "record"
-    done = airflow.command("dags", "test", "lte_daily", "2017-11-03", RECORD=str(record), **variables)
-    return done.returncode, record.read_text().splitlines(), done.stdout + done.stderr
+    run(str(BIN / "airflow"), "db", "migrate")
+    output = run(sys.executable, "-W", "ignore", "-c", RUNS, json.dumps(CASES))
+    said = dict(part.split("\n", 1) for part in f"\n{output}".split("\nrun ")[1:])
+    [states] = [line for line in output.splitlines() if line.startswith('{"all_well"')]
+    return Wiring(home / "records", json.loads(states), said)
 
 
 def states_told(started: list[str]) -> dict[str, str]:
@@ -84,41 +115,48 @@ def states_told(started: list[str]) -> dict[str, str]:
     return {task: state for task, state in json.loads(told).items() if task in TASKS}
 
 
-def test_jobs_run_in_order_with_the_data_day_and_publishing_is_told_the_run_type(
-    airflow: Airflow, tmp_path: Path
-) -> None:
-    code, started, output = run_of(airflow, tmp_path)
-    assert code == 0
-    flags = " --config /some/where.toml --ds 2017-11-03"
+def test_jobs_run_in_order_with_the_data_day_and_publishing_is_told_the_run_type(wiring: Wiring) -> None:
+    started = wiring.started("all_well")
+    assert set(wiring.states["all_well"].values()) == {"success"}
+    flags = f" --config /some/where.toml --ds {DAY}"
     told = {name: f"{name}{flags}{' --run-type manual' if name in EXTRA_FLAGS else ''}" for name in JOBS}
     assert sorted(line.partition(" --states ")[0] for line in started) == sorted(told.values())
     assert states_told(started) == dict.fromkeys(TASKS, "success")
     order = [line.split()[0] for line in started]
     assert all(order.index(before) < order.index(name) for name, needed in NEEDS.items() for before in needed)
     assert order[-1] == REPORT_TASK
-    assert output.count("reason on stderr") == len(JOBS), "what a job says must be in the task's log"
+    said = wiring.output["all_well"].count("reason on stderr")
+    assert said == len(JOBS), "what a job says must be in the task's log"
 
 
-def test_failed_gate_blocks_publishing_and_fails_the_run_but_not_the_report(airflow: Airflow, tmp_path: Path) -> None:
-    code, started, _ = run_of(airflow, tmp_path, FAILS="validate")
-    names = {line.split()[0] for line in started}
-    assert names == {*JOBS} - {"publish_snapshot", "evaluate_ranker"}
+def test_failed_gate_blocks_publishing_and_fails_the_run_but_not_the_report(wiring: Wiring) -> None:
+    started = wiring.started("gate_fails")
+    assert {line.split()[0] for line in started} == {*JOBS} - {"publish_snapshot", "evaluate_ranker"}
     told = states_told(started)
     assert (told["compute_lte"], told["validate"], told["publish_snapshot"]) == ("success", "failed", "upstream_failed")
     assert started[-1].startswith("build_report "), "the report shows what the other jobs did, so it comes last"
-    assert code != 0
+    assert wiring.states["gate_fails"]["run"] == "failed"
 
 
-def test_failed_ranker_fails_the_run_after_publishing(airflow: Airflow, tmp_path: Path) -> None:
-    code, started, _ = run_of(airflow, tmp_path, FAILS="train_ranker")
-    assert {line.split()[0] for line in started} == {*JOBS} - {"evaluate_ranker"}
-    assert code != 0
+def test_failed_ranker_fails_the_run_after_publishing(wiring: Wiring) -> None:
+    assert {line.split()[0] for line in wiring.started("ranker_fails")} == {*JOBS} - {"evaluate_ranker"}
+    assert wiring.states["ranker_fails"]["run"] == "failed"
 
 
-def test_failed_report_fails_the_run_after_publishing(airflow: Airflow, tmp_path: Path) -> None:
-    code, started, _ = run_of(airflow, tmp_path, FAILS="build_report")
-    assert {line.split()[0] for line in started} == set(JOBS)
-    assert code != 0
+def test_failed_report_fails_the_run_after_publishing(wiring: Wiring) -> None:
+    assert {line.split()[0] for line in wiring.started("report_fails")} == set(JOBS)
+    assert wiring.states["report_fails"]["run"] == "failed"
+    assert wiring.states["report_fails"]["day_is_done"] == "upstream_failed"
+
+
+def test_a_run_without_a_date_starts_no_job_and_says_which_date_to_give(wiring: Wiring) -> None:
+    assert wiring.started("no_date") == []
+    states = dict(wiring.states["no_date"])
+    assert (states.pop("run"), states.pop("day_may_start")) == ("failed", "failed")
+    assert set(states.values()) == {"upstream_failed"}
+    said = "expected a run with a data day, got one without a date: airflow dags trigger lte_daily -l 2017-11-07"
+    assert said in wiring.output["no_date"]
+    assert "UndefinedError" not in wiring.output["no_date"]
 
 
 # The backfill of the real jobs: 24 households' purchases over 130 days, a catalogue of 12 items, on the default engine.
