@@ -1,28 +1,69 @@
-"""One TOML file a deployment, checked before anything runs, and the flags that every job shares."""
+"""The sections of a deployment's TOML file: each setting with its kind, its bounds and its default."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from jobs.config.window import LONGEST_DAYS, LteWindow, _require
+from pydantic import BeforeValidator, Field
 
-LOCAL_MASTER = re.compile(r"^(sail|local(\[(\*|\d+)(,\d+)?\])?|yarn|(spark|k8s|sc)://\S+)$")
+from jobs.config.checks import (
+    Cosine,
+    Count,
+    EachOnce,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Share,
+    Width,
+    Window,
+    expect,
+    only,
+    section,
+)
+from jobs.config.window import LONGEST_DAYS, MAX_SEQUENCE, ranker_window
 
-# A copy of lte_models.ranker.towers.LTE_MODES: reading a configuration must not load torch. A test holds them equal.
-LTE_MODES = ("none", "late_fusion", "feature_injection", "prefix_token")
+MASTER = re.compile(r"sail|local(\[(\*|\d+)(,\d+)?\])?|yarn|(spark|k8s|sc)://\S+")
+
+# Names that lte_models.ranker.towers.LTE_MODES repeats: reading a configuration must not load torch. A test compares.
+LteMode = Literal["none", "late_fusion", "feature_injection", "prefix_token"]
+
+Average = Literal["uniform", "recency"]
+
+Offsets = Annotated[
+    tuple[Count, ...],
+    EachOnce,
+    only(
+        lambda days: 1 in days and max(days) <= LONGEST_DAYS,
+        f"days up to {LONGEST_DAYS}, 1 among them, because the gates and `lte user` compare with yesterday",
+    ),
+]
+
+# What open_clip reads where the configuration names no other.
+CLIP_MODEL, CLIP_WEIGHTS = "ViT-B-32", "laion2b_s34b_b79k"
 
 
-@dataclass(frozen=True)
+def _conf_texts(conf: Any) -> Any:
+    """Numbers and truth values as Spark writes them."""
+    if not isinstance(conf, Mapping):
+        return conf
+    return {name: str(value).lower() if isinstance(value, int | float) else value for name, value in conf.items()}
+
+
+@section
 class DeploymentSection:
     """Who this deployment is."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@section
 class PathsSection:
     """Where things are. Relative paths are relative to the folder of the configuration file."""
 
@@ -33,113 +74,113 @@ class PathsSection:
     online_store: str
 
 
-@dataclass(frozen=True)
+@section
 class EngineSection:
-    """Which engine runs the jobs (DESIGN section 2).
+    """Which engine runs the jobs.
 
     Attributes:
         master: ``sail`` (in this process, no Java), ``local[*]``, ``spark://…``, ``yarn``, ``k8s://…`` or ``sc://…``.
         maven_mirror: Repository for Delta's jars (https: or file:); empty for Maven Central.
         partitions: Shuffle partitions.
-        conf: Further Spark settings, name to value.
+        conf: Further Spark settings, name to value; names with dots stand in quotes.
     """
 
-    master: str = "sail"
+    master: Annotated[str, only(MASTER.fullmatch, "sail, local[N], spark://…, yarn, k8s://… or sc://…")] = "sail"
     maven_mirror: str = ""
-    partitions: int = 4
-    conf: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown master or a partition count below one."""
-        _require(
-            LOCAL_MASTER.match(self.master) is not None,
-            "engine.master",
-            self.master,
-            "use sail, local[N], spark://…, yarn, k8s://… or sc://…",
-        )
-        _require(self.partitions >= 1, "engine.partitions", self.partitions, "at least 1")
+    partitions: Count = 4
+    conf: Annotated[Mapping[str, str], BeforeValidator(_conf_texts)] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@section
 class InteractionsSection:
-    """What a landing row may hold."""
+    """What a landing row may hold.
 
-    types: tuple[str, ...] = ("click", "wishlist", "cart", "checkout", "purchase")
+    Attributes:
+        types: Kinds of interactions; a row of another kind is bad.
+        earliest: First day of an event; an earlier row is bad.
+        max_bad_share: Largest share of bad rows with which a day is still ingested.
+    """
+
+    types: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], EachOnce] = (
+        "click",
+        "wishlist",
+        "cart",
+        "checkout",
+        "purchase",
+    )
     earliest: date = date(2000, 1, 1)
-    max_bad_share: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Refuse an empty list of types and a share outside [0, 1]."""
-        _require(
-            bool(self.types) and all(self.types) and len(set(self.types)) == len(self.types),
-            "interactions.types",
-            self.types,
-            "at least one, each once, none empty",
-        )
-        _require(0 <= self.max_bad_share <= 1, "interactions.max_bad_share", self.max_bad_share, "between 0 and 1")
+    max_bad_share: Share = 0.01
 
 
-@dataclass(frozen=True)
+@section
 class BasisSection:
-    """The encoder of items (DESIGN section 4)."""
+    """The encoder of items.
 
-    encoder: str = "minilm"
-    model: str = "ViT-B-32"
-    weights: str = "laion2b_s34b_b79k"
-    batch_size: int = 128
+    Attributes:
+        encoder: ``minilm`` reads texts and has weights of its own; ``open_clip`` reads texts and pictures.
+        model: Architecture of open_clip (``ViT-B-32`` unless set). A checkpoint folder names its own.
+        weights: Checkpoint folder, safetensors file or pretrained tag (``laion2b_s34b_b79k`` unless set) of open_clip.
+            A path begins with ``/`` or with ``.``: relative to the configuration file.
+        batch_size: Items per batch.
+    """
+
+    encoder: Literal["minilm", "open_clip"] = "minilm"
+    model: str = ""
+    weights: str = ""
+    batch_size: Count = 128
 
     def __post_init__(self) -> None:
-        """Refuse an unknown encoder; there is no silent fall-back."""
-        _require(self.encoder in ("minilm", "open_clip"), "basis.encoder", self.encoder, "use minilm or open_clip")
-        _require(self.batch_size >= 1, "basis.batch_size", self.batch_size, "at least 1")
+        """Refuse a model or weights that would be ignored, and a model that open_clip does not know."""
+        if self.encoder == "minilm":
+            what = "nothing, because minilm has its own; remove the setting or set basis.encoder = 'open_clip'"
+            expect(not self.weights, "basis.weights", what, self.weights)
+            expect(not self.model, "basis.model", what, self.model)
+        elif self._is_folder():
+            what = "nothing, because the folder basis.weights names its own model; remove basis.model"
+            expect(not self.model, "basis.model", what, self.model)
+        else:
+            object.__setattr__(self, "model", self.model or CLIP_MODEL)
+            object.__setattr__(self, "weights", self.weights or CLIP_WEIGHTS)
+            names = clip_models()
+            expect(self.model in names, "basis.model", f"one of {', '.join(names)}", self.model)
+
+    def _is_folder(self) -> bool:
+        is_path = self.weights.startswith(("/", "."))
+        return is_path and not self.weights.endswith(".safetensors")
 
 
-@dataclass(frozen=True)
+def clip_models() -> list[str]:
+    """The models that open_clip knows: the files of its architectures, read without importing open_clip and torch."""
+    package = importlib.util.find_spec("open_clip")
+    folders = package.submodule_search_locations if package else None
+    return sorted(file.stem for folder in folders or () for file in Path(folder, "model_configs").glob("*.json"))
+
+
+@section
 class LteSection:
-    """Which LTEs are computed (DESIGN section 5)."""
+    """Which LTEs are computed.
 
-    windows: tuple[str, ...] = ("365-60",)
-    methods: tuple[str, ...] = ("uniform", "recency")
-    half_life_days: float = 90.0
-    count: str = "each"
+    Attributes:
+        windows: Days before the end of ds, oldest-newest.
+        methods: ``uniform``, ``recency`` or both.
+        half_life_days: After so many days an interaction weighs half in ``recency``.
+        count: ``each`` interaction, or each ``distinct`` item once.
+    """
 
-    def __post_init__(self) -> None:
-        """Refuse impossible windows, methods, half-lives and ways to count."""
-        _require(bool(self.windows), "lte.windows", self.windows, "at least one window")
-        for text in self.windows:
-            LteWindow.parse(text, "lte.windows")
-        _require(len(set(self.windows)) == len(self.windows), "lte.windows", self.windows, "each once")
-        _require(
-            bool(self.methods)
-            and set(self.methods) <= {"uniform", "recency"}
-            and len(set(self.methods)) == len(self.methods),
-            "lte.methods",
-            self.methods,
-            "uniform, recency or both",
-        )
-        _require(self.half_life_days > 0, "lte.half_life_days", self.half_life_days, "above 0")
-        _require(self.count in ("each", "distinct"), "lte.count", self.count, "use each or distinct")
+    windows: Annotated[tuple[Window, ...], EachOnce] = ("365-60",)
+    methods: Annotated[tuple[Average, ...], EachOnce] = ("uniform", "recency")
+    half_life_days: Positive = 90.0
+    count: Literal["each", "distinct"] = "each"
 
 
-@dataclass(frozen=True)
+@section
 class DriftSection:
     """Against which earlier days a run is compared."""
 
-    offsets_days: tuple[int, ...] = (1, 5, 10)
-
-    def __post_init__(self) -> None:
-        """Refuse offsets that are no days, and none of one day: gates and `lte user` compare with yesterday."""
-        _require(
-            min(self.offsets_days, default=0) == 1
-            and max(self.offsets_days) <= LONGEST_DAYS
-            and len(set(self.offsets_days)) == len(self.offsets_days),
-            "drift.offsets_days",
-            self.offsets_days,
-            f"whole days up to {LONGEST_DAYS}, each once, 1 among them",
-        )
+    offsets_days: Offsets = (1, 5, 10)
 
 
-@dataclass(frozen=True)
+@section
 class GatesSection:
     """Limits of the quality gate; a value outside them blocks publishing.
 
@@ -160,43 +201,22 @@ class GatesSection:
             means over users (0.28 on the sample): near 0 where the two have nothing to do with each other.
     """
 
-    min_users: int = 1
-    max_users_lost_share: float = 0.05
-    max_users_change_share: float = 0.2
-    max_unknown_share: float = 0.2
-    min_cosine_p01: float = 0.8
-    max_drift_p99: float = 0.4
-    max_bound_violations: int = 0
-    max_unembedded_share: float = 0.5
-    min_autoencoder_cosine_p01: float = 0.5
-    max_autoencoder_drift_p99: float = 1.0
-    min_autoencoder_uniform_cosine_p50: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Refuse shares and cosines that cannot be."""
-        for name in (
-            "max_users_lost_share",
-            "max_users_change_share",
-            "max_unknown_share",
-            "max_unembedded_share",
-        ):
-            _require(getattr(self, name) >= 0, f"gates.{name}", getattr(self, name), "0 or more")
-        for name in ("min_cosine_p01", "min_autoencoder_cosine_p01", "min_autoencoder_uniform_cosine_p50"):
-            _require(-1 <= getattr(self, name) <= 1, f"gates.{name}", getattr(self, name), "between -1 and 1")
-        _require(0 <= self.max_drift_p99 <= 2, "gates.max_drift_p99", self.max_drift_p99, "between 0 and 2")
-        _require(
-            self.max_autoencoder_drift_p99 >= 0,
-            "gates.max_autoencoder_drift_p99",
-            self.max_autoencoder_drift_p99,
-            "0 or more",
-        )
-        for name in ("min_users", "max_bound_violations"):
-            _require(getattr(self, name) >= 0, f"gates.{name}", getattr(self, name), "0 or more")
+    min_users: Natural = 1
+    max_users_lost_share: NonNegative = 0.05
+    max_users_change_share: NonNegative = 0.2
+    max_unknown_share: NonNegative = 0.2
+    min_cosine_p01: Cosine = 0.8
+    max_drift_p99: Annotated[float, Field(ge=0, le=2)] = 0.4
+    max_bound_violations: Natural = 0
+    max_unembedded_share: NonNegative = 0.5
+    min_autoencoder_cosine_p01: Cosine = 0.5
+    max_autoencoder_drift_p99: NonNegative = 1.0
+    min_autoencoder_uniform_cosine_p50: Cosine = 0.1
 
 
-@dataclass(frozen=True)
+@section
 class PublishSection:
-    """The online store and the slice of user_lte that it serves (DESIGN section 9).
+    """The online store and the slice of user_lte that it serves.
 
     Attributes:
         store: ``lmdb`` (a folder, see ``paths.online_store``) or ``redis``.
@@ -211,9 +231,9 @@ class PublishSection:
         redis_prefix: All keys start with it.
     """
 
-    store: str = "lmdb"
+    store: Literal["lmdb", "redis"] = "lmdb"
     method: str = "uniform"
-    window: str = "365-60"
+    window: Window = "365-60"
     redis_url: str = "redis://localhost:6379/0"
     redis_username: str = ""
     redis_password: str = field(default="", repr=False)
@@ -222,26 +242,17 @@ class PublishSection:
     redis_key_file: str = ""
     redis_prefix: str = "lte"
 
-    def __post_init__(self) -> None:
-        """Refuse an unknown store and an impossible window."""
-        _require(self.store in ("lmdb", "redis"), "publish.store", self.store, "use lmdb or redis")
-        LteWindow.parse(self.window, "publish.window")
 
-
-@dataclass(frozen=True)
+@section
 class RetentionSection:
     """How far back tables can be read and restored."""
 
-    rollback_days: int = 14
-
-    def __post_init__(self) -> None:
-        """Refuse a negative horizon."""
-        _require(self.rollback_days >= 0, "retention.rollback_days", self.rollback_days, "0 or more")
+    rollback_days: Natural = 14
 
 
-@dataclass(frozen=True)
+@section
 class AutoencoderSection:
-    """The autoencoder of the paper's section 9 (DESIGN section 7).
+    """The autoencoder of the paper's section 9.
 
     Attributes:
         enabled: Whether the daily run trains it and writes its LTEs.
@@ -249,7 +260,7 @@ class AutoencoderSection:
         max_items: Most frequent items that it knows: its first layer has 4D floats for each. Users of none of them get
             the uniform average.
         epochs: At most; training stops early on held-out users.
-        batch_size: Users a step.
+        batch_size: Users per step.
         learning_rate: Of Adam.
         warm_share: Share of it after a warm start: yesterday's weights fit already, and LTEs should not jump.
         negatives_share: Share of the vocabulary that a step samples.
@@ -262,34 +273,23 @@ class AutoencoderSection:
     """
 
     enabled: bool = True
-    window: str = "365-60"
-    max_items: int = 50_000
-    epochs: int = 20
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    warm_share: float = 0.1
-    negatives_share: float = 0.2
-    power: float = 1.0
+    window: Window = "365-60"
+    max_items: Count = 50_000
+    epochs: Count = 20
+    batch_size: Count = 256
+    learning_rate: Positive = 1e-3
+    warm_share: PositiveShare = 0.1
+    negatives_share: PositiveShare = 0.2
+    power: NonNegative = 1.0
     l2: float = 1e-6
-    patience: int = 5
-    n_workers: int = 0
+    patience: Count = 5
+    n_workers: Natural = 0
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        """Refuse an impossible window or share."""
-        LteWindow.parse(self.window, "autoencoder.window")
-        _require(0 < self.negatives_share <= 1, "autoencoder.negatives_share", self.negatives_share, "in (0, 1]")
-        for name in ("max_items", "epochs", "batch_size", "patience"):
-            _require(getattr(self, name) >= 1, f"autoencoder.{name}", getattr(self, name), "at least 1")
-        _require(self.learning_rate > 0, "autoencoder.learning_rate", self.learning_rate, "above 0")
-        _require(0 < self.warm_share <= 1, "autoencoder.warm_share", self.warm_share, "in (0, 1]")
-        _require(self.power >= 0, "autoencoder.power", self.power, "0 or more")
-        _require(self.n_workers >= 0, "autoencoder.n_workers", self.n_workers, "0 or more")
 
-
-@dataclass(frozen=True)
+@section
 class RankerSection:
-    """The two-tower ranker of the paper's sections 3 to 5 (DESIGN section 8).
+    """The two-tower ranker of the paper's sections 3 to 5.
 
     Attributes:
         enabled: Whether the daily run builds examples, trains it and judges it.
@@ -307,7 +307,7 @@ class RankerSection:
         max_length: Last interactions of the short window that the user tower reads, 100 at most.
         epochs: At most.
         patience: Epochs without a better held-out value before training stops.
-        batch_size: Examples a step.
+        batch_size: Examples per step.
         learning_rate: Of Adam.
         negatives_share: Share of the vocabulary that a step samples; 1 is the full softmax.
         logq: Whether sampled negatives are weighted to estimate the full softmax.
@@ -318,52 +318,42 @@ class RankerSection:
 
     enabled: bool = True
     train_days: int = 365
-    held_out_days: int = 7
-    lte: str = "prefix_token"
-    method: str = "uniform"
+    held_out_days: Count = 7
+    lte: LteMode = "prefix_token"
+    method: Average = "uniform"
     lagged: bool = True
     history_features: bool = True
-    objective: str = "next_day"
-    lte_layers: int = 1
+    objective: Literal["next_day", "clm"] = "next_day"
+    lte_layers: Annotated[int, Field(ge=1, le=2)] = 1
     lte_gelu: bool = False
-    lte_hidden: int = 256
-    dim: int = 64
-    max_length: int = 100
-    epochs: int = 10
-    patience: int = 2
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    negatives_share: float = 0.005
+    lte_hidden: Annotated[int, Field(ge=128, le=1024)] = 256
+    dim: Width = 64
+    max_length: Annotated[int, Field(ge=1, le=MAX_SEQUENCE)] = MAX_SEQUENCE
+    epochs: Count = 10
+    patience: Count = 2
+    batch_size: Count = 128
+    learning_rate: Positive = 1e-3
+    negatives_share: PositiveShare = 0.005
     logq: bool = True
-    n_workers: int = 0
-    cutoff: int = 500
+    n_workers: Natural = 0
+    cutoff: Count = 500
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse impossible days, shares and methods."""
-        _require(0 < self.held_out_days < self.train_days, "ranker.held_out_days", self.held_out_days, "in train_days")
-        _require(0 < self.negatives_share <= 1, "ranker.negatives_share", self.negatives_share, "in (0, 1]")
-        _require(self.method in ("uniform", "recency"), "ranker.method", self.method, "use uniform or recency")
-        _require(self.objective in ("next_day", "clm"), "ranker.objective", self.objective, "use next_day or clm")
+        """Refuse to hold out all days, and features that a causal objective would see too early."""
+        what = f"less than ranker.train_days = {self.train_days}"
+        expect(self.held_out_days < self.train_days, "ranker.held_out_days", what, self.held_out_days)
         is_causal = not (self.history_features and self.objective == "clm")
-        _require(is_causal, "ranker.objective", self.objective, "history_features are as of the anchor: use next_day")
-        _require(self.lte in LTE_MODES, "ranker.lte", self.lte, f"use one of {', '.join(LTE_MODES)}")
-        _require(self.lte_layers in (1, 2), "ranker.lte_layers", self.lte_layers, "1 or 2")
-        _require(128 <= self.lte_hidden <= 1024, "ranker.lte_hidden", self.lte_hidden, "128 to 1024")
-        _require(self.dim % 4 == 0 and self.dim > 0, "ranker.dim", self.dim, "a multiple of the 4 heads")
-        for name in ("cutoff", "epochs", "patience", "batch_size"):
-            _require(getattr(self, name) >= 1, f"ranker.{name}", getattr(self, name), "at least 1")
-        _require(1 <= self.max_length <= 100, "ranker.max_length", self.max_length, "1 to 100")
-        _require(self.n_workers >= 0, "ranker.n_workers", self.n_workers, "0 or more")
-        _require(self.learning_rate > 0, "ranker.learning_rate", self.learning_rate, "above 0")
+        what = "next_day, because ranker.history_features are as of the anchor"
+        expect(is_causal, "ranker.objective", what, self.objective)
 
 
-@dataclass(frozen=True)
+@section
 class ExperimentSection:
     """How large the experiments are; each training must end within seconds (docs/results.md has what they found).
 
     Attributes:
-        seeds: One training of each variant a seed.
+        seeds: One training of each variant per seed.
         holdout_days: Last days with interactions; nothing of them is trained on.
         held_out_days: Days with interactions before them that decide which epoch is kept.
         train_days: Days before those that training examples come from.
@@ -373,56 +363,39 @@ class ExperimentSection:
         epochs: Of each training; the best one on the held-out days is kept.
         dim: Width of the ranker's towers.
         content_dim: Leading directions of the basis that the models read; a basis that has no more is read whole.
-        batch_size: Examples a step.
+        batch_size: Examples per step.
         learning_rate: Of Adam.
         negatives_share: Share of the vocabulary that a step samples; 1 is the full softmax.
         sequence_days: Days of history that sequence-length tries; the first is its baseline.
         powers: Power factors of the autoencoder's negatives that are tried.
         autoencoder_items: Most frequent items that the autoencoder knows; its first layer grows with them.
         autoencoder_epochs: Of each training of the autoencoder.
-        parallel: Trainings at a time, one core each.
+        parallel: Trainings at the same time, one core each.
         budget_minutes: Time for one call; what is not done by then is left for the next one.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    holdout_days: int = 7
-    held_out_days: int = 3
-    train_days: int = 365
-    stride_days: int = 7
-    max_examples: int = 8_000
-    max_holdout: int = 3_000
-    epochs: int = 4
-    dim: int = 32
-    content_dim: int = 128
-    batch_size: int = 32
-    learning_rate: float = 3e-3
-    negatives_share: float = 0.1
-    sequence_days: tuple[int, ...] = (60, 120, 240, 360)
-    powers: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5)
-    autoencoder_items: int = 8_000
-    autoencoder_epochs: int = 10
-    parallel: int = 2
-    budget_minutes: float = 25.0
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that cannot be, and repeated seeds."""
-        whole = ("holdout_days", "held_out_days", "train_days", "stride_days", "max_examples", "max_holdout", "epochs")
-        sizes = ("dim", "content_dim", "batch_size", "autoencoder_items", "autoencoder_epochs", "parallel")
-        for name in (*whole, *sizes):
-            _require(getattr(self, name) >= 1, f"experiment.{name}", getattr(self, name), "at least 1")
-        for name in ("seeds", "sequence_days", "powers"):
-            values = getattr(self, name)
-            is_good = bool(values) and len(set(values)) == len(values)
-            _require(is_good, f"experiment.{name}", values, "at least one, each once")
-        _require(self.dim % 4 == 0, "experiment.dim", self.dim, "a multiple of the 4 heads")
-        _require(min(self.sequence_days) >= 1, "experiment.sequence_days", self.sequence_days, "at least 1")
-        _require(min(self.powers) > 0, "experiment.powers", self.powers, "above 0")
-        _require(0 < self.negatives_share <= 1, "experiment.negatives_share", self.negatives_share, "in (0, 1]")
-        _require(self.learning_rate > 0, "experiment.learning_rate", self.learning_rate, "above 0")
-        _require(self.budget_minutes > 0, "experiment.budget_minutes", self.budget_minutes, "above 0")
+    seeds: Annotated[tuple[int, ...], EachOnce] = (0, 1, 2)
+    holdout_days: Count = 7
+    held_out_days: Count = 3
+    train_days: Count = 365
+    stride_days: Count = 7
+    max_examples: Count = 8_000
+    max_holdout: Count = 3_000
+    epochs: Count = 4
+    dim: Width = 32
+    content_dim: Count = 128
+    batch_size: Count = 32
+    learning_rate: Positive = 3e-3
+    negatives_share: PositiveShare = 0.1
+    sequence_days: Annotated[tuple[Count, ...], EachOnce] = (60, 120, 240, 360)
+    powers: Annotated[tuple[Positive, ...], EachOnce] = (0.5, 0.75, 1.0, 1.5)
+    autoencoder_items: Count = 8_000
+    autoencoder_epochs: Count = 10
+    parallel: Count = 2
+    budget_minutes: Positive = 25.0
 
 
-@dataclass(frozen=True)
+@section
 class TrackingSection:
     """MLflow, where each training leaves its curves, parameters and manifest.
 
@@ -435,7 +408,7 @@ class TrackingSection:
     experiment: str = ""
 
 
-@dataclass(frozen=True)
+@section
 class Deployment:
     """Everything that a deployment sets; see ``configs/complete_journey.toml`` for one with comments."""
 
@@ -457,32 +430,25 @@ class Deployment:
     def __post_init__(self) -> None:
         """Refuse to publish a slice that no job computes, and models that read other LTEs than there are."""
         methods, windows = list(self.lte.methods), list(self.lte.windows)
-        is_computed = self.publish.method in methods
-        _require(is_computed, "publish.method", self.publish.method, f"not among lte.methods {methods}")
-        is_computed = self.publish.window in windows
-        _require(is_computed, "publish.window", self.publish.window, f"not among lte.windows {windows}")
-        if self.autoencoder.enabled:
-            self._require_average(methods, windows)
+        publish, encoder = self.publish, self.autoencoder
+        expect(publish.method in methods, "publish.method", f"one of lte.methods {methods}", publish.method)
+        expect(publish.window in windows, "publish.window", f"one of lte.windows {windows}", publish.window)
+        if encoder.enabled:
+            # The autoencoder's LTEs are compared with uniform ones, which also stand in for them.
+            hint = "or autoencoder.enabled = false"
+            expect("uniform" in methods, "lte.methods", f"uniform among them for the autoencoder, {hint}", methods)
+            what = f"one of lte.windows {windows}, {hint}"
+            expect(encoder.window in windows, "autoencoder.window", what, encoder.window)
         if self.ranker.enabled and self.ranker.lte != "none":
-            self._require_served()
+            self._expect_served()
 
-    def _require_average(self, methods: list[str], windows: list[str]) -> None:
-        """The autoencoder's LTEs are compared with uniform ones, which also stand in for it."""
-        hint = "or set autoencoder.enabled = false"
-        _require("uniform" in methods, "lte.methods", methods, f"the autoencoder needs uniform; add it, {hint}")
-        window = self.autoencoder.window
-        _require(
-            window in windows, "autoencoder.window", window, f"not among lte.windows {windows}; change one, {hint}"
-        )
-
-    def _require_served(self) -> None:
+    def _expect_served(self) -> None:
         """A ranker must be served the LTEs that it was trained with."""
-        hint = "change one, or set ranker.enabled = false"
-        text = f"a ranker with ranker.lte = {self.ranker.lte!r} is trained on LTEs that count each interaction; {hint}"
-        _require(self.lte.count == "each", "lte.count", self.lte.count, text)
-        served, window = (self.publish.method, self.publish.window), "365-60" if self.ranker.lagged else "365-0"
-        _require(
-            self.ranker.method == served[0], "ranker.method", self.ranker.method, f"publish.method differs; {hint}"
-        )
-        text = f"the ranker reads LTEs of window {window}, publish.window is {served[1]}; {hint}"
-        _require(window == served[1], "ranker.lagged", self.ranker.lagged, text)
+        ranker, publish, hint = self.ranker, self.publish, "or ranker.enabled = false"
+        what = f"each for a ranker with ranker.lte = {ranker.lte!r}, {hint}"
+        expect(self.lte.count == "each", "lte.count", what, self.lte.count)
+        what = f"publish.method = {publish.method!r}, {hint}"
+        expect(ranker.method == publish.method, "ranker.method", what, ranker.method)
+        window = ranker_window(is_lagged=ranker.lagged)
+        what = f"the one that reads publish.window = {publish.window!r} and not {window!r}, {hint}"
+        expect(window == publish.window, "ranker.lagged", what, ranker.lagged)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-WINDOW = re.compile(r"^(\d+)-(\d+)$")
+WINDOW = re.compile(r"([0-9]+)-([0-9]+)", re.ASCII)
 
 # Of a window, and of an offset before it: both together fit into the bits of an age.
 LONGEST_DAYS = 3650
@@ -15,36 +15,44 @@ class ConfigError(ValueError):
     """A configuration that cannot be right; the message names the key and the value."""
 
 
-def _require(is_good: bool, key: str, value: object, why: str) -> None:
-    if not is_good:
-        raise ConfigError(f"{key} = {value!r}: {why}")
-
-
 @dataclass(frozen=True, order=True)
 class LteWindow:
-    """Half-open window of whole UTC days ``[E - start_days, E - end_days)``, E the end of ds (DESIGN section 1)."""
+    """Half-open window of whole UTC days ``[E - start_days, E - end_days)``, E the end of ds."""
 
     start_days: int
     end_days: int
 
     @classmethod
-    def parse(cls, text: str, key: str = "window") -> LteWindow:
+    def parse(cls, text: str) -> LteWindow:
         """Read ``365-60``.
 
-        Args:
-            text: The window.
-            key: Setting that it comes from, for messages.
-
         Raises:
-            ConfigError: ``text`` is no window, or it is empty or longer than ten years.
+            ConfigError: ``text`` is no window, or it is empty or longer than ten years; the message says what was
+                expected.
         """
-        match = WINDOW.match(text)
-        _require(match is not None, key, text, "write the days before the end of ds as oldest-newest: 365-60")
-        assert match is not None  # for the type checker: _require has raised
+        match = WINDOW.fullmatch(text)
+        if match is None:
+            raise ConfigError(f"expected the days before the end of ds as OLDEST-NEWEST, like 365-60, got {text!r}")
         window = cls(int(match[1]), int(match[2]))
-        _require(window.start_days > window.end_days, key, text, "the older end comes first and is the larger")
-        _require(window.start_days <= LONGEST_DAYS, key, text, "longer than ten years")
+        if window.start_days <= window.end_days:
+            raise ConfigError(f"expected the older end, which is the larger, first, like 365-60, got {text!r}")
+        if window.start_days > LONGEST_DAYS:
+            raise ConfigError(f"expected at most {LONGEST_DAYS} days, got {text!r}")
         return window
 
     def __str__(self) -> str:
         return f"{self.start_days}-{self.end_days}"
+
+
+# The windows of the ranker (paper, section 3): the user tower reads at most MAX_SEQUENCE interactions of the last
+# SHORT_DAYS days; the long-term side reads LONG_DAYS days, with or without the short window.
+LONG_DAYS, SHORT_DAYS, MAX_SEQUENCE = 365, 60, 100
+
+
+def ranker_window(*, is_lagged: bool) -> str:
+    """The LTE window of a ranker, ``365-60`` or ``365-0``.
+
+    Args:
+        is_lagged: Whether the LTE leaves out the short window, which the user tower reads itself.
+    """
+    return str(LteWindow(LONG_DAYS, SHORT_DAYS if is_lagged else 0))

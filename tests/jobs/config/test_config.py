@@ -1,8 +1,11 @@
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import typing
+from dataclasses import FrozenInstanceError, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from checkout import ROOT
 from jobs.config.loading import load_deployment
+from jobs.config.sections import LteMode, clip_models
 from jobs.config.window import ConfigError, LteWindow
 from jobs.runtime.code_version import code_version
 from jobs.runtime.flags import parse_config
@@ -61,47 +65,67 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ('[engine]\nmastr = "sail"', r"engine\.mastr = 'sail': unknown key; known are master, "),
-        ("[engines]\n", r"engines = \{\}: unknown section; known are deployment, paths"),
-        ('[engine]\nmaster = "flink"', r"engine\.master = 'flink': use sail, local"),
-        ('[engine]\npartitions = "4"', r"engine\.partitions = '4': int is wanted"),
-        ("[engine]\npartitions = true", r"engine\.partitions = True: int is wanted"),
-        ("[engine]\npartitions = 0", r"engine\.partitions = 0: at least 1"),
-        ('[lte]\nwindows = ["60-365"]', r"lte\.windows = '60-365': the older end comes first"),
-        ('[lte]\nwindows = ["60-60"]', r"lte\.windows = '60-60': the older end comes first"),
-        ('[lte]\nwindows = ["-365-60"]', r"lte\.windows = '-365-60': write the days"),
-        ("[lte]\nwindows = []", r"lte\.windows = \(\): at least one window"),
-        ('[lte]\nmethods = ["median"]', r"lte\.methods = \('median',\)"),
-        ("[lte]\nhalf_life_days = 0", r"lte\.half_life_days = 0\.0: above 0"),
-        ("[interactions]\nmax_bad_share = 2", r"interactions\.max_bad_share = 2\.0: between 0 and 1"),
-        ("[interactions]\nearliest = 5", r"interactions\.earliest = 5: date is wanted"),
-        ("[interactions]\ntypes = []", r"interactions\.types = \(\)"),
-        ('[publish]\nwindow = "180-30"', r"publish\.window = '180-30': not among lte\.windows \['365-60'\]"),
-        ('[publish]\nstore = "memcached"', r"publish\.store = 'memcached': use lmdb or redis"),
-        ('[basis]\nencoder = "bert"', r"basis\.encoder = 'bert': use minilm or open_clip"),
-        ("[drift]\noffsets_days = [0]", r"drift\.offsets_days = \(0,\): whole days up to 3650"),
-        ("[drift]\noffsets_days = [5, 7]", r"drift\.offsets_days = \(5, 7\): whole days .*, 1 among them"),
-        ("[drift]\noffsets_days = []", r"drift\.offsets_days = \(\): whole days"),
-        ("[drift]\noffsets_days = [1, 100000]", r"drift\.offsets_days = \(1, 100000\): whole days up to 3650"),
-        ("[experiment]\ndim = 30", r"experiment\.dim = 30: a multiple of the 4 heads"),
-        ("[[lte]]\n", r"lte = \[\{\}\]: a table is wanted: \[lte\]"),
-        ("[retention]\nrollback_days = -1", r"retention\.rollback_days = -1: 0 or more"),
+        ('[engine]\nmastr = "sail"', r"engine\.mastr: unknown key; known are master, "),
+        ("[engines]\n", r"engines: expected one of the sections deployment, paths, .*, got \{\}"),
+        ('[engine]\nmaster = "flink"', r"engine\.master: expected sail, local\[N\], .*, got 'flink'"),
+        ('[engine]\npartitions = "4"', r"engine\.partitions: expected a whole number, got '4'"),
+        ("[engine]\npartitions = true", r"engine\.partitions: expected a whole number, got True"),
+        ("[engine]\npartitions = 4.0", r"engine\.partitions: expected a whole number, got 4\.0"),
+        ("[engine]\npartitions = 0", r"engine\.partitions: expected 1 or more, got 0"),
+        ("[engine.conf]\na.b = 1", r"engine\.conf\.a: expected text in quotes, got \{'b': 1\}"),
+        ("[engine]\nconf = 1", r"engine\.conf: expected a table, got 1"),
+        ('[lte]\nwindows = ["60-365"]', r"lte\.windows: expected OLDEST-NEWEST days .*, got '60-365'"),
+        ('[lte]\nwindows = ["60-60"]', r"lte\.windows: expected OLDEST-NEWEST days .*, got '60-60'"),
+        ('[lte]\nwindows = ["-365-60"]', r"lte\.windows: expected OLDEST-NEWEST days .*, got '-365-60'"),
+        ('[lte]\nwindows = ["365-60\\n"]', r"lte\.windows: expected OLDEST-NEWEST days .*, got '365-60\\n'"),
+        ('[lte]\nwindows = ["3651-0"]', r"lte\.windows: expected .* up to 3650, got '3651-0'"),
+        ("[lte]\nwindows = []", r"lte\.windows: expected at least one value, each once, got \[\]"),
+        (
+            '[lte]\nwindows = ["9-0", "9-0"]',
+            r"lte\.windows: expected at least one value, each once, got \['9-0', '9-0'\]",
+        ),
+        ('[lte]\nwindows = "365-60"', r"lte\.windows: expected a list, got '365-60'"),
+        ('[lte]\nmethods = ["median"]', r"lte\.methods: expected 'uniform' or 'recency', got 'median'"),
+        ("[lte]\nhalf_life_days = 0", r"lte\.half_life_days: expected more than 0, got 0"),
+        ("[lte]\nhalf_life_days = nan", r"lte\.half_life_days: expected more than 0, got nan"),
+        ("[lte]\nhalf_life_days = true", r"lte\.half_life_days: expected a number, got True"),
+        ("[interactions]\nmax_bad_share = 2", r"interactions\.max_bad_share: expected 1 or less, got 2"),
+        ("[interactions]\nearliest = 5", r"interactions\.earliest: expected a day like 2017-12-30, got 5"),
+        ("[interactions]\nearliest = 2017-12-30T00:00:00", r"interactions\.earliest: expected a day like"),
+        ("[interactions]\ntypes = []", r"interactions\.types: expected at least one value, each once, got \[\]"),
+        ('[interactions]\ntypes = [""]', r"interactions\.types: expected text that is not empty, got ''"),
+        ('[publish]\nwindow = "180-30"', r"publish\.window: expected one of lte\.windows \['365-60'\], got '180-30'"),
+        ('[publish]\nstore = "memcached"', r"publish\.store: expected 'lmdb' or 'redis', got 'memcached'"),
+        ('[basis]\nencoder = "bert"', r"basis\.encoder: expected 'minilm' or 'open_clip', got 'bert'"),
+        ("[drift]\noffsets_days = [0]", r"drift\.offsets_days: expected 1 or more, got 0"),
+        ("[drift]\noffsets_days = [5, 7]", r"drift\.offsets_days: expected days .*, 1 among them.*, got \[5, 7\]"),
+        ("[drift]\noffsets_days = []", r"drift\.offsets_days: expected at least one value, each once, got \[\]"),
+        ("[drift]\noffsets_days = [1, 3651]", r"drift\.offsets_days: expected days up to 3650, .*, got \[1, 3651\]"),
+        ("[experiment]\ndim = 30", r"experiment\.dim: expected a multiple of 4, got 30"),
+        ("[[lte]]\n", r"lte: expected a table: \[lte\], got \[\{\}\]"),
+        ("[retention]\nrollback_days = -1", r"retention\.rollback_days: expected 0 or more, got -1"),
+        ("[ranker]\nheld_out_days = 9\ntrain_days = 9", r"ranker\.held_out_days: expected less than .* = 9, got 9"),
+        ('[ranker]\nobjective = "clm"', r"ranker\.objective: expected next_day, because .*, got 'clm'"),
+        ("[ranker]\nmax_length = 101", r"ranker\.max_length: expected 100 or less, got 101"),
         (
             '[autoencoder]\nwindow = "365-0"',
-            r"autoencoder\.window = '365-0': not among lte\.windows .* autoencoder\.enabled = false",
+            r"autoencoder\.window: expected one of lte\.windows .* autoencoder\.enabled = false, got '365-0'",
         ),
         (
             '[lte]\nmethods = ["recency"]\n[publish]\nmethod = "recency"',
-            r"lte\.methods = \['recency'\]: the autoencoder needs uniform",
+            r"lte\.methods: expected uniform among them for the autoencoder, .*, got \['recency'\]",
         ),
-        ('[ranker]\nmethod = "recency"', r"ranker\.method = 'recency': publish\.method differs"),
+        ('[ranker]\nmethod = "recency"', r"ranker\.method: expected publish\.method = 'uniform', .*, got 'recency'"),
         (
             '[lte]\ncount = "distinct"',
-            r"lte\.count = 'distinct': a ranker with ranker\.lte = 'prefix_token' is trained",
+            r"lte\.count: expected each for a ranker with ranker\.lte = 'prefix_token', .*, got 'distinct'",
         ),
-        ("[ranker]\nlagged = false", r"ranker\.lagged = False: the ranker reads LTEs of window 365-0"),
-        ("lte = 5", r"paths\.lte = 5: unknown key"),  # belongs to the section above it
+        ("[ranker]\nlagged = false", r"ranker\.lagged: expected the one that reads publish\.window = .*, got False"),
+        ("lte = 5", r"paths\.lte: unknown key"),  # belongs to the section above it
         ("[gates", r"shop\.toml: Expected"),
+        ("[publish]\nredis_password = 12345", r"publish\.redis_password: expected text in quotes, got \*\*\*$"),
+        # Two wrong settings of one section: both are named.
+        ("[engine]\npartitions = 0\nmaster = 5", r"engine\.master: expected .*, got 5; engine\.partitions: expected"),
     ],
 )
 def test_a_wrong_setting_is_an_error_that_names_it(tmp_path: Path, more: str, message: str) -> None:
@@ -109,10 +133,78 @@ def test_a_wrong_setting_is_an_error_that_names_it(tmp_path: Path, more: str, me
         load(tmp_path, more)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('weights = "x"', r"basis\.weights: expected nothing, because minilm has its own; .*, got 'x'"),
+        ('model = "ViT-B-32"', r"basis\.model: expected nothing, because minilm has its own; .*, got 'ViT-B-32'"),
+        (
+            'encoder = "open_clip"\nweights = "./mine"\nmodel = "ViT-B-32"',
+            r"basis\.model: expected nothing, because the folder basis\.weights names its own model; .*'ViT-B-32'",
+        ),
+        ('encoder = "open_clip"\nmodel = "ViT-C-1"', r"basis\.model: expected one of .*, ViT-B-32, .*, got 'ViT-C-1'"),
+    ],
+)
+def test_weights_and_models_that_would_be_ignored_are_refused(tmp_path: Path, settings: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, f"[basis]\n{settings}")
+
+
+def test_the_weights_of_an_encoder(tmp_path: Path) -> None:
+    clip = '[basis]\nencoder = "open_clip"\n'
+    basis = load(tmp_path, clip).basis
+    assert (basis.model, basis.weights) == ("ViT-B-32", "laion2b_s34b_b79k")
+    basis = load(tmp_path, clip, LTE_BASIS__WEIGHTS="./mine").basis  # a checkpoint folder has a model of its own
+    assert (basis.model, basis.weights) == ("", str(tmp_path / "mine"))
+    basis = load(tmp_path, f'{clip}weights = "./a.safetensors"\nmodel = "ViT-B-16"').basis
+    assert (basis.model, basis.weights) == ("ViT-B-16", str(tmp_path / "a.safetensors"))
+
+
+def test_the_models_are_those_of_open_clip() -> None:
+    import open_clip
+
+    assert clip_models() == sorted(open_clip.list_models())
+
+
+def test_a_configuration_loads_no_torch(deployment_file: Path) -> None:
+    text = deployment_file.read_text() + '[basis]\nencoder = "open_clip"\n'
+    deployment_file.write_text(text)
+    load_it = f"from jobs.config.loading import load_deployment; load_deployment(Path({str(deployment_file)!r}))"
+    code = f"import sys; from pathlib import Path; {load_it}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_modes_of_the_ranker_are_those_of_its_towers() -> None:
+    from lte_models.ranker.towers import LTE_MODES
+
+    assert typing.get_args(LteMode) == LTE_MODES
+
+
+def test_sections_are_made_in_code_as_in_a_file(tmp_path: Path) -> None:
+    found = load(tmp_path)
+    assert replace(found, engine=replace(found.engine, partitions=2)).engine.partitions == 2
+    with pytest.raises(ConfigError, match=r"^engine\.partitions: expected 1 or more, got 0$"):
+        replace(found.engine, partitions=0)
+    assert pickle.loads(pickle.dumps(found)) == found
+    with pytest.raises(FrozenInstanceError):
+        found.engine.partitions = 3
+
+
+def test_spark_settings_are_texts(tmp_path: Path) -> None:
+    conf = load(tmp_path, '[engine.conf]\n"a.b" = "c"\n"d.e" = 5\n"f.g" = true').engine.conf
+    assert conf == {"a.b": "c", "d.e": "5", "f.g": "true"}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "shop.toml").write_text(MINIMAL, encoding="utf-8-sig")
+    assert load_deployment(tmp_path / "shop.toml", {}).deployment.name == "shop"
+
+
 def test_a_value_where_a_section_is_wanted_is_named(tmp_path: Path) -> None:
     path = tmp_path / "shop.toml"
     path.write_text('engine = "sail"\n')
-    with pytest.raises(ConfigError, match=r"engine = 'sail': a table is wanted: \[engine\]"):
+    with pytest.raises(ConfigError, match=r"engine: expected a table: \[engine\], got 'sail'"):
         load_deployment(path, environ={"LTE_ENGINE__PARTITIONS": "2"})
 
 
@@ -144,22 +236,25 @@ def test_items_may_count_once_where_no_ranker_reads_the_ltes(tmp_path: Path) -> 
 
 
 def test_a_wrong_variable_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"LTE_ENGINE__MASTR = 'x': no such setting"):
+    with pytest.raises(ConfigError, match=r"LTE_ENGINE__MASTR: expected the name of a setting, .*, got 'x'"):
         load(tmp_path, LTE_ENGINE__MASTR="x")
-    with pytest.raises(ConfigError, match=r"LTE_ENGINE__PARTITIONS = 'four': int is wanted"):
+    named = r"engine\.partitions: expected a whole number, got 'four' \(set by LTE_ENGINE__PARTITIONS\)"
+    with pytest.raises(ConfigError, match=named):
         load(tmp_path, LTE_ENGINE__PARTITIONS="four")
-    with pytest.raises(ConfigError, match=r"LTE_RANKER__ENABLED = 'no': bool is wanted"):
+    with pytest.raises(ConfigError, match=r"ranker\.enabled: expected true or false, got 'no' \(set by LTE_RANKER__EN"):
         load(tmp_path, LTE_RANKER__ENABLED="no")
+    with pytest.raises(ConfigError, match=r"interactions\.earliest: expected a day like .*, got '2024-W09-4'"):
+        load(tmp_path, LTE_INTERACTIONS__EARLIEST="2024-W09-4")
 
 
 def test_a_missing_file_section_or_key_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
+    with pytest.raises(ConfigError, match=r"none\.toml: No such file .* --config or the variable LTE_CONFIG"):
         load_deployment(tmp_path / "none.toml", {})
     (tmp_path / "a.toml").write_text('[deployment]\nname = "x"\n')
-    with pytest.raises(ConfigError, match="paths = None: this section is required"):
+    with pytest.raises(ConfigError, match=r"paths: expected this section: \[paths\], got None"):
         load_deployment(tmp_path / "a.toml", {})
     (tmp_path / "b.toml").write_text(MINIMAL.replace('lake = "s3://bucket/lake"\n', ""))
-    with pytest.raises(ConfigError, match=r"paths = \['lake'\]: missing"):
+    with pytest.raises(ConfigError, match=r"paths\.lake: missing; add lake to \[paths\]"):
         load_deployment(tmp_path / "b.toml", {})
 
 
