@@ -22,11 +22,11 @@ from pyspark.sql.types import StructField, StructType
 
 from jobs.basis.basis import configured_basis, known_items, read_basis
 from jobs.config.sections import Deployment
-from jobs.config.window import LteWindow
+from jobs.config.window import LONG_DAYS, LteWindow, day_number
 from jobs.lake.lake import Lake, open_lake
 from jobs.lake.predicates import Predicate
 from jobs.lte.windows import in_window
-from jobs.ranker.examples import _SCHEMA, LONG_DAYS, ExamplesOfUser, user_events
+from jobs.ranker.examples import _SCHEMA, ExamplesOfUser, user_events
 from jobs.runtime.entry import is_off, run_job, say
 from jobs.runtime.flags import parse_config
 from schemas import EVENT_DAYS, INTERACTIONS, TRAINING_EXAMPLES
@@ -127,18 +127,14 @@ def write_examples(lake: Lake, deployment: Deployment, anchors: Mapping[date, st
         return 0
     days = list(anchors)
     items = known_items(read_basis(lake, basis_version), days[-1] + timedelta(days=1))
-    task = ExamplesOfUser(tuple(_day(anchor) for anchor in days), deployment.lte.half_life_days)
+    task = ExamplesOfUser(tuple(day_number(anchor) for anchor in days), deployment.lte.half_life_days)
     events = user_events(lake.read(INTERACTIONS), items, deployment.interactions.types, days)
-    ids = {_day(anchor): inputs_id for anchor, inputs_id in anchors.items()}
+    ids = {day_number(anchor): inputs_id for anchor, inputs_id in anchors.items()}
     rows = events.mapInArrow(NamedExamples(task, ids), _NAMED)
     anchor_ds = F.expr("date_add(DATE '1970-01-01', anchor_day)")
     keyed = rows.withColumns({"basis_version": F.lit(basis_version), "anchor_ds": anchor_ds})
     where: dict[str, Any] = {"basis_version": basis_version, "anchor_ds": days}
     return lake.replace(keyed, TRAINING_EXAMPLES, where)
-
-
-def _day(day: date) -> int:
-    return (day - date(1970, 1, 1)).days
 
 
 _NAMED = StructType([*_SCHEMA, StructField("inputs_id", TRAINING_EXAMPLES.schema["inputs_id"].dataType)])

@@ -24,6 +24,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.basis.basis import BasisError
+from jobs.config.addresses import is_url
+from jobs.config.window import day_number
 from jobs.lake.delta_files import arrow_batches
 from jobs.lake.lake import Lake
 from jobs.lake.vectors import FloatMatrix, VectorError, vector_matrix
@@ -42,7 +44,6 @@ def item_ids(lake: Lake, basis_version: str) -> list[str]:
 
 
 _ATTEMPTS = 3
-_EPOCH = np.datetime64("1970-01-01", "D")
 _loading = threading.Lock()
 
 
@@ -80,7 +81,7 @@ class BasisMatrix:
 
     def known_ages(self, ds: date) -> NDArray[np.int64]:
         """Days that each item has been known on ``ds``, int64 [V]; negative for an item that came later."""
-        return int((np.datetime64(ds, "D") - _EPOCH).astype(int)) - self.first_day.astype(np.int64)
+        return day_number(ds) - self.first_day.astype(np.int64)
 
 
 def pinned_basis(lake: Lake, basis_version: str) -> BasisKey:
@@ -121,7 +122,7 @@ def _load(key: BasisKey) -> BasisMatrix:
 
 def _table_digest(key: BasisKey) -> str:
     return hashlib.sha256(
-        os.path.realpath(key.path).encode() if "://" not in key.path else key.path.encode()
+        os.path.realpath(key.path).encode() if not is_url(key.path) else key.path.encode()
     ).hexdigest()[:24]
 
 

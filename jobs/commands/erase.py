@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
 from jobs.lake.lake import open_lake
 from jobs.lake.reader import lake_reader
@@ -75,7 +76,7 @@ def _spellings(user_id: str) -> set[str]:
 
 def _delete_copied_rows(deployment: Deployment) -> int:
     """Delete copies of rows with users that a training or an ingest left; the next one makes its own."""
-    if "://" in deployment.paths.lake:
+    if is_url(deployment.paths.lake):
         return 0
     copies = [
         path

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from jobs.basis.basis import known_items, read_basis
 from jobs.basis.nearest import item_titles
 from jobs.config.sections import Deployment, RankerSection
+from jobs.config.window import day_number
 from jobs.lake.lake import Lake, open_lake
 from jobs.lake.reader import lake_reader
 from jobs.ranker.examples import ExamplesOfUser, examples_batch, user_events
@@ -158,7 +159,7 @@ def serving_rows(user_id: str, events: Sequence[Mapping[str, Any]], ds: date, ha
         ds: Anchor.
         half_life_days: Of the recency weights.
     """
-    anchor = (ds - date(1970, 1, 1)).days
+    anchor = day_number(ds)
     past = [event for event in events if event["ts"] < (anchor + 1) * DAY_SECONDS]
     visit = {"ts": (anchor + 1) * DAY_SECONDS, "item": 0, "type": 0}
     return pa.Table.from_batches(

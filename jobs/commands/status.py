@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
 from jobs.lake.reader import LakeReader, lake_reader
 from jobs.lte.inputs import read_staleness, stale_reason
@@ -85,7 +86,7 @@ def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
 
 
 def _ranker(deployment: Deployment) -> dict[str, Any] | None:
-    if "://" in deployment.paths.lake:
+    if is_url(deployment.paths.lake):
         return None  # models need a lake that is a folder
     live = live_ranker(deployment)
     return asdict(live) if live else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import field
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -40,20 +40,18 @@ def section(cls: type[Section]) -> type[Section]:
 
     A wrong value is a :class:`ConfigError` whose message names section, key and value. ``XSection`` is section ``x``.
     """
-    made = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(cls)
+    made: Any = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(cls)
     name, check = cls.__name__.removesuffix("Section").lower(), made.__init__
 
     def checked_init(self: Section, *args: Any, **values: Any) -> None:
         try:
             check(self, *args, **values)
         except ValidationError as error:
-            found = error.errors(include_url=False)
-            raise ConfigError(
-                "; ".join(_sentence(name, each, list(made.__dataclass_fields__)) for each in found)
-            ) from None
+            sentences = [_sentence(name, each, list(made.__dataclass_fields__)) for each in error.errors()]
+            raise ConfigError("; ".join(sentences)) from None
 
-    made.__init__ = checked_init  # type: ignore[assignment, method-assign]
-    return made
+    made.__init__ = checked_init
+    return cast(type[Section], made)
 
 
 def expect(is_good: bool, key: str, what: str, value: object) -> None:

@@ -34,7 +34,7 @@ MASTER = re.compile(r"sail|local(\[(\*|\d+)(,\d+)?\])?|yarn|(spark|k8s|sc)://\S+
 # Names that lte_models.ranker.towers.LTE_MODES repeats: reading a configuration must not load torch. A test compares.
 LteMode = Literal["none", "late_fusion", "feature_injection", "prefix_token"]
 
-Average = Literal["uniform", "recency"]
+Average = Annotated[str, only(("uniform", "recency").__contains__, "'uniform' or 'recency'")]
 
 Offsets = Annotated[
     tuple[Count, ...],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import date
 
 WINDOW = re.compile(r"([0-9]+)-([0-9]+)", re.ASCII)
 
@@ -56,3 +57,12 @@ def ranker_window(*, is_lagged: bool) -> str:
         is_lagged: Whether the LTE leaves out the short window, which the user tower reads itself.
     """
     return str(LteWindow(LONG_DAYS, SHORT_DAYS if is_lagged else 0))
+
+
+# Days as numbers: days since EPOCH_DAY, which is day 0. Spark, numpy and Delta count alike.
+EPOCH_DAY = date(1970, 1, 1)
+
+
+def day_number(day: date) -> int:
+    """Days from 1970-01-01 to ``day``."""
+    return (day - EPOCH_DAY).days

@@ -27,6 +27,7 @@ from pyspark.sql import functions as F
 from jobs.autoencoder.histories import write_histories
 from jobs.basis.basis import known_items, read_basis
 from jobs.config.sections import Deployment, ExperimentSection
+from jobs.config.window import day_number
 from jobs.experiments.plan import ExampleSet
 from jobs.lake.lake import Lake
 from jobs.ranker.examples import ExamplesOfUser, user_events
@@ -166,7 +167,7 @@ class ExampleBuilder:
     def _write(self, examples: ExampleSet, inputs_id: str) -> None:
         anchors = sorted(anchor for part in PARTS for anchor in self.days.anchors(part))
         items = known_items(read_basis(self.lake, self.basis_version), self.days.cutoff - timedelta(days=1))
-        numbers = tuple((anchor - date(1970, 1, 1)).days for anchor in anchors)
+        numbers = tuple(day_number(anchor) for anchor in anchors)
         task = ExamplesOfUser(
             numbers,
             self.deployment.lte.half_life_days,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from jobs.config.window import LONG_DAYS, MAX_SEQUENCE, SHORT_DAYS
+
 INTEGRATION, LEAKAGE, SEQUENCE, AUTOENCODER = "integration", "leakage", "sequence-length", "autoencoder"
 EXPERIMENT_NAMES = (INTEGRATION, LEAKAGE, SEQUENCE, AUTOENCODER)
-SHORT_DAYS, MAX_SEQUENCE, LONG_DAYS = 60, 100, 365
 STRATEGIES = {"late_fusion": "late fusion", "feature_injection": "feature injection", "prefix_token": "prefix token"}
 
 # Table 1: (strategy, method, lagged) to uplift.

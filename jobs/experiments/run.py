@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.basis.basis import configured_basis
+from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
 from jobs.experiments.examples import (
     ExampleBuilder,
@@ -67,7 +68,7 @@ def experiments_folder(deployment: Deployment) -> Path:
     Raises:
         ModelError: The lake is not a folder.
     """
-    if "://" in deployment.paths.lake:
+    if is_url(deployment.paths.lake):
         raise ModelError(f"paths.lake = {deployment.paths.lake!r}: experiments need a lake that is a mounted folder")
     return Path(deployment.paths.lake) / "models" / "experiments"
 

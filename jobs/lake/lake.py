@@ -24,6 +24,7 @@ from deltalake.exceptions import DeltaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
+from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
 from jobs.lake.conform import conformed
 from jobs.lake.delta_files import _delete_checksums, _delta, arrow_batches, table_path, table_version
@@ -135,7 +136,7 @@ class Lake:
 
     def _create(self, table: Table, mode: Literal["ignore", "overwrite"]) -> None:
         fields = [field.jsonValue() | {"metadata": {"comment": field.metadata["comment"]}} for field in table.schema]
-        if "://" not in self.root:
+        if not is_url(self.root):
             Path(self.root).mkdir(parents=True, exist_ok=True)
         delta = deltalake.DeltaTable.create(
             self.path(table),

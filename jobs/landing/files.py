@@ -8,6 +8,8 @@ from datetime import date
 
 from pyarrow import fs
 
+from jobs.config.addresses import is_url
+
 FORMATS = ("parquet", "csv", "csv.gz", "jsonl", "jsonl.gz")
 DAY_FOLDER = re.compile(r"^ds=(\d{4}-\d{2}-\d{2})$")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -41,7 +43,7 @@ class LandingFile:
 
 def filesystem(landing: str) -> tuple[fs.FileSystem, str]:
     """File system and folder of a landing path or URI (``s3://…``, ``gs://…``, ``hdfs://…``)."""
-    if "://" in landing:
+    if is_url(landing):
         found, root = fs.FileSystem.from_uri(landing)
         return found, root.rstrip("/")
     return fs.LocalFileSystem(), landing.rstrip("/")

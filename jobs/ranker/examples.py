@@ -14,13 +14,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, IntegerType
 
-from jobs.config.window import LteWindow
+from jobs.config.window import EPOCH_DAY, LONG_DAYS, MAX_SEQUENCE, SHORT_DAYS, LteWindow
 from jobs.lte.windows import in_window
 from schemas import TRAINING_EXAMPLES
 
-SHORT_DAYS = 60
-LONG_DAYS = 365
-MAX_SEQUENCE = 100
 UNKNOWN = -1
 _DAYS = LONG_DAYS + 1  # more than any number of days that is looked back
 IntArray = npt.NDArray[np.int64]
@@ -55,7 +52,7 @@ def user_events(
         F.col("event_ts").cast("bigint").alias("ts"),
         F.coalesce(F.col("item_index"), F.lit(UNKNOWN)).cast("bigint").alias("item"),
         code.cast("bigint").alias("type"),
-        F.coalesce(F.datediff(F.col("first_ds"), F.lit(date(1970, 1, 1))), F.lit(0)).cast("bigint").alias("known_from"),
+        F.coalesce(F.datediff(F.col("first_ds"), F.lit(EPOCH_DAY)), F.lit(0)).cast("bigint").alias("known_from"),
     )
     return numbered.groupBy("user_id").agg(F.collect_list(event).alias("events"))
 

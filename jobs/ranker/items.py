@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from jobs.basis.basis import catalogue_versions, known_items, read_basis
 from jobs.basis.matrix import item_ids, load_matrix, pinned_basis
 from jobs.config.sections import RankerSection
-from jobs.config.window import LteWindow
+from jobs.config.window import LONG_DAYS, LteWindow, day_number, ranker_window
 from jobs.lake.lake import Lake
 from jobs.lte.windows import in_window
 from jobs.registry.bundles import ModelError
@@ -24,7 +24,6 @@ from lte_models.ranker.towers import Catalogue
 from lte_models.training.sampling import rank_by_frequency
 from schemas import INTERACTIONS, ITEMS
 
-LONG_DAYS = 365
 METADATA = ("category", "brand", "price_tier")
 
 # An item seen once teaches its id nothing that its content does not say.
@@ -87,9 +86,7 @@ def load_shop(lake: Lake, ds: date, basis_version: str, train_days: int) -> Shop
         content=np.vstack([np.zeros((1, matrix.shape[1]), dtype=np.float32), matrix[order]]),
         metadata=_metadata(lake, last, [ids[index] for index in order]),
         counts=np.concatenate([[0], counts[order]]),
-        daily=DailyCounts(
-            (first - date(1970, 1, 1)).days, torch.from_numpy(np.pad(by_day[:, order], ((0, 0), (1, 0))))
-        ),
+        daily=DailyCounts(day_number(first), torch.from_numpy(np.pad(by_day[:, order], ((0, 0), (1, 0))))),
     )
 
 
@@ -144,4 +141,4 @@ def lte_window(settings: RankerSection) -> str:
     """Window of the LTEs that the ranker takes; empty where it takes none."""
     if settings.lte == "none":
         return ""
-    return "365-60" if settings.lagged else "365-0"
+    return ranker_window(is_lagged=settings.lagged)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
+from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
 from jobs.registry.bundles import ModelError, models_folder
 from lte_models.files import write_atomically
@@ -51,7 +52,7 @@ def live_ranker(deployment: Deployment) -> LiveRanker | None:
     Raises:
         ModelError: The pointer cannot be read.
     """
-    if "://" in deployment.paths.lake:
+    if is_url(deployment.paths.lake):
         return None
     path = live_folder(deployment) / POINTER
     try:

@@ -6,6 +6,7 @@ import shutil
 from datetime import date, timedelta
 from pathlib import Path
 
+from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
 
 
@@ -19,7 +20,7 @@ def models_folder(deployment: Deployment) -> Path:
     Raises:
         ModelError: The lake is not a folder.
     """
-    if "://" in deployment.paths.lake:
+    if is_url(deployment.paths.lake):
         raise ModelError(f"paths.lake = {deployment.paths.lake!r}: bundles need a lake that is a mounted folder")
     return Path(deployment.paths.lake) / "models"
 
