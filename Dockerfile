@@ -12,9 +12,12 @@ WORKDIR /opt/lte
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # The slow layer changes only with the versions, not with the code.
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY constraints-image.txt pyproject.toml README.md LICENSE ./
 RUN mkdir jobs lte_models schemas && touch jobs/__init__.py lte_models/__init__.py schemas/__init__.py \
-    && pip install --constraint constraints.txt --editable '.[postgres]'
+    && awk '/^[^ #]/ { inside = /^setuptools==/ } inside' constraints-image.txt >/tmp/builder.txt \
+    && pip install --require-hashes --requirement /tmp/builder.txt \
+    && pip install --require-hashes --no-build-isolation --requirement constraints-image.txt \
+    && pip install --no-deps --no-build-isolation --editable .
 
 COPY --chown=lte:lte schemas schemas
 COPY --chown=lte:lte lte_models lte_models

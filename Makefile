@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments test-spark test-control clean distclean
+.PHONY: help install lock docs run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments test-spark test-control clean distclean
 
 help: ## this list
 	@echo "make TARGET [CONFIG=configs/complete_journey.toml] [DS=2017-12-31] [PORT=8080] [VENV=.venv]"
@@ -25,6 +25,9 @@ $(READY): pyproject.toml constraints.txt scripts/install.sh
 	@scripts/install.sh
 
 install: $(READY) ## virtual environment with the tested versions
+
+lock: ## resolve pyproject.toml again: exact versions and hashes, for `make install`, the image and the site
+	@scripts/lock.sh
 
 run: $(READY) ## from nothing to a live snapshot: the sample's last two days through Airflow
 	@scripts/run.sh "$(CONFIG)" "$(DS)"

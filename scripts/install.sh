@@ -1,23 +1,44 @@
 #!/usr/bin/env bash
 # Makes the virtual environment and installs the project with exactly the tested versions. Called by make.
+# pip and uv compare each file that they fetch with the hashes in constraints.txt; a file with another hash ends the
+# installation. Where the files come from is pip's or uv's own configuration.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv="${VENV:-.venv}"
 
-wanted="import sys; sys.exit(sys.version_info[:2] != (3, 11))"
+fits="import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))"
 python="${PYTHON:-}"
-for candidate in python3.11 python3; do
-  [ -n "$python" ] || ! "$candidate" -c "$wanted" 2>/dev/null || python="$candidate"
+# 3.11 first: all tests run on it.
+for candidate in python3.11 python3.12 python3.13 python3; do
+  [ -n "$python" ] || ! "$candidate" -c "$fits" 2>/dev/null || python="$candidate"
 done
+
+if [ ! -x "$venv/bin/python" ]; then
+  if command -v uv >/dev/null; then
+    uv venv --python "${python:-3.11}" "$venv"
+  else
+    [ -n "$python" ] || {
+      echo "install: expected Python 3.11, 3.12 or 3.13 on the PATH, found none; set PYTHON=/path/to/python3.11" >&2
+      exit 2
+    }
+    "$python" -m venv "$venv"
+  fi
+fi
 
 if command -v uv >/dev/null; then
   echo "install: uv, into $venv (about 5 GB are unpacked the first time)"
-  [ -x "$venv/bin/python" ] || uv venv --python "${python:-3.11}" "$venv"
-  uv pip install --python "$venv/bin/python" --constraint constraints.txt --editable '.[dev]'
+  install=(uv pip install --python "$venv/bin/python")
 else
-  [ -n "$python" ] || { echo "install: Python 3.11 is not on the PATH; set PYTHON=/path/to/python3.11" >&2; exit 2; }
   echo "install: pip, into $venv (3 to 6 minutes and about 5 GB the first time)"
-  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+  install=("$venv/bin/python" -m pip install --disable-pip-version-check)
 fi
+
+# pyspark is published as source only. Its build, and ours, use the setuptools of the hashed set: without isolation
+# neither fetches a setuptools that nobody has checked.
+builder="$(mktemp)"
+trap 'rm -f "$builder"' EXIT
+awk '/^[^ #]/ { inside = /^setuptools==/ } inside' constraints.txt >"$builder"
+"${install[@]}" --require-hashes --requirement "$builder"
+"${install[@]}" --require-hashes --no-build-isolation --requirement constraints.txt
+"${install[@]}" --no-deps --no-build-isolation --editable .
 touch "$venv/.installed"

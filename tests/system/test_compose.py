@@ -199,7 +199,7 @@ def test_other_commands_name_programs_and_files_that_exist(services: dict[str, A
 def test_dockerfile_copies_what_exists_and_what_the_jobs_need() -> None:
     copies = [line.split()[1:] for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY")]
     sources = {word for words in copies for word in words[:-1] if not word.startswith("--")}
-    assert {"schemas", "jobs", "lte_models", "dags", "configs", "constraints.txt"} <= sources
+    assert {"schemas", "jobs", "lte_models", "dags", "configs", "constraints-image.txt"} <= sources
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert sources == allowed
     assert [source for source in sources if not (ROOT / source).exists()] == []
