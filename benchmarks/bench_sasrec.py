@@ -73,12 +73,12 @@ class Split:
     Attributes:
         users: int64 [n], from 0, ascending.
         items: int64 [n], from 1, by falling frequency.
-        held_out: int64 [U], the item after each user's last.
+        last_item: int64 [U], the item after each user's last.
     """
 
     users: IntArray
     items: IntArray
-    held_out: IntArray
+    last_item: IntArray
 
 
 def split(n_items: int, n_users: int) -> Split:
@@ -109,7 +109,7 @@ def example_rows(parts: Split) -> pa.Table:
         "items": pa.ListArray.from_arrays(offsets, pa.array(parts.items.astype(np.int32))),
         "types": pa.ListArray.from_arrays(offsets, nothing),
         "ages_hours": pa.ListArray.from_arrays(offsets, nothing),
-        "targets": pa.array([[item] for item in parts.held_out.tolist()], pa.list_(pa.int32())),
+        "targets": pa.array([[item] for item in parts.last_item.tolist()], pa.list_(pa.int32())),
     }
     empty = pa.array([[]] * len(starts), pa.list_(pa.float32()))
     return pa.table(columns | {name: empty for name in EXAMPLE_COLUMNS if name not in columns})
@@ -182,14 +182,14 @@ def top_lists(model: Ranker, rows: StagedRows, row_of_index: IntArray, settings:
     return lists
 
 
-def ndcg(top: IntArray, held_out: IntArray) -> float:
-    """Mean NDCG at the length of the lists, one held-out item a user.
+def ndcg(top: IntArray, last_item: IntArray) -> float:
+    """Mean NDCG at the length of the lists, one last item a user.
 
     Args:
         top: int64 [U, k], best first.
-        held_out: int64 [U].
+        last_item: int64 [U].
     """
-    hits = top == held_out[:, None]
+    hits = top == last_item[:, None]
     ranks = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, top.shape[1] + 1)
     values = query_metrics(ranks, np.arange(len(top)), len(top), top.shape[1])["ndcg"]
     return float(values.mean())
@@ -203,7 +203,7 @@ def train_peer(python: Path, parts: Split, settings: Settings, folder: Path) -> 
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([python, script, folder], check=True, env=environment)
     found = np.load(folder / "peer.npz")
-    assert np.array_equal(found["users"], np.arange(len(parts.held_out))), "the peer left users out"
+    assert np.array_equal(found["users"], np.arange(len(parts.last_item))), "the peer left users out"
     return found["top"], json.loads((folder / "peer.json").read_text())
 
 
@@ -226,7 +226,7 @@ def peer_python(environment: Path) -> Path:
 
 def scored(found: list[tuple[IntArray, Result]], parts: Split) -> Result:
     """One side's result over its seeds: mean NDCG, all epochs."""
-    values = [ndcg(top[:, :10], parts.held_out) for top, _ in found]
+    values = [ndcg(top[:, :10], parts.last_item) for top, _ in found]
     times = {name: [each for _, seen in found for each in seen[name]] for name in ("epoch_s", "epoch_cpu_s")}
     medians = {f"median_{name}": median(seconds) for name, seconds in times.items()}
     return {"ndcg_at_10": mean(values), "ndcg_of_seeds": values} | medians | found[-1][1] | times
@@ -235,13 +235,13 @@ def scored(found: list[tuple[IntArray, Result]], parts: Split) -> Result:
 def run(args: argparse.Namespace, settings: Settings) -> Result:
     """Train the sides in turn; print each as it is done."""
     parts = split(args.items, args.users)
-    n_items = int(max(parts.items.max(), parts.held_out.max()))
+    n_items = int(max(parts.items.max(), parts.last_item.max()))
     lengths = np.minimum(np.bincount(parts.users), settings.max_length)
     result: Result = {
         "settings": asdict(settings),
-        "users": len(parts.held_out),
+        "users": len(parts.last_item),
         "items": n_items,
-        "interactions": len(parts.items) + len(parts.held_out),
+        "interactions": len(parts.items) + len(parts.last_item),
         "mean_length": float(lengths.mean()),
     }
     print(json.dumps(result), flush=True)

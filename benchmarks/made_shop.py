@@ -24,7 +24,7 @@ CHUNK_DAYS = 37
 _LONG_AGO = date(2020, 1, 1)
 
 IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float32]
+Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def events(shop: MadeShop) -> Events:
     return Events(users.astype(np.int64), items.astype(np.int64), np.ascontiguousarray(ages))
 
 
-def vectors(shop: MadeShop) -> FloatArray:
+def vectors(shop: MadeShop) -> Float32Array:
     """Unit vectors, float32 [V, D]."""
     rows = np.random.default_rng((shop.seed, 1)).standard_normal((shop.n_items, shop.dim), dtype=np.float32)
-    unit: FloatArray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Float32Array = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
 
 

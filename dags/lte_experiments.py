@@ -7,7 +7,7 @@ nothing that is live.
 **What comes out**: rows of the table `experiments`, and a CSV, tables and a plot under `reports/experiments`. Each task
 says in its log what it will train and how long that takes before it starts.
 
-**Parameters** of a run: `ds`, the last holdout day (empty: the last day with interactions), and `flags`, further
+**Parameters** of a run: `ds`, the last test day (empty: the last day with interactions), and `flags`, further
 flags of `lte experiment`, such as `--seeds 0,1,2,3 --fresh`. Section `[experiment]` of the configuration holds the
 defaults.
 
@@ -35,7 +35,7 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=timedelta(days=2),
     params={
-        "ds": Param("", type="string", pattern=DAY, description="last holdout day; empty: the last with interactions"),
+        "ds": Param("", type="string", pattern=DAY, description="last test day; empty: the last with interactions"),
         "flags": Param("", type="string", pattern=FLAGS, description="further flags of `lte experiment`"),
     },
     default_args=JOB_LIMITS,

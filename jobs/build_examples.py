@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def missing_anchors(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> dict[date, str]:
     """Anchors that a run of ``ds`` reads and that the table does not hold as they would be built now, oldest first.
 
-    The newest is ``ds`` - 1: its targets are the holdout day. Days after which nobody came have no example.
+    The newest is ``ds`` - 1: its targets are the test day. Days after which nobody came have no example.
 
     Args:
         lake: Reads training_examples, event_days and the basis.

@@ -31,7 +31,7 @@ from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import parse_config
 from lte_models.averages.pooling import (
-    FloatArray,
+    Float32Array,
     Histories,
     Pooled,
     Weighting,
@@ -130,7 +130,7 @@ class LteTask:
             stop = min(start + BLOCK_USERS, histories.n_users)
             yield from self._block(users.slice(start, stop - start), histories.block(start, stop), vectors)
 
-    def _block(self, users: pa.Array, histories: Histories, vectors: FloatArray) -> Iterator[pa.RecordBatch]:
+    def _block(self, users: pa.Array, histories: Histories, vectors: Float32Array) -> Iterator[pa.RecordBatch]:
         newest = histories.newest_ages()
         for window in self.windows:
             pairs = window_pairs(histories, window_ages(window))

@@ -128,7 +128,7 @@ def encode_task(lake: Lake, folder: Path, basis_version: str, window: str) -> En
         window: Of the histories.
 
     Raises:
-        lte_models.training.bundle.CheckpointError: There is no bundle, or one that must not be used.
+        lte_models.training.bundle.BundleError: There is no bundle, or one that must not be used.
     """
     bundle = load_bundle(folder, kind="autoencoder", basis_version=basis_version, lte_window=window)
     rank = {item_id: row for row, item_id in enumerate(bundle.item_ids)}

@@ -1,6 +1,6 @@
 """Judge the ranker of ds on the interactions of ds, beside the live one and the baselines; the better one goes live.
 
-Every next item of the holdout day counts. The new ranker goes live only if its scores are finite, it is not
+Every next item of the test day counts. The new ranker goes live only if its scores are finite, it is not
 significantly worse than the live one or than the best baseline (paired over users), its coverage has not collapsed, and
 it reads the LTEs that are published. Otherwise the live one stays, and the job exits 1 with the reasons.
 
@@ -22,8 +22,8 @@ from jobs.basis.basis import configured_basis, known_items, read_basis
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake, open_lake
-from jobs.ranker.evaluation import Scored, holdout_facts, score
-from jobs.ranker.items import Shop, load_shop
+from jobs.ranker.evaluation import Scored, day_facts, score
+from jobs.ranker.items import CandidateItems, load_candidates
 from jobs.ranker.live import live_bundle_folder, live_ranker, make_live, require_pair
 from jobs.ranker.readers import ExampleReader, days_with_examples, stage_examples
 from jobs.ranker.scorers import BATCH_USERS, TOP, Scorer, baseline_scorers, ranker_scorer
@@ -34,7 +34,7 @@ from jobs.runtime.entry import is_off, run_job, say
 from jobs.runtime.flags import RUN_TYPES, job_parser
 from lte_models.ranker.examples import ExampleCollate
 from lte_models.training.bundle import Bundle, load_bundle
-from lte_models.training.manifest import CheckpointError, read_manifest
+from lte_models.training.manifest import BundleError, read_manifest
 from lte_models.training.trainer import leave_a_core_free
 from schemas import INTERACTIONS, LIVE_SNAPSHOT, METRICS
 
@@ -88,7 +88,7 @@ def next_items(lake: Lake, ds: date, basis_version: str) -> dict[str, float]:
 
     Args:
         lake: Reads interactions and the basis.
-        ds: Holdout day.
+        ds: Test day.
         basis_version: Basis of the items.
 
     Returns:
@@ -124,17 +124,17 @@ def parse_flags(argv: Sequence[str] | None) -> EvaluateConfig:
 
 
 def evaluate(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Verdict:
-    """Score the holdout day with every model and compare.
+    """Score the test day with every model and compare.
 
     Args:
         lake: Reads training_examples, interactions and the basis.
         deployment: Settings.
-        ds: Holdout day.
+        ds: Test day.
         basis_version: Basis of the items.
 
     Raises:
         jobs.registry.records.ModelError: A score is not finite.
-        lte_models.training.bundle.CheckpointError: The bundle of ``ds`` is missing, damaged or of another basis.
+        lte_models.training.bundle.BundleError: The bundle of ``ds`` is missing, damaged or of another basis.
     """
     settings, folder = deployment.ranker, bundle_folder(deployment, "ranker", ds)
     bundle = load_bundle(folder, kind="ranker", basis_version=basis_version)
@@ -142,7 +142,7 @@ def evaluate(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -
     days = days_with_examples(lake, basis_version, last - timedelta(days=settings.train_days), last)
     if last not in days:
         return nobody_came(0)
-    anchors = {"holdout": [last], "recent": days[:-1][-EASE_ANCHORS:]}
+    anchors = {"test": [last], "recent": days[:-1][-EASE_ANCHORS:]}
     try:
         return compared(lake, deployment, ds, bundle, anchors, folder / "evaluation")
     finally:
@@ -157,28 +157,28 @@ def compared(
     Args:
         lake: Reads training_examples, interactions and the basis.
         deployment: Settings.
-        ds: Holdout day.
+        ds: Test day.
         bundle: The candidate.
-        anchors: "holdout" and, for EASE, "recent".
+        anchors: "test" and, for EASE, "recent".
         folder: For the staged examples.
     """
     settings, basis_version = deployment.ranker, bundle.manifest.basis_version
-    shop = load_shop(lake, ds, basis_version, settings.train_days)
+    shop = load_candidates(lake, ds, basis_version, settings.train_days)
     collate = ExampleCollate(shop.row_of_index)
-    holdout, recent = (
+    test, recent = (
         ExampleReader(stage_examples(lake, anchors[name], basis_version, folder / name), collate, BATCH_USERS)
-        for name in ("holdout", "recent")
+        for name in ("test", "recent")
     )
-    facts = holdout_facts(holdout)
+    facts = day_facts(test)
     if facts.n_users < MIN_USERS:
         return nobody_came(facts.n_users)
     scorers: dict[str, Scorer] = {"candidate": ranker_scorer(bundle, shop, deployment.interactions.types)}
     scorers |= live_scorer(deployment, ds, basis_version, shop)
     scorers |= baseline_scorers(shop, recent)
-    return judge(scored(scorers, holdout, settings.cutoff), facts, shop, settings.cutoff)
+    return judge(scored(scorers, test, settings.cutoff), facts, shop, settings.cutoff)
 
 
-def live_scorer(deployment: Deployment, ds: date, basis_version: str, shop: Shop) -> dict[str, Scorer]:
+def live_scorer(deployment: Deployment, ds: date, basis_version: str, shop: CandidateItems) -> dict[str, Scorer]:
     """The live ranker, where it can be compared; where it cannot, the log says why.
 
     It must be of this basis and read interactions as they are coded now, its bundle must be whole, and it must not have
@@ -186,7 +186,7 @@ def live_scorer(deployment: Deployment, ds: date, basis_version: str, shop: Shop
 
     Args:
         deployment: Whose.
-        ds: Holdout day.
+        ds: Test day.
         basis_version: Basis of the items.
         shop: Items of the day.
 
@@ -201,17 +201,17 @@ def live_scorer(deployment: Deployment, ds: date, basis_version: str, shop: Shop
         if date.fromisoformat(bundle.manifest.ds) > ds:
             raise ModelError(f"ranker of ds {bundle.manifest.ds}: trained on {ds}")
         return {"live": ranker_scorer(bundle, shop, deployment.interactions.types)}
-    except (CheckpointError, ModelError) as error:
+    except (BundleError, ModelError) as error:
         say(JOB, f"ds {ds}: the live ranker is not compared: {error}")
         return {}
 
 
-def scored(scorers: Mapping[str, Scorer], holdout: ExampleReader, cutoff: int) -> dict[str, Scored]:
-    """Score the holdout with every model.
+def scored(scorers: Mapping[str, Scorer], test: ExampleReader, cutoff: int) -> dict[str, Scored]:
+    """Score the test day with every model.
 
     Args:
         scorers: By name.
-        holdout: Examples.
+        test: Examples.
         cutoff: k of the gate; 10 is reported beside it.
 
     Raises:
@@ -220,7 +220,7 @@ def scored(scorers: Mapping[str, Scorer], holdout: ExampleReader, cutoff: int) -
     found = {}
     for name, scorer in scorers.items():
         try:
-            found[name] = score(scorer, holdout, sorted({TOP, cutoff}))
+            found[name] = score(scorer, test, sorted({TOP, cutoff}))
         except ValueError as error:
             raise ModelError(f"{name}: {error}; the live ranker stays") from error
     return found

@@ -1,7 +1,7 @@
 """Run experiments on a deployment's own data: which LTE helps, how, and what leaks (paper, sections 5 and 9).
 
 Prints what will be trained and about how long it takes before it starts. Each variant is trained once a seed, on days
-before the first holdout day, and judged on every holdout day with sequences and LTEs as of the evening before.
+before the first test day, and judged on every test day with sequences and LTEs as of the evening before.
 Finished trainings are kept: the same call goes on where the last one stopped, or only reads what is there.
 """
 
@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags beside ``--config``: which experiments, the last holdout day, and one for each setting."""
+    """Flags beside ``--config``: which experiments, the last test day, and one for each setting."""
     parser.add_argument("names", nargs="+", choices=(*EXPERIMENT_NAMES, ALL), metavar="NAME", help=_NAMES_HELP)
-    parser.add_argument("--ds", type=parse_ds, help="last holdout day (default: the last day with interactions)")
+    parser.add_argument("--ds", type=parse_ds, help="last test day (default: the last day with interactions)")
     parser.add_argument("--fresh", action="store_true", help="train again what is finished already")
     parser.add_argument("--json", action="store_true", help="print one JSON value: experiment to its rows")
     for setting in fields(ExperimentSection):

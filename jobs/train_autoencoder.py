@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.autoencoder.histories import HistoryReader, IntArray, _partition, write_histories
-from jobs.autoencoder.scores import CUTOFF, held_out_scores
+from jobs.autoencoder.scores import CUTOFF, validation_scores
 from jobs.basis.basis import configured_basis
 from jobs.basis.matrix import item_ids, load_matrix, pinned_basis
 from jobs.config.sections import AutoencoderSection, Deployment
@@ -30,7 +30,7 @@ from jobs.runtime.flags import parse_config
 from lte_models.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
-    Histories,
+    ItemHistories,
     autoencoder_loss,
 )
 from lte_models.training.bundle import Bundle
@@ -119,11 +119,11 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         basis_version: Basis that the histories are numbered in.
 
     Returns:
-        Held-out ``auc``, ``recall_at_100``, ``precision_at_100``, with ``n_epochs``, ``n_vocabulary`` and ``n_warm``.
+        Validation ``auc``, ``recall_at_100``, ``precision_at_100``, with ``n_epochs``, ``n_vocabulary`` and ``n_warm``.
 
     Raises:
         NoKnownItemError: No user has a known item.
-        lte_models.training.bundle.CheckpointError: A checkpoint is damaged.
+        lte_models.training.bundle.BundleError: A checkpoint is damaged.
     """
     settings, where = deployment.autoencoder, _partition(ds, deployment.autoencoder)
     matrix = load_matrix(pinned_basis(lake, basis_version)).vectors
@@ -140,7 +140,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
     training = Training(lake, deployment, JOB, "autoencoder", ds, basis_version, asdict(settings))
     begun = start(training, rows.digest + shape_of(model), partial(_start_from, model, ids))
     curve = _run(model, reader, settings, folder, begun.name, is_warm=begun.n_warm > 0).curve
-    scores = held_out_scores(model, reader)
+    scores = validation_scores(model, reader)
     metrics = {
         "auc": scores["auc"],
         f"recall_at_{CUTOFF}": scores["recall"],
@@ -170,8 +170,8 @@ def _run(
     sampler = LogUniformSampler(model.config.n_items, model.config.n_negatives, model.config.power)
     device = model.basis.device
 
-    def loss(batch: Histories, rng: torch.Generator) -> torch.Tensor:
-        return autoencoder_loss(model, sampler, Histories(*(part.to(device) for part in batch)), rng)
+    def loss(batch: ItemHistories, rng: torch.Generator) -> torch.Tensor:
+        return autoencoder_loss(model, sampler, ItemHistories(*(part.to(device) for part in batch)), rng)
 
     config = TrainConfig(
         epochs=settings.epochs,
@@ -182,7 +182,7 @@ def _run(
     )
 
     def validate() -> float:
-        return held_out_scores(model, reader)["recall"]
+        return validation_scores(model, reader)["recall"]
 
     task = Task(model, loss, reader.epoch, validate, name, partial(say, JOB))
     return Trainer(task, config, folder).run()

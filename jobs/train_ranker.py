@@ -1,6 +1,6 @@
 """Train the ranker on the anchors before ds: training_examples -> a bundle (DESIGN section 8).
 
-Run after build_examples. Trains on targets up to and including ds - 1; the interactions of ds are the holdout of
+Run after build_examples. Trains on targets up to and including ds - 1; the interactions of ds are the test day of
 evaluate_ranker. Starts from yesterday's bundle where there is one, and goes on from its checkpoint after a kill.
 """
 
@@ -20,7 +20,15 @@ import torch
 from jobs.basis.basis import configured_basis
 from jobs.config.sections import Deployment, RankerSection
 from jobs.lake.lake import Lake, Metrics, open_lake
-from jobs.ranker.items import METADATA, Shop, catalogue, load_shop, lte_window, metadata_codes, own_id_rows
+from jobs.ranker.items import (
+    METADATA,
+    CandidateItems,
+    catalogue,
+    load_candidates,
+    lte_window,
+    metadata_codes,
+    own_id_rows,
+)
 from jobs.ranker.readers import ExampleReader, context_of, days_with_examples, example_collate, stage_examples
 from jobs.ranker.scorers import RankerScorer
 from jobs.registry.bundles import ModelError, bundle_folder
@@ -68,17 +76,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class TooFewDaysError(ModelError):
-    """Fewer days have examples than are held out: there is nothing to train on yet."""
+    """Fewer days have examples than validation needs: there is nothing to train on yet."""
 
 
 def training_anchors(
     lake: Lake, ds: date, settings: RankerSection, basis_version: str
 ) -> tuple[list[date], list[date]]:
-    """Anchors to train on and, after them, anchors held out for early stopping: days with examples only.
+    """Anchors to train on and, after them, anchors of validation, for early stopping: days with examples only.
 
     Args:
         lake: Reads training_examples.
-        ds: Holdout day: the targets of the newest anchor are those of ds - 1.
+        ds: Test day: the targets of the newest anchor are those of ds - 1.
         settings: How many days.
         basis_version: Of the examples.
 
@@ -101,24 +109,24 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
     Args:
         lake: Reads training_examples, interactions, items and the basis.
         deployment: Settings.
-        ds: Holdout day: nothing of it is read.
+        ds: Test day: nothing of it is read.
         basis_version: Basis of the items.
 
     Returns:
-        Held-out NDCG of the best epoch, epochs, items and items with warm weights.
+        Validation NDCG of the best epoch, epochs, items and items with warm weights.
 
     Raises:
         TooFewDaysError: Too few days have examples.
         jobs.registry.records.ModelError: There is no item.
-        lte_models.training.bundle.CheckpointError: Yesterday's bundle is damaged.
+        lte_models.training.bundle.BundleError: Yesterday's bundle is damaged.
     """
     settings, folder = deployment.ranker, bundle_folder(deployment, "ranker", ds)
     anchors = training_anchors(lake, ds, settings, basis_version)
-    shop = load_shop(lake, ds, basis_version, settings.train_days)
+    shop = load_candidates(lake, ds, basis_version, settings.train_days)
     readers = example_readers(lake, anchors, shop, settings, basis_version, folder)
     built = new_ranker(shop, settings, deployment.interactions.types)
     training = Training(lake, deployment, JOB, "ranker", ds, basis_version, asdict(settings))
-    digest = "".join([*(reader.rows.digest for reader in readers), shop_digest(shop), shape_of(built.model)])
+    digest = "".join([*(reader.rows.digest for reader in readers), candidates_digest(shop), shape_of(built.model)])
     begun = start(training, digest, partial(start_from, built))
     progress = fit(built.model, *readers, settings, shop.daily, folder, begun.name, is_warm=begun.n_warm > 0)
     trained = Trained(
@@ -127,7 +135,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         weights=built.model.state_dict(),
         item_ids=shop.item_ids,
         curve=progress.curve,
-        metrics={f"held_out_ndcg_at_{settings.cutoff}": progress.best},
+        metrics={f"validation_ndcg_at_{settings.cutoff}": progress.best},
         size_name="n_items",
     )
     return finish(training, begun, trained, [reader.rows.files[0].parent for reader in readers])
@@ -136,26 +144,26 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
 def example_readers(
     lake: Lake,
     anchors: tuple[Sequence[date], Sequence[date]],
-    shop: Shop,
+    shop: CandidateItems,
     settings: RankerSection,
     basis_version: str,
     folder: Path,
 ) -> tuple[ExampleReader, ExampleReader]:
-    """Stage the examples to train on and those held out.
+    """Stage the examples to train on and those of validation.
 
     Args:
         lake: Reads training_examples.
-        anchors: Days to train on, days held out.
+        anchors: Days to train on, days of validation.
         shop: Numbers the items.
-        settings: Objective, batch size, workers, seed. The held-out days are judged by the day after, always.
+        settings: Objective, batch size, workers, seed. The validation days are judged by the day after, always.
         basis_version: Of the examples.
-        folder: Gets ``rows`` and ``held_out``.
+        folder: Gets ``rows`` and ``validation``.
 
     Raises:
         jobs.registry.records.ModelError: There is no example on either side.
     """
     collates = (example_collate(shop, settings, settings.objective), example_collate(shop, settings))
-    train_reader, held_out = (
+    train_reader, validation = (
         ExampleReader(
             stage_examples(lake, days, basis_version, folder / name),
             collate,
@@ -163,9 +171,9 @@ def example_readers(
             settings.seed,
             settings.n_workers,
         )
-        for days, name, collate in zip(anchors, ("rows", "held_out"), collates, strict=True)
+        for days, name, collate in zip(anchors, ("rows", "validation"), collates, strict=True)
     )
-    return train_reader, held_out
+    return train_reader, validation
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ class BuiltRanker:
     config: Mapping[str, Any]
 
 
-def new_ranker(shop: Shop, settings: RankerSection, types: Sequence[str]) -> BuiltRanker:
+def new_ranker(shop: CandidateItems, settings: RankerSection, types: Sequence[str]) -> BuiltRanker:
     """A ranker for the items of a day, initialised from its seed.
 
     Args:
@@ -196,7 +204,7 @@ def new_ranker(shop: Shop, settings: RankerSection, types: Sequence[str]) -> Bui
 
 
 def model_config(
-    settings: RankerSection, shop: Shop, codes: Mapping[str, Sequence[str]], n_ids: int, n_types: int
+    settings: RankerSection, shop: CandidateItems, codes: Mapping[str, Sequence[str]], n_ids: int, n_types: int
 ) -> RankerConfig:
     """Shape of the model for the items of a day.
 
@@ -229,7 +237,7 @@ def model_config(
 def fit(
     model: Ranker,
     examples: ExampleReader,
-    held_out: ExampleReader,
+    validation: ExampleReader,
     settings: RankerSection,
     daily: DailyCounts,
     folder: Path,
@@ -242,7 +250,7 @@ def fit(
     Args:
         model: Trained in place; holds its best weights afterwards.
         examples: To train on.
-        held_out: Decide which epoch is the best one.
+        validation: Decide which epoch is the best one.
         settings: How.
         daily: Counts of the model's items.
         folder: Of the checkpoint.
@@ -250,7 +258,7 @@ def fit(
         is_warm: Whether the model comes from an earlier training: it is kept where no epoch makes it better.
 
     Raises:
-        lte_models.training.bundle.CheckpointError: The checkpoint is damaged or of another training.
+        lte_models.training.bundle.BundleError: The checkpoint is damaged or of another training.
         FloatingPointError: The loss is not finite.
     """
     device = model.item_tower.content.device
@@ -265,7 +273,7 @@ def fit(
         return ranker_loss(model, moved, context_of(moved, model, settings, counts), objective, rng)
 
     def validate() -> float:
-        return held_out_ndcg(model, held_out, settings, counts)
+        return validation_ndcg(model, validation, settings, counts)
 
     config = TrainConfig(
         epochs=settings.epochs,
@@ -291,8 +299,8 @@ def store_lte_statistics(model: Ranker, reader: ExampleReader, settings: RankerS
     statistics.store(model.user_tower.projection)
 
 
-def held_out_ndcg(model: Ranker, reader: ExampleReader, settings: RankerSection, counts: DailyCounts) -> float:
-    """Mean NDCG at the cutoff over the examples held out; 0 where none has a known target."""
+def validation_ndcg(model: Ranker, reader: ExampleReader, settings: RankerSection, counts: DailyCounts) -> float:
+    """Mean NDCG at the cutoff over the validation examples; 0 where none has a known target."""
     values, scorer = [np.zeros(0)], RankerScorer(model, settings, counts)
     for batch in reader.in_order():
         ranks = target_ranks(scorer(batch), batch.target_query, batch.targets - 1).numpy()
@@ -302,7 +310,7 @@ def held_out_ndcg(model: Ranker, reader: ExampleReader, settings: RankerSection,
     return float(found.mean()) if found.size else 0.0
 
 
-def shop_digest(shop: Shop) -> str:
+def candidates_digest(shop: CandidateItems) -> str:
     """SHA-256 over what a training reads of the items beside the basis: their order, metadata and daily counts."""
     digest = hashlib.sha256(vocabulary_hash(shop.item_ids).encode())
     digest.update(repr([shop.metadata[name] for name in METADATA]).encode())

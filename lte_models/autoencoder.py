@@ -47,7 +47,7 @@ class AutoencoderConfig:
             raise ValueError(f"l2 must be finite and >= 0, not {self.l2}")
 
 
-class Histories(NamedTuple):
+class ItemHistories(NamedTuple):
     """Distinct known items of each user, flat: user b owns ``items[offsets[b]:offsets[b + 1]]``.
 
     Attributes:
@@ -140,7 +140,7 @@ class Autoencoder(nn.Module):
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, histories: Histories) -> Tensor:
+    def forward(self, histories: ItemHistories) -> Tensor:
         """Encode histories; an empty one gives the cold-start vector.
 
         A user with items of which none is known also looks empty here. Such a user should get the uniform average of
@@ -161,7 +161,7 @@ class Autoencoder(nn.Module):
         """Return float [D]: what every user without history gets, decided by the biases alone."""
         nothing = torch.empty(0, dtype=torch.int64, device=self.basis.device)
         offsets = torch.zeros(1, dtype=torch.int64, device=self.basis.device)
-        latent: Tensor = self(Histories(nothing, offsets))
+        latent: Tensor = self(ItemHistories(nothing, offsets))
         return latent[0]
 
     def logits(self, latent: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class Autoencoder(nn.Module):
         weights = (self.first.weight, self.second.weight, self.last.weight)
         return torch.stack([weight.square().sum() for weight in weights]).sum()
 
-    def loss(self, histories: Histories, negatives: Tensor, log_expected: Tensor | None) -> Tensor:
+    def loss(self, histories: ItemHistories, negatives: Tensor, log_expected: Tensor | None) -> Tensor:
         """Reconstruction loss with sampled negatives, plus the L2 penalty.
 
         Args:
@@ -203,7 +203,7 @@ class Autoencoder(nn.Module):
         )
         return reconstruction + self.config.l2 * self.penalty()
 
-    def _hits(self, histories: Histories, users: Tensor, negatives: Tensor) -> Tensor:
+    def _hits(self, histories: ItemHistories, users: Tensor, negatives: Tensor) -> Tensor:
         slot = torch.full((self.config.n_items,), -1, dtype=torch.int64, device=negatives.device)
         slot[negatives] = torch.arange(negatives.numel(), device=negatives.device)
         slots = slot[histories.items]  # [N], place of the item among the negatives
@@ -214,7 +214,7 @@ class Autoencoder(nn.Module):
 
 
 def autoencoder_loss(
-    model: Autoencoder, sampler: LogUniformSampler, histories: Histories, rng: torch.Generator
+    model: Autoencoder, sampler: LogUniformSampler, histories: ItemHistories, rng: torch.Generator
 ) -> Tensor:
     """Draw the batch's negatives and return the training loss.
 
@@ -233,7 +233,7 @@ def autoencoder_loss(
 
 
 class HiddenScores(NamedTuple):
-    """How well hidden items of held-out users are found again; sums over users, so that batches add up.
+    """How well hidden items of validation users are found again; sums over users, so that batches add up.
 
     Attributes:
         auc: Sum over users of the chance that a hidden item outscores an item that the user never took.
@@ -248,7 +248,7 @@ class HiddenScores(NamedTuple):
     n_users: int
 
 
-def hide_items(histories: Histories, share: float, rng: torch.Generator) -> tuple[Histories, Tensor, Tensor]:
+def hide_items(histories: ItemHistories, share: float, rng: torch.Generator) -> tuple[ItemHistories, Tensor, Tensor]:
     """Hide items at random.
 
     Args:
@@ -263,17 +263,17 @@ def hide_items(histories: Histories, share: float, rng: torch.Generator) -> tupl
     hidden = torch.rand(histories.items.numel(), generator=rng).to(users.device) < share
     counts = torch.bincount(users[~hidden], minlength=histories.offsets.numel())
     offsets = torch.cumsum(counts, dim=0) - counts
-    return Histories(histories.items[~hidden], offsets), users[hidden], histories.items[hidden]
+    return ItemHistories(histories.items[~hidden], offsets), users[hidden], histories.items[hidden]
 
 
 def hidden_scores(
-    model: Autoencoder, histories: Histories, *, share: float, k: int, rng: torch.Generator
+    model: Autoencoder, histories: ItemHistories, *, share: float, k: int, rng: torch.Generator
 ) -> HiddenScores:
     """Hide a share of each history, encode the rest and look where the hidden items rank.
 
     Args:
         model: In eval mode.
-        histories: Of held-out users.
+        histories: Of validation users.
         share: Of items to hide.
         k: Cutoff of recall and precision.
         rng: CPU generator; decides what is hidden.

@@ -61,11 +61,11 @@ EXPERIMENTS = Table(
             column("n_users", LongType(), "Users.", minimum=0),
             column("n_queries", LongType(), "User-days.", minimum=0),
             column("n_seeds", IntegerType(), "Trainings that were averaged.", minimum=1),
-            column("n_days", IntegerType(), "Holdout days.", minimum=1),
+            column("n_days", IntegerType(), "Test days.", minimum=1),
             column("settings", StringType(), "Section [experiment] as JSON."),
             column("basis_version", StringType(), "Basis of the items."),
             column("code_version", StringType(), "Version of this package."),
-            column("ds", DateType(), "Last holdout day."),
+            column("ds", DateType(), "Last test day."),
             column("experiment", StringType(), "integration, leakage, sequence-length or autoencoder."),
         ]
     ),

@@ -10,7 +10,7 @@ USER_HISTORIES = Table(
             column("user_id", StringType(), "User with an interaction between the window's start and the end of ds."),
             column("items", ArrayType(IntegerType()), "item_index of each known item in the window, once, ascending."),
             column("n_unknown", IntegerType(), "Interactions in the window whose item has no vector yet.", minimum=0),
-            column("fold", IntegerType(), "Hash of user_id: fold 0 of 20 is held out.", minimum=0, maximum=19),
+            column("fold", IntegerType(), "Hash of user_id: fold 0 of 20 is validation.", minimum=0, maximum=19),
             column("basis_version", StringType(), "Basis that numbers the items."),
             column("ds", DateType(), "Data day."),
             column("lte_window", StringType(), "Window in days before the end of ds, oldest-newest: 365-60."),

@@ -28,7 +28,7 @@ def read(folders: Mapping[str, Path], name: str) -> Tables:
 
 
 def is_whole(row: Row) -> bool:
-    """Whether a row is of the main metric and of the whole holdout."""
+    """Whether a row is of the main metric and of the test days as a whole."""
     return (row["metric"], row["targets"], row["short_history"]) == (METRIC, "all", "all")
 
 

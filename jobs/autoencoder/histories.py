@@ -19,12 +19,12 @@ from jobs.config.sections import AutoencoderSection, Deployment
 from jobs.config.window import LteWindow
 from jobs.lake.lake import Lake
 from jobs.lte.windows import in_window, reach
-from lte_models.autoencoder import Histories
+from lte_models.autoencoder import ItemHistories
 from lte_models.training.stream import RowGroupStream, StreamConfig, batches, list_parts
 from schemas import INTERACTIONS, USER_HISTORIES
 
 N_FOLDS = 20
-HELD_OUT_FOLD = 0
+VALIDATION_FOLD = 0
 IntArray = npt.NDArray[np.int64]
 
 
@@ -71,26 +71,26 @@ def user_histories(interactions: DataFrame, basis: DataFrame, ds: date, window: 
 
 @dataclass(frozen=True)
 class HistoryCollate:
-    """Maps histories to vocabulary ranks, of one side of the held-out split.
+    """Maps histories to vocabulary ranks, of one side of the validation split.
 
     Attributes:
         rank_of_index: int64 [n], vocabulary rank of each item_index, -1 where it is outside the vocabulary.
-        is_held_out: Which side to keep; None for both.
+        is_validation: Which side to keep; None for both.
     """
 
     rank_of_index: IntArray
-    is_held_out: bool | None
+    is_validation: bool | None
 
-    def __call__(self, rows: pa.Table) -> Histories:
+    def __call__(self, rows: pa.Table) -> ItemHistories:
         """Collate; users without a known item teach nothing and are left out."""
-        if self.is_held_out is not None:
-            is_wanted = (rows["fold"].to_numpy() == HELD_OUT_FOLD) == self.is_held_out
+        if self.is_validation is not None:
+            is_wanted = (rows["fold"].to_numpy() == VALIDATION_FOLD) == self.is_validation
             rows = rows.filter(pa.array(is_wanted))
         index, lengths = list_parts(rows["items"])
         return ranked_histories(index, lengths, self.rank_of_index, keep_empty=False)
 
 
-def ranked_histories(index: IntArray, lengths: IntArray, rank_of_index: IntArray, *, keep_empty: bool) -> Histories:
+def ranked_histories(index: IntArray, lengths: IntArray, rank_of_index: IntArray, *, keep_empty: bool) -> ItemHistories:
     """Map flat histories of item_index to vocabulary ranks.
 
     Args:
@@ -108,7 +108,9 @@ def ranked_histories(index: IntArray, lengths: IntArray, rank_of_index: IntArray
     counts = np.bincount(user[ranks >= 0], minlength=len(lengths))
     counts = counts if keep_empty else counts[counts > 0]
     offsets = np.cumsum(counts) - counts
-    return Histories(torch.from_numpy(ranks[ranks >= 0].astype(np.int64)), torch.from_numpy(offsets.astype(np.int64)))
+    return ItemHistories(
+        torch.from_numpy(ranks[ranks >= 0].astype(np.int64)), torch.from_numpy(offsets.astype(np.int64))
+    )
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class HistoryReader:
         files: Staged Parquet files.
         ranks: Vocabulary rank of each item_index.
         settings: Batch size and seed.
-        is_split: Whether the held-out users are left out of training.
+        is_split: Whether the validation users are left out of training.
     """
 
     files: list[Path]
@@ -127,24 +129,24 @@ class HistoryReader:
     settings: AutoencoderSection
     is_split: bool = True
 
-    def epoch(self, epoch: int) -> Iterator[Histories]:
+    def epoch(self, epoch: int) -> Iterator[ItemHistories]:
         """Yield the training batches of an epoch, shuffled."""
         config = StreamConfig(self.settings.batch_size, n_workers=self.settings.n_workers, seed=self.settings.seed)
-        return self._read(config, epoch, is_held_out=False if self.is_split else None)
+        return self._read(config, epoch, is_validation=False if self.is_split else None)
 
-    def held_out(self) -> Iterator[Histories]:
-        """Yield the held-out batches in the order of the files."""
-        return self._in_order(is_held_out=True)
+    def validation(self) -> Iterator[ItemHistories]:
+        """Yield the validation batches in the order of the files."""
+        return self._in_order(is_validation=True)
 
     def with_somebody_to_train_on(self) -> HistoryReader:
-        """The same reader, or one that trains on the held-out users too, where all users are held out (tiny data)."""
-        return replace(self, is_split=next(self._in_order(is_held_out=False), None) is not None)
+        """The same reader, or one that trains on the validation users too, where all users are (tiny data)."""
+        return replace(self, is_split=next(self._in_order(is_validation=False), None) is not None)
 
-    def _in_order(self, *, is_held_out: bool) -> Iterator[Histories]:
-        return self._read(StreamConfig(self.settings.batch_size, shuffle_buffer=0), 0, is_held_out=is_held_out)
+    def _in_order(self, *, is_validation: bool) -> Iterator[ItemHistories]:
+        return self._read(StreamConfig(self.settings.batch_size, shuffle_buffer=0), 0, is_validation=is_validation)
 
-    def _read(self, config: StreamConfig, epoch: int, *, is_held_out: bool | None) -> Iterator[Histories]:
-        collate = HistoryCollate(self.ranks, is_held_out)
+    def _read(self, config: StreamConfig, epoch: int, *, is_validation: bool | None) -> Iterator[ItemHistories]:
+        collate = HistoryCollate(self.ranks, is_validation)
         for batch in batches(RowGroupStream(self.files, ["items", "fold"], collate, config, epoch)):
             if batch.offsets.numel():  # a batch may lie on the other side of the split altogether
                 yield batch

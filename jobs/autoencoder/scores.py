@@ -1,4 +1,4 @@
-"""How well the autoencoder finds hidden items of held-out users again."""
+"""How well the autoencoder finds hidden items of validation users again."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from jobs.autoencoder.histories import HistoryReader
-from lte_models.autoencoder import Autoencoder, HiddenScores, Histories, hidden_scores
+from lte_models.autoencoder import Autoencoder, HiddenScores, ItemHistories, hidden_scores
 
 HIDDEN_SHARE = 0.2
 CUTOFF = 100
 
 
-def held_out_scores(model: Autoencoder, reader: HistoryReader) -> dict[str, float]:
-    """Look for hidden items of the held-out users; of the training users where none is held out (tiny data).
+def validation_scores(model: Autoencoder, reader: HistoryReader) -> dict[str, float]:
+    """Look for hidden items of the validation users; of the training users where tiny data leave none.
 
     Args:
         model: In eval mode.
@@ -22,11 +22,11 @@ def held_out_scores(model: Autoencoder, reader: HistoryReader) -> dict[str, floa
     Returns:
         Means over users of ``auc``, ``recall`` and ``precision`` at 100; zeros where no user has a hidden item.
     """
-    for batches_ in (reader.held_out(), reader.epoch(0)):
+    for batches_ in (reader.validation(), reader.epoch(0)):
         rng, sums = torch.Generator().manual_seed(0), np.zeros(4)
         with torch.no_grad():
             for batch in batches_:
-                moved = Histories(*(part.to(model.basis.device) for part in batch))
+                moved = ItemHistories(*(part.to(model.basis.device) for part in batch))
                 sums += hidden_scores(model, moved, share=HIDDEN_SHARE, k=CUTOFF, rng=rng)
         if sums[3]:
             return dict(zip(HiddenScores._fields[:3], (sums[:3] / sums[3]).tolist(), strict=True))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from jobs.lake.vectors import list_column
 from jobs.runtime.entry import say
-from lte_models.encoders.base import EncoderConfig, FloatArray, ItemEncoder, aggregate, item_text
+from lte_models.encoders.base import EncoderConfig, Float32Array, ItemEncoder, aggregate, item_text
 from lte_models.encoders.images import ImageError, decode_image, image_bytes
 from lte_models.encoders.loading import load_encoder
 
@@ -56,7 +56,7 @@ class EncodeTask:
 
     def encode(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Encode catalogue rows to rows of item_embeddings; the weights are loaded at the first row."""
-        kept: dict[str, FloatArray] = {}
+        kept: dict[str, Float32Array] = {}
         for batch in batches:
             step = MAX_PICTURED_ROWS if self.encoder.reads_images else max(1, batch.num_rows)
             for start in range(0, batch.num_rows, step):
@@ -86,7 +86,9 @@ class EncodeTask:
             return error.reason
         return LATER
 
-    def _encode_batch(self, batch: pa.RecordBatch, encoder: ItemEncoder, kept: dict[str, FloatArray]) -> pa.RecordBatch:
+    def _encode_batch(
+        self, batch: pa.RecordBatch, encoder: ItemEncoder, kept: dict[str, Float32Array]
+    ) -> pa.RecordBatch:
         rows = batch.to_pylist()
         items = _Items([row["item_id"] for row in rows], [_text(row) for row in rows], encoder.dim)
         n_texts = _encode_texts(items, encoder, kept)
@@ -136,8 +138,8 @@ class _Items:
     words: list[str]
     dim: int
     image_digests: dict[int, str] = field(default_factory=dict)
-    texts: FloatArray = field(init=False)
-    images: FloatArray = field(init=False)
+    texts: Float32Array = field(init=False)
+    images: Float32Array = field(init=False)
 
     def __post_init__(self) -> None:
         self.texts = np.zeros((len(self.ids), self.dim), dtype=np.float32)
@@ -161,7 +163,7 @@ class _Items:
         contents = ((words, self.image_digests.get(number, "")) for number, words in enumerate(self.words))
         return [hashlib.sha256(f"{words}\0{image}".encode()).hexdigest()[:32] for words, image in contents]
 
-    def vectors(self) -> FloatArray:
+    def vectors(self) -> Float32Array:
         """Aggregate each item's picture and text: float32 [N, D], rows of length 1."""
         whole = np.zeros_like(self.texts)
         sources = np.array(self.sources())
@@ -173,7 +175,7 @@ class _Items:
         return whole
 
 
-def _encode_texts(items: _Items, encoder: ItemEncoder, kept: dict[str, FloatArray]) -> int:
+def _encode_texts(items: _Items, encoder: ItemEncoder, kept: dict[str, Float32Array]) -> int:
     """Fill in the text vectors; texts that this partition has met are not encoded again. Returns how many were."""
     unseen = sorted({words for words in items.words if words} - kept.keys())
     if len(kept) + len(unseen) > MAX_KEPT_TEXTS:

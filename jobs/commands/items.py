@@ -16,7 +16,7 @@ from jobs.basis.basis import encoder_config
 from jobs.basis.nearest import NearItem, nearest_items
 from jobs.config.sections import Deployment
 from jobs.lake.reader import LakeReader, lake_reader
-from lte_models.encoders.base import EncoderConfig, FloatArray, unit_rows
+from lte_models.encoders.base import EncoderConfig, Float32Array, unit_rows
 from lte_models.encoders.images import ImageError, decode_image, image_bytes
 from lte_models.encoders.loading import basis_version, load_encoder
 from lte_models.files import replacing
@@ -83,11 +83,11 @@ def _read_picture(path: Path) -> Image.Image:
         raise SearchError(f"--like-image {path}: {error}") from error
 
 
-def _encode(config: EncoderConfig, words: str, picture: Image.Image | None) -> FloatArray:
+def _encode(config: EncoderConfig, words: str, picture: Image.Image | None) -> Float32Array:
     """Unit vector of the query: float32 [D]."""
     encoder = load_encoder(config)
     rows = encoder.encode_texts([words]) if picture is None else encoder.encode_images([picture])
-    vector: FloatArray = unit_rows(rows, [words or "picture"])[0]
+    vector: Float32Array = unit_rows(rows, [words or "picture"])[0]
     return vector
 
 

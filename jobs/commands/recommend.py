@@ -22,7 +22,7 @@ from jobs.config.window import day_number
 from jobs.lake.lake import Lake, open_lake
 from jobs.lake.reader import lake_reader
 from jobs.ranker.examples import ExamplesOfUser, examples_batch, user_events
-from jobs.ranker.items import Shop, load_shop
+from jobs.ranker.items import CandidateItems, load_candidates
 from jobs.ranker.live import live_bundle_folder, require_pair
 from jobs.ranker.readers import example_collate
 from jobs.ranker.scorers import bundled_ranker
@@ -102,7 +102,7 @@ class ServedRanker:
 
     manifest: Manifest
     retriever: Retriever
-    shop: Shop
+    shop: CandidateItems
     ds: date
 
 
@@ -117,13 +117,13 @@ def served_ranker(lake: Lake, deployment: Deployment, ds: date, k: int = N_RETRI
 
     Raises:
         ModelError: No ranker is live.
-        lte_models.training.bundle.CheckpointError: The live bundle is damaged.
+        lte_models.training.bundle.BundleError: The live bundle is damaged.
     """
     folder = live_bundle_folder(deployment)
     if folder is None:
         raise ModelError("no ranker is live: evaluate_ranker makes the first one")
     bundle = load_bundle(folder, kind="ranker")
-    shop = load_shop(lake, ds + timedelta(days=1), bundle.manifest.basis_version, 1)
+    shop = load_candidates(lake, ds + timedelta(days=1), bundle.manifest.basis_version, 1)
     retriever = Retriever(bundled_ranker(bundle, shop), max(N_RETRIEVED, k))
     return ServedRanker(bundle.manifest, retriever, shop, ds)
 

@@ -16,7 +16,7 @@ from jobs.store.opening import _live_snapshot, open_store
 from jobs.store.protocol import OnlineStore
 from jobs.store.publish import rollback
 from jobs.store.snapshot import Manifest as SnapshotManifest
-from lte_models.training.manifest import CheckpointError
+from lte_models.training.manifest import BundleError
 
 
 def roll_back(deployment: Deployment, *, force: bool = False) -> dict[str, Any]:
@@ -88,5 +88,5 @@ def _hint(text: str) -> Iterator[None]:
     """Say what to do about a ranker that does not fit or cannot be read."""
     try:
         yield
-    except (ModelError, CheckpointError) as error:
+    except (ModelError, BundleError) as error:
         raise ModelError(f"{error}; {text}") from error

@@ -17,7 +17,7 @@ from jobs.lake.lake import Metrics
 from jobs.lake.vectors import VectorError, vector_matrix
 from jobs.lte.settings import LteError
 from lte_models.averages import drift
-from lte_models.averages.pooling import FloatArray
+from lte_models.averages.pooling import Float32Array
 
 SAMPLE_USERS = 500
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
@@ -90,7 +90,7 @@ class SumTask:
                 rows = batch.filter(pa.array(keys == key))
                 yield self._sums(rows, vectors_of(rows["embedding"]))
 
-    def _sums(self, rows: pa.RecordBatch, vectors: FloatArray) -> pa.RecordBatch:
+    def _sums(self, rows: pa.RecordBatch, vectors: Float32Array) -> pa.RecordBatch:
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
         fixed = np.rint(vectors.astype(np.float64) * self.scale).astype(np.int64)
         values = {
@@ -110,7 +110,7 @@ def texts(batch: pa.RecordBatch, names: Sequence[str]) -> list[list[str]]:
     return [batch[name].to_pylist() for name in names]
 
 
-def vectors_of(column: pa.ListArray) -> FloatArray:
+def vectors_of(column: pa.ListArray) -> Float32Array:
     """Vectors of a list column, float32 [rows, D].
 
     Raises:

@@ -1,6 +1,6 @@
 """What the experiments read from the lake, once for all variants: days, items, examples and histories, on local disk.
 
-Training examples end before the first holdout day; the holdout's examples are as of each holdout day's eve, like the
+Training examples end before the first test day; the test day's examples are as of each test day's eve, like the
 LTEs in them. Rows stay on disk only while an experiment runs: the table experiment_examples is where they are kept.
 """
 
@@ -31,7 +31,7 @@ from jobs.config.window import day_number
 from jobs.experiments.plan import ExampleSet
 from jobs.lake.lake import Lake
 from jobs.ranker.examples import ExamplesOfUser, user_events
-from jobs.ranker.items import Shop, load_shop
+from jobs.ranker.items import CandidateItems, load_candidates
 from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version
 from lte_models.files import write_atomically
@@ -40,8 +40,8 @@ from lte_models.ranker.history_logits import DailyCounts
 from lte_models.training.stream import stage
 from schemas import EVENT_DAYS, EXPERIMENT_EXAMPLES, INTERACTIONS, ITEM_EMBEDDINGS, USER_HISTORIES
 
-TRAIN, HELD_OUT, HOLDOUT = "train", "held_out", "holdout"
-PARTS = (TRAIN, HELD_OUT, HOLDOUT)
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+PARTS = (TRAIN, VALIDATION, TEST)
 IntArray = npt.NDArray[np.int64]
 
 
@@ -51,18 +51,18 @@ class Days:
 
     Attributes:
         train: Days whose interactions are trained on.
-        held_out: Days that decide which epoch is kept.
-        holdout: Days that results are of.
+        validation: Days that decide which epoch is kept.
+        test: Days that results are of.
     """
 
     train: tuple[date, ...]
-    held_out: tuple[date, ...]
-    holdout: tuple[date, ...]
+    validation: tuple[date, ...]
+    test: tuple[date, ...]
 
     @property
     def cutoff(self) -> date:
-        """First holdout day: nothing of it is known when a model is trained."""
-        return self.holdout[0]
+        """First test day: nothing of it is known when a model is trained."""
+        return self.test[0]
 
     def anchors(self, part: str) -> list[date]:
         """Anchor days of a part, oldest first."""
@@ -71,12 +71,12 @@ class Days:
 
 
 def experiment_days(event_days: Sequence[date], settings: ExperimentSection, ds: date | None) -> Days:
-    """Split the days on which anybody came; a shop that is closed on Saturdays has no holdout there.
+    """Split the days on which anybody came; a shop that is closed on Saturdays has no test day there.
 
     Args:
         event_days: Days with interactions, in any order.
         settings: How many days of each kind.
-        ds: Last holdout day; the last day with interactions by default.
+        ds: Last test day; the last day with interactions by default.
 
     Raises:
         ModelError: There are not enough days.
@@ -89,15 +89,15 @@ def experiment_days(event_days: Sequence[date], settings: ExperimentSection, ds:
             f"table event_days: {len(days)} days with interactions{until}; an experiment needs more than {n_after}"
             f" (experiment.holdout_days + held_out_days) that end with ds; run ingest and embed_items first"
         )
-    holdout, held_out = days[-settings.holdout_days :], days[-n_after : -settings.holdout_days]
-    first = holdout[0] - timedelta(days=settings.train_days)
+    test, validation = days[-settings.holdout_days :], days[-n_after : -settings.holdout_days]
+    first = test[0] - timedelta(days=settings.train_days)
     train = [day for day in days[:-n_after] if day >= first][:: -settings.stride_days][::-1]
     if not train:
         raise ModelError(
             f"experiment.train_days = {settings.train_days}: no day with interactions from {first} on is left to train "
-            f"on, the {n_after} from {held_out[0]} on are held out (table event_days)"
+            f"on, the {n_after} from {validation[0]} on decide and judge (table event_days)"
         )
-    return Days(tuple(train), tuple(held_out), tuple(holdout))
+    return Days(tuple(train), tuple(validation), tuple(test))
 
 
 @dataclass(frozen=True)
@@ -210,8 +210,8 @@ class ExampleBuilder:
         Returns:
             SHA-256 over the rows: names the data of a training.
         """
-        limits = {TRAIN: self.settings.max_examples, HELD_OUT: self.settings.max_examples // 20, HOLDOUT: 0}
-        limits[HOLDOUT] = self.settings.max_holdout
+        limits = {TRAIN: self.settings.max_examples, VALIDATION: self.settings.max_examples // 20, TEST: 0}
+        limits[TEST] = self.settings.max_holdout
         digests = []
         for part in PARTS:
             where: dict[str, Any] = {"examples": built.examples.name, "anchor_ds": self.days.anchors(part)}
@@ -222,7 +222,7 @@ class ExampleBuilder:
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def stage_histories(self) -> str:
-        """Write and copy the histories that the autoencoder learns from: as of the eve of the first holdout day."""
+        """Write and copy the histories that the autoencoder learns from: as of the eve of the first test day."""
         eve = self.days.cutoff - timedelta(days=1)
         write_histories(self.lake, self.deployment, eve, self.basis_version)
         where: dict[str, Any] = {"ds": eve, "lte_window": self.deployment.autoencoder.window}
@@ -255,22 +255,22 @@ def sampled(parts: Iterable[pa.RecordBatch], share: float) -> Iterator[pa.Record
         yield part.filter(pa.array(chance < share))
 
 
-def experiment_shop(lake: Lake, days: Days, basis_version: str, train_days: int) -> Shop:
-    """Items known on the eve of the first holdout day, with counts that reach to the eve of the last one.
+def experiment_candidates(lake: Lake, days: Days, basis_version: str, train_days: int) -> CandidateItems:
+    """Items known on the eve of the first test day, with counts that reach to the eve of the last one.
 
-    The later counts are for the popularity as of later holdout days, which a model reads but was not trained on.
+    The later counts are for the popularity as of later test days, which a model reads but was not trained on.
 
     Args:
         lake: Reads interactions, items, item_embeddings.
         days: Of the experiment.
         basis_version: Basis of the items.
-        train_days: Days before the first holdout day whose popularity is wanted.
+        train_days: Days before the first test day whose popularity is wanted.
     """
-    shop = load_shop(lake, days.cutoff, basis_version, train_days)
-    if len(days.holdout) == 1:
+    shop = load_candidates(lake, days.cutoff, basis_version, train_days)
+    if len(days.test) == 1:
         return shop
-    span = (days.holdout[-1] - days.cutoff).days
-    later = load_shop(lake, days.holdout[-1], basis_version, train_days + span)
+    span = (days.test[-1] - days.cutoff).days
+    later = load_candidates(lake, days.test[-1], basis_version, train_days + span)
     index = np.flatnonzero(shop.row_of_index)
     columns = np.zeros(len(shop.item_ids) + 1, dtype=np.int64)
     columns[shop.row_of_index[index]] = later.row_of_index[index]
@@ -278,7 +278,7 @@ def experiment_shop(lake: Lake, days: Days, basis_version: str, train_days: int)
     return replace(shop, daily=DailyCounts(later.daily.first_day, torch.from_numpy(counts)))
 
 
-def leading_directions(shop: Shop, n_directions: int) -> tuple[Shop, float]:
+def leading_directions(shop: CandidateItems, n_directions: int) -> tuple[CandidateItems, float]:
     """Turn the basis to its leading directions and keep so many: LTEs stay linear combinations of fixed vectors.
 
     The models' first layers are linear in the basis, so a turn changes nothing for them; leaving out the directions
@@ -301,7 +301,7 @@ def leading_directions(shop: Shop, n_directions: int) -> tuple[Shop, float]:
     return replace(shop, content=np.ascontiguousarray(content @ kept, dtype=np.float32)), share
 
 
-def save_shop(shop: Shop, folder: Path) -> str:
+def save_candidates(shop: CandidateItems, folder: Path) -> str:
     """Write a shop for the workers, who map its arrays into memory; returns its digest."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -320,12 +320,12 @@ def save_shop(shop: Shop, folder: Path) -> str:
     return digest.hexdigest()
 
 
-def read_shop(folder: Path) -> Shop:
-    """Read what :func:`save_shop` wrote; arrays are mapped, not copied."""
+def read_candidates(folder: Path) -> CandidateItems:
+    """Read what :func:`save_candidates` wrote; arrays are mapped, not copied."""
     texts = json.loads((folder / "shop.json").read_text())
     names = ("row_of_index", "content", "counts", "cumulative")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}
-    return Shop(
+    return CandidateItems(
         item_ids=texts["item_ids"],
         row_of_index=arrays["row_of_index"],
         content=arrays["content"],

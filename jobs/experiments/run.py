@@ -19,16 +19,16 @@ from jobs.config.sections import Deployment
 from jobs.experiments.examples import (
     ExampleBuilder,
     event_days,
+    experiment_candidates,
     experiment_days,
-    experiment_shop,
     leading_directions,
-    save_shop,
+    save_candidates,
 )
 from jobs.experiments.plan import AUTOENCODER, INTEGRATION, LTE_SET, SEQUENCE, Contrast, Variant, contrasts, variants
 from jobs.experiments.pool import Runner, _pool, say
 from jobs.experiments.statistics import (
     Compared,
-    Holdout,
+    JudgedUserDays,
     best_baseline,
     best_power,
     contrast_rows,
@@ -81,7 +81,7 @@ def run_experiments(
     Args:
         deployment: Settings and data.
         names: Experiments, each once.
-        ds: Last holdout day; the last day with interactions by default.
+        ds: Last test day; the last day with interactions by default.
         is_fresh: Train again what is finished.
 
     Returns:
@@ -147,7 +147,7 @@ class Inputs:
     Attributes:
         folder: Staged rows, shop and results.
         basis_version: Basis of the items.
-        last_day: Last holdout day.
+        last_day: Last test day.
         digests: Set of examples, "shop" or "histories" to a hash of its rows.
         prepare_seconds: Set of examples to the seconds that building it took.
         kept_share: Share of the basis' squares that the leading directions hold.
@@ -167,7 +167,7 @@ def prepare(deployment: Deployment, names: Sequence[str], ds: date | None, folde
     Args:
         deployment: Settings and data.
         names: Experiments.
-        ds: Last holdout day.
+        ds: Last test day.
         folder: Of the experiments.
     """
     settings, basis_version = deployment.experiment, configured_basis(deployment)
@@ -176,21 +176,19 @@ def prepare(deployment: Deployment, names: Sequence[str], ds: date | None, folde
     with open_lake(deployment, JOB) as lake:
         days = experiment_days(event_days(lake), settings, ds)
         say(f"  trained on {len(days.train)} days from {days.train[0]} to {days.train[-1]}; epochs are chosen on")
-        say(
-            f"  {len(days.held_out)} days, results are of {len(days.holdout)} days: {days.cutoff} to {days.holdout[-1]}"
-        )
+        say(f"  {len(days.validation)} days, results are of {len(days.test)} days: {days.cutoff} to {days.test[-1]}")
         builder = ExampleBuilder(lake, deployment, days, basis_version, folder)
         for examples in sorted(sets, key=lambda each: each.name):
             built = builder.build(examples)
             digests[examples.name], seconds[examples.name] = builder.stage(built), built.seconds
             say(f"  {examples.name}: {', '.join(f'{n:,} {part}' for part, n in built.n_rows.items())} examples")
-        shop = experiment_shop(lake, days, basis_version, settings.train_days)
+        shop = experiment_candidates(lake, days, basis_version, settings.train_days)
         shop, kept_share = leading_directions(shop, settings.content_dim)
-        digests["shop"] = save_shop(shop, folder / "shop")
+        digests["shop"] = save_candidates(shop, folder / "shop")
         if AUTOENCODER in names:
             digests["histories"] = builder.stage_histories()
     say(f"  {len(shop.item_ids):,} items; {kept_share:.1%} of the basis in {shop.content.shape[1]} directions")
-    return Inputs(folder, basis_version, days.holdout[-1], digests, seconds, kept_share)
+    return Inputs(folder, basis_version, days.test[-1], digests, seconds, kept_share)
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -202,7 +200,7 @@ class Results:
 
     Attributes:
         rankers: Variant to one result a seed.
-        baselines: Ranks of the baselines and the facts of the holdout.
+        baselines: Ranks of the baselines and the facts of the test days.
         autoencoders: Power to one result a seed; empty where no experiment asked for them.
         power: The best of them.
     """
@@ -304,28 +302,28 @@ def experiment_rows(name: str, results: Results, deployment: Deployment, inputs:
         inputs: Seconds of preparation.
     """
     facts = ("user", "day", "n_short", "target_query", "is_repeat")
-    holdout = Holdout(**{fact: results.baselines[fact] for fact in facts})
+    judged = JudgedUserDays(**{fact: results.baselines[fact] for fact in facts})
     found = contrasts(name, deployment.experiment.sequence_days)
     rows: list[Row] = []
     if name == INTEGRATION:
-        rows += _baseline_rows(results.baselines, holdout)
+        rows += _baseline_rows(results.baselines, judged)
     each = {variant: None for contrast in found for variant in (contrast.baseline, contrast.variant)}
     for variant in each:
-        rows += _variant_rows(variant, results.rankers[variant], holdout)
+        rows += _variant_rows(variant, results.rankers[variant], judged)
     pairs = [_pair(contrast, results) for contrast in found]
     if name == INTEGRATION:
-        pairs += _against_counting(results, holdout)
+        pairs += _against_counting(results, judged)
     for pair in pairs:
-        rows += contrast_rows(pair, holdout, CUTOFF)
+        rows += contrast_rows(pair, judged, CUTOFF)
     if name == SEQUENCE:
-        counts = _counts(holdout)
+        counts = _counts(judged)
         seconds = inputs.prepare_seconds
         rows += [
             plain_row(variant.label, "off", "prepare_seconds", [seconds[variant.examples.name]], **counts)
             for variant in each
         ]
     if name == AUTOENCODER:
-        rows += _power_rows(results, holdout)
+        rows += _power_rows(results, judged)
     return rows
 
 
@@ -336,24 +334,24 @@ def _pair(contrast: Contrast, results: Results) -> Compared:
     return Compared(variant.label, baseline.label, history, ranks, theirs, contrast.paper)
 
 
-def _against_counting(results: Results, holdout: Holdout) -> Iterator[Compared]:
+def _against_counting(results: Results, judged: JudgedUserDays) -> Iterator[Compared]:
     """What would go live, with and without an LTE, against the best of the baselines: it must beat them all."""
     ranks = {name: results.baselines[f"ranks.{name}"] for name in BASELINE_LABELS}
-    best = best_baseline(ranks, holdout, CUTOFF)
+    best = best_baseline(ranks, judged, CUTOFF)
     for lte in ("none", "prefix_token"):
         variant = Variant(lte, history=True)
         ours = [each["ranks"] for each in results.rankers[variant]]
         yield Compared(variant.label, BASELINE_LABELS[best], "on", ours, [ranks[best]])
 
 
-def _counts(holdout: Holdout) -> dict[str, int]:
-    n_users, n_days = len(np.unique(holdout.user)), len(np.unique(holdout.day))
-    return {"n_users": n_users, "n_queries": len(holdout.user), "n_days": n_days}
+def _counts(judged: JudgedUserDays) -> dict[str, int]:
+    n_users, n_days = len(np.unique(judged.user)), len(np.unique(judged.day))
+    return {"n_users": n_users, "n_queries": len(judged.user), "n_days": n_days}
 
 
-def _variant_rows(variant: Variant, seeds: Sequence[Arrays], holdout: Holdout) -> Iterator[Row]:
-    history, counts = "on" if variant.history else "off", _counts(holdout)
-    yield from value_rows(variant.label, history, [each["ranks"] for each in seeds], holdout, CUTOFF)
+def _variant_rows(variant: Variant, seeds: Sequence[Arrays], judged: JudgedUserDays) -> Iterator[Row]:
+    history, counts = "on" if variant.history else "off", _counts(judged)
+    yield from value_rows(variant.label, history, [each["ranks"] for each in seeds], judged, CUTOFF)
     for metric, array in (("coverage_at_10", "coverage"), ("popularity_bias_at_10", "popularity_bias")):
         yield plain_row(variant.label, history, metric, [float(each[array]) for each in seeds], **counts)
     if variant.examples != LTE_SET:
@@ -361,16 +359,16 @@ def _variant_rows(variant: Variant, seeds: Sequence[Arrays], holdout: Holdout) -
         yield plain_row(variant.label, history, "train_seconds", seconds, **counts)
 
 
-def _baseline_rows(found: Arrays, holdout: Holdout) -> Iterator[Row]:
-    counts = _counts(holdout)
+def _baseline_rows(found: Arrays, judged: JudgedUserDays) -> Iterator[Row]:
+    counts = _counts(judged)
     for name, label in BASELINE_LABELS.items():
-        yield from value_rows(label, "none", [found[f"ranks.{name}"]], holdout, CUTOFF)
+        yield from value_rows(label, "none", [found[f"ranks.{name}"]], judged, CUTOFF)
         for metric, array in (("coverage_at_10", "coverage"), ("popularity_bias_at_10", "popularity_bias")):
             yield plain_row(label, "none", metric, [float(found[f"{array}.{name}"])], **counts)
 
 
-def _power_rows(results: Results, holdout: Holdout) -> Iterator[Row]:
-    counts = _counts(holdout)
+def _power_rows(results: Results, judged: JudgedUserDays) -> Iterator[Row]:
+    counts = _counts(judged)
     for power, seeds in results.autoencoders.items():
         label = f"autoencoder, power factor {power:g}{' (chosen)' if power == results.power else ''}"
         for metric in ("auc", "recall", "precision"):
@@ -397,7 +395,7 @@ def write_rows(lake: Lake, rows: Sequence[Row], ds: date, name: str) -> None:
     Args:
         lake: Holds table experiments.
         rows: All columns.
-        ds: Last holdout day.
+        ds: Last test day.
         name: Of the experiment.
     """
     values = [tuple(row[column] for column in EXPERIMENTS.columns) for row in rows]

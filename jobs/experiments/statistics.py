@@ -1,6 +1,6 @@
 """From ranks to findings: uplift, interval, p, spread over seeds, and whether a difference holds over seeds and days.
 
-Axes: B user-days of the holdout, T their targets, S seeds.
+Axes: B user-days of the test days, T their targets, S seeds.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lte_models.arrays import Float64Array
 from lte_models.evaluation.metrics import Comparison, compare, history_bucket, query_metrics
 
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 MAIN_METRIC = "ndcg"
 NEXT_ITEM_METRIC = "next_item_ndcg"  # each next item on its own, as the paper's section 5.2 has it
-COMPARED_METRICS = (MAIN_METRIC, NEXT_ITEM_METRIC, "recall", "mrr")
 SHORT_GROUPS = ("0", "1-5", "6-20", ">20")
 SIGNIFICANT = 0.05
 
@@ -28,7 +27,7 @@ MIN_SAME_DAYS = 0.8
 
 
 @dataclass(frozen=True)
-class Holdout:
+class JudgedUserDays:
     """The user-days that all variants are judged on.
 
     Attributes:
@@ -45,7 +44,7 @@ class Holdout:
     target_query: IntArray
     is_repeat: BoolArray
 
-    def values(self, ranks: IntArray, targets: str, k: int) -> dict[str, FloatArray]:
+    def values(self, ranks: IntArray, targets: str, k: int) -> dict[str, Float64Array]:
         """Metrics at ``k`` of each user-day.
 
         Args:
@@ -60,7 +59,7 @@ class Holdout:
             ValueError: The ranks are of other targets.
         """
         if ranks.shape != self.target_query.shape:
-            raise ValueError(f"{len(ranks)} ranks for {len(self.target_query)} targets: not the same holdout")
+            raise ValueError(f"{len(ranks)} ranks for {len(self.target_query)} targets: not the same test days")
         chosen = {"all": np.ones_like(self.is_repeat), "new": ~self.is_repeat, "repeated": self.is_repeat}[targets]
         return query_metrics(ranks[chosen], self.target_query[chosen], len(self.user), k)
 
@@ -96,7 +95,7 @@ class Spread:
     verdict: str
 
 
-def uplift(model: FloatArray, baseline: FloatArray) -> float:
+def uplift(model: Float64Array, baseline: Float64Array) -> float:
     """Relative difference of two means; 0 where both are 0, infinite where only the baseline is."""
     first, second = float(model.mean()), float(baseline.mean())
     if second == 0:
@@ -104,7 +103,7 @@ def uplift(model: FloatArray, baseline: FloatArray) -> float:
     return first / second - 1
 
 
-def spread(model: FloatArray, baseline: FloatArray, days: IntArray, found: Comparison) -> Spread:
+def spread(model: Float64Array, baseline: Float64Array, days: IntArray, found: Comparison) -> Spread:
     """Judge a difference over seeds and days (issue: one that does not hold is called what it is).
 
     It holds if p is below .05, every seed has the sign of the whole over all days, and at least four of five days have
@@ -135,7 +134,7 @@ def spread(model: FloatArray, baseline: FloatArray, days: IntArray, found: Compa
 
 @dataclass(frozen=True)
 class Compared:
-    """Two ways to rank the same holdout.
+    """Two ways to rank the same user-days.
 
     Attributes:
         variant: Label of the first.
@@ -154,25 +153,25 @@ class Compared:
     paper: float | None = None
 
 
-def contrast_rows(pair: Compared, holdout: Holdout, k: int) -> Iterator[dict[str, Any]]:
+def contrast_rows(pair: Compared, judged: JudgedUserDays, k: int) -> Iterator[dict[str, Any]]:
     """Rows of table experiments for one comparison, one a metric and group.
 
     Args:
         pair: What is compared.
-        holdout: The user-days.
+        judged: The user-days.
         k: Cutoff.
     """
     for targets, short in groups():
         ours, theirs = (
-            [holdout.values(ranks, targets, k) for ranks in seeds] for seeds in (pair.ranks, pair.baseline_ranks)
+            [judged.values(ranks, targets, k) for ranks in seeds] for seeds in (pair.ranks, pair.baseline_ranks)
         )
         # the first metric carries the verdict; the paper's own counts each next item on its own
         for metric in (
             (MAIN_METRIC, "next_item_ndcg", "recall", "precision", "mrr") if short == "all" else (MAIN_METRIC,)
         ):
             model, baseline = (np.stack([values[metric] for values in seeds]) for seeds in (ours, theirs))
-            kept = holdout.group(short) & ~np.isnan(model[0])
-            row = _compared(model[:, kept], baseline[:, kept], holdout.user[kept], holdout.day[kept])
+            kept = judged.group(short) & ~np.isnan(model[0])
+            row = _compared(model[:, kept], baseline[:, kept], judged.user[kept], judged.day[kept])
             if row is None:
                 continue
             is_whole = (targets, short) == ("all", "all") and metric in (MAIN_METRIC, NEXT_ITEM_METRIC)
@@ -188,7 +187,7 @@ def contrast_rows(pair: Compared, holdout: Holdout, k: int) -> Iterator[dict[str
             }
 
 
-def _compared(model: FloatArray, baseline: FloatArray, users: IntArray, days: IntArray) -> dict[str, Any] | None:
+def _compared(model: Float64Array, baseline: Float64Array, users: IntArray, days: IntArray) -> dict[str, Any] | None:
     """Compare means over seeds; None where fewer than two users are left or the baseline finds nothing."""
     if len(np.unique(users)) < 2 or not baseline.any():
         return None
@@ -215,19 +214,19 @@ def _compared(model: FloatArray, baseline: FloatArray, users: IntArray, days: In
     }
 
 
-def best_baseline(ranks: Mapping[str, IntArray], holdout: Holdout, k: int) -> str:
+def best_baseline(ranks: Mapping[str, IntArray], judged: JudgedUserDays, k: int) -> str:
     """Name of the baseline with the best mean NDCG.
 
     Args:
         ranks: Baseline to its ranks, int [T].
-        holdout: The user-days.
+        judged: The user-days.
         k: Cutoff.
     """
-    return max(ranks, key=lambda name: float(holdout.values(ranks[name], "all", k)[MAIN_METRIC].mean()))
+    return max(ranks, key=lambda name: float(judged.values(ranks[name], "all", k)[MAIN_METRIC].mean()))
 
 
 def value_rows(
-    label: str, history: str, seeds: Sequence[IntArray], holdout: Holdout, k: int
+    label: str, history: str, seeds: Sequence[IntArray], judged: JudgedUserDays, k: int
 ) -> Iterator[dict[str, Any]]:
     """Rows without a comparison: metrics of one variant or baseline in each group.
 
@@ -235,14 +234,14 @@ def value_rows(
         label: Of the variant.
         history: off, on, or none for what is no model.
         seeds: Ranks of each seed, int [T].
-        holdout: The user-days.
+        judged: The user-days.
         k: Cutoff.
     """
     for targets, short in groups():
-        found = [holdout.values(ranks, targets, k) for ranks in seeds]
+        found = [judged.values(ranks, targets, k) for ranks in seeds]
         for metric in found[0]:
             values = np.stack([each[metric] for each in found])
-            kept = holdout.group(short) & ~np.isnan(values[0])
+            kept = judged.group(short) & ~np.isnan(values[0])
             if not kept.any():
                 continue
             means = values[:, kept].mean(axis=1)
@@ -256,10 +255,10 @@ def value_rows(
                 "value": float(means.mean()),
                 "seed_low": float(means.min()),
                 "seed_high": float(means.max()),
-                "n_users": len(np.unique(holdout.user[kept])),
+                "n_users": len(np.unique(judged.user[kept])),
                 "n_queries": int(kept.sum()),
                 "n_seeds": len(seeds),
-                "n_days": len(np.unique(holdout.day[kept])),
+                "n_days": len(np.unique(judged.day[kept])),
             }
 
 
@@ -271,7 +270,7 @@ def plain_row(label: str, history: str, metric: str, values: Sequence[float], **
         history: off, on or none.
         metric: Name with unit.
         values: One a seed.
-        counts: ``n_users``, ``n_queries`` and ``n_days`` of the holdout.
+        counts: ``n_users``, ``n_queries`` and ``n_days`` of the test days.
     """
     return {
         "variant": label,

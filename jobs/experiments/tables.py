@@ -45,7 +45,7 @@ def _heading(rows: Sequence[Row], k: int) -> str:
     whole = next((row for row in rows if row["baseline"] and row["targets"] == row["short_history"] == "all"), first)
     return (
         f"## {first['experiment']}, up to {first['ds']}\n\nNDCG@{k}, {whole['n_seeds']} seeds averaged before pairing, "
-        f"{whole['n_days']} holdout days, {whole['n_queries']:,} user-days of {whole['n_users']:,} users."
+        f"{whole['n_days']} test days, {whole['n_queries']:,} user-days of {whole['n_users']:,} users."
     )
 
 

@@ -25,16 +25,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jobs.autoencoder.histories import HistoryReader
-from jobs.autoencoder.scores import held_out_scores
+from jobs.autoencoder.scores import validation_scores
 from jobs.config.sections import AutoencoderSection, ExperimentSection
-from jobs.experiments.examples import HELD_OUT, HOLDOUT, TRAIN, read_shop, user_numbers
+from jobs.experiments.examples import TEST, TRAIN, VALIDATION, read_candidates, user_numbers
 from jobs.experiments.plan import LTE_SET, Variant
 from jobs.ranker.evaluation import repeated_targets
-from jobs.ranker.items import METADATA, Shop, catalogue, metadata_codes, own_id_rows
+from jobs.ranker.items import METADATA, CandidateItems, catalogue, metadata_codes, own_id_rows
 from jobs.ranker.readers import ExampleReader
 from jobs.ranker.scorers import baseline_scorers
 from jobs.runtime.code_version import code_version
-from lte_models.autoencoder import Autoencoder, AutoencoderConfig, Histories, autoencoder_loss
+from lte_models.autoencoder import Autoencoder, AutoencoderConfig, ItemHistories, autoencoder_loss
 from lte_models.evaluation.metrics import coverage, popularity_bias, query_metrics, target_ranks, top_items
 from lte_models.files import replacing
 from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, ExampleCollate, Past, averaged_lte, lte_weights
@@ -51,7 +51,6 @@ TOP = 10
 # Causal training has a query at each position: so many negatives do, and so many fewer examples.
 CLM_NEGATIVES = 256
 CLM_SHARE = 8
-BASELINES = "baselines"
 IntArray = npt.NDArray[np.int64]
 
 
@@ -149,8 +148,8 @@ class Prepared(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _shop(folder: Path) -> Shop:
-    return read_shop(folder / "shop")
+def _shop(folder: Path) -> CandidateItems:
+    return read_candidates(folder / "shop")
 
 
 def _files(folder: Path, examples: str, part: str) -> list[Path]:
@@ -185,7 +184,9 @@ def _batches(folder: Path, examples: str, max_length: int, part: str, size: int)
     return list(reader.in_order())
 
 
-def _prepared(batches: Iterable[ExampleBatch], variant: Variant, ltes: LteMaker, shop: Shop) -> list[Prepared]:
+def _prepared(
+    batches: Iterable[ExampleBatch], variant: Variant, ltes: LteMaker, shop: CandidateItems
+) -> list[Prepared]:
     """LTEs are computed once, not each epoch; the past goes where only the LTE needed it."""
     found = []
     for batch in batches:
@@ -197,7 +198,7 @@ def _prepared(batches: Iterable[ExampleBatch], variant: Variant, ltes: LteMaker,
 LteMaker = Callable[[ExampleBatch], tuple[Tensor, Tensor]]
 
 
-def lte_maker(variant: Variant, shop: Shop, encoder: LteMaker | None) -> LteMaker:
+def lte_maker(variant: Variant, shop: CandidateItems, encoder: LteMaker | None) -> LteMaker:
     """How the LTEs of a batch are made, as of each example's anchor.
 
     Args:
@@ -236,8 +237,8 @@ def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
     ltes = lte_maker(variant, shop, encoder)
     batches = _train_batches(work.folder, name, length, variant.objective, settings.batch_size)
     train = _prepared(batches, variant, ltes, shop)
-    held_out, holdout = (
-        _prepared(_batches(work.folder, name, length, part, 256), variant, ltes, shop) for part in (HELD_OUT, HOLDOUT)
+    validation, test = (
+        _prepared(_batches(work.folder, name, length, part, 256), variant, ltes, shop) for part in (VALIDATION, TEST)
     )
     model = new_ranker(work, variant, shop)
     _store_statistics(model, train)
@@ -246,11 +247,11 @@ def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
         model,
         _ranker_loss(model, variant, settings),
         lambda epoch: (train[at] for at in np.random.default_rng((work.seed, epoch)).permutation(len(train))),
-        lambda: mean_ndcg(model, held_out),
+        lambda: mean_ndcg(model, validation),
         train_config(settings.epochs, settings.learning_rate, work.seed),
     )
-    ranks, top = ranked(model, holdout)
-    targets = np.concatenate([item.batch.targets.numpy() - 1 for item in holdout])
+    ranks, top = ranked(model, test)
+    targets = np.concatenate([item.batch.targets.numpy() - 1 for item in test])
     return {
         "ranks": ranks.astype(np.int32),
         "coverage": np.array(coverage(top, model.n_items)),
@@ -260,7 +261,7 @@ def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def new_ranker(work: Work, variant: Variant, shop: Shop) -> Ranker:
+def new_ranker(work: Work, variant: Variant, shop: CandidateItems) -> Ranker:
     """A ranker with fresh weights.
 
     Args:
@@ -413,10 +414,10 @@ def _autoencoder_result(work: AutoencoderWork) -> dict[str, npt.NDArray[Any]]:
         model,
         lambda batch, rng: autoencoder_loss(model, sampler, batch, rng),
         reader.epoch,
-        lambda: held_out_scores(model, reader)["recall"],
+        lambda: validation_scores(model, reader)["recall"],
         train_config(work.settings.autoencoder_epochs, settings.learning_rate, work.seed),
     )
-    scores = held_out_scores(model, reader)
+    scores = validation_scores(model, reader)
     weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     target = result_file(work.folder, work.result).with_suffix(".safetensors")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -427,7 +428,7 @@ def _autoencoder_result(work: AutoencoderWork) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def frequent_rows(files: Sequence[Path], shop: Shop, limit: int) -> IntArray:
+def frequent_rows(files: Sequence[Path], shop: CandidateItems, limit: int) -> IntArray:
     """Rows of the items that most histories hold, most frequent first.
 
     Args:
@@ -459,7 +460,7 @@ def _ranks(rows: IntArray, n_rows: int) -> IntArray:
     return ranks
 
 
-def autoencoder_ltes(folder: Path, result: str, shop: Shop) -> LteMaker:
+def autoencoder_ltes(folder: Path, result: str, shop: CandidateItems) -> LteMaker:
     """Encode the long window of each example with a trained autoencoder, as embed_users does for each user.
 
     A user without history gets the cold-start vector; one of whose items the autoencoder knows none gets the uniform
@@ -484,7 +485,7 @@ def autoencoder_ltes(folder: Path, result: str, shop: Shop) -> LteMaker:
         known = is_long & (ranks[past.items] >= 0)
         n_known, n_long = (torch.bincount(past.user[each], minlength=n_users) for each in (known, is_long))
         with torch.no_grad():
-            latent = model(Histories(ranks[past.items[known]], torch.cumsum(n_known, 0) - n_known))
+            latent = model(ItemHistories(ranks[past.items[known]], torch.cumsum(n_known, 0) - n_known))
         average, _ = averaged_lte(past, lte_weights(past, method="uniform", lagged=True), content, n_users)
         is_lost = (n_long > 0) & (n_known == 0)
         return torch.where(is_lost.unsqueeze(1), average, latent), torch.ones(n_users, dtype=torch.bool)
@@ -498,12 +499,12 @@ def autoencoder_ltes(folder: Path, result: str, shop: Shop) -> LteMaker:
 def _baseline_result(work: Work) -> dict[str, npt.NDArray[Any]]:
     shop = _shop(work.folder)
     collate = ExampleCollate(shop.row_of_index)
-    train, holdout = (
+    train, test = (
         ExampleReader(StagedRows(_files(work.folder, LTE_SET.name, part), ""), collate, 256, 0)
-        for part in (TRAIN, HOLDOUT)
+        for part in (TRAIN, TEST)
     )
     arrays: dict[str, npt.NDArray[Any]] = {}
-    batches = list(holdout.in_order())
+    batches = list(test.in_order())
     targets = np.concatenate([batch.targets.numpy() - 1 for batch in batches])
     for name, scorer in baseline_scorers(shop, train).items():
         ranks, top = [], []
@@ -514,14 +515,14 @@ def _baseline_result(work: Work) -> dict[str, npt.NDArray[Any]]:
         arrays[f"ranks.{name}"] = np.concatenate(ranks).astype(np.int32)
         arrays[f"coverage.{name}"] = np.array(coverage(np.concatenate(top), len(shop.item_ids)))
         arrays[f"popularity_bias.{name}"] = np.array(popularity_bias(np.concatenate(top), shop.counts[1:], targets))
-    return arrays | holdout_facts(_files(work.folder, LTE_SET.name, HOLDOUT), batches)
+    return arrays | day_facts(_files(work.folder, LTE_SET.name, TEST), batches)
 
 
-def holdout_facts(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> dict[str, npt.NDArray[Any]]:
+def day_facts(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> dict[str, npt.NDArray[Any]]:
     """What the results of all variants are read with.
 
     Args:
-        files: Staged holdout rows.
+        files: Staged rows of the test days.
         batches: The same, in order.
 
     Returns:

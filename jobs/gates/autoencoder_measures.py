@@ -18,7 +18,7 @@ from jobs.drift.summaries import lte_centres, vectors_of
 from jobs.gates.measured import ACTIVE_ITEMS, AUTOENCODER, DAY, Limit, Measured
 from jobs.lake.lake import Lake
 from lte_models.averages import drift
-from lte_models.averages.pooling import FloatArray
+from lte_models.averages.pooling import Float32Array
 from schemas import USER_LTE
 
 DoubleArray = NDArray[np.float64]
@@ -97,18 +97,20 @@ class CompareTask:
             ]
             yield pa.record_batch(columns, names=_COMPARED_SCHEMA.fieldNames())
 
-    def _centred_cosines(self, now: FloatArray, uniform: FloatArray) -> DoubleArray:
+    def _centred_cosines(self, now: Float32Array, uniform: Float32Array) -> DoubleArray:
         return drift.cosines(now - self.centre, uniform - self.uniform_centre)
 
 
-def _relative_distances(now: FloatArray, before: FloatArray) -> DoubleArray:
+def _relative_distances(now: Float32Array, before: Float32Array) -> DoubleArray:
     """Distance over the norm of what was before; NaN where that is zero."""
     distances, norms = drift.distances(now, before), np.linalg.norm(before.astype(np.float64), axis=1)
     found: DoubleArray = np.divide(distances, norms, out=np.full(len(norms), np.nan), where=norms > 0)
     return found
 
 
-def _pairwise(rows: pa.RecordBatch, other: str, measure: Callable[[FloatArray, FloatArray], DoubleArray]) -> pa.Array:
+def _pairwise(
+    rows: pa.RecordBatch, other: str, measure: Callable[[Float32Array, Float32Array], DoubleArray]
+) -> pa.Array:
     """A measure of vector_now and ``other``; null where there is no other vector or the measure is NaN."""
     is_there = rows[other].is_valid()
     pairs = rows.filter(is_there)

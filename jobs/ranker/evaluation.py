@@ -1,4 +1,4 @@
-"""Metrics of a model on the holdout day, and its rows of the table that compares models."""
+"""Metrics of a model on the test day, and its rows of the table that compares models."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 
 from jobs.lake.lake import Metrics
-from jobs.ranker.items import Shop
+from jobs.ranker.items import CandidateItems
 from jobs.ranker.readers import ExampleReader
-from jobs.ranker.scorers import TOP, FloatArray, IntArray, Scorer
+from jobs.ranker.scorers import TOP, IntArray, Scorer
+from lte_models.arrays import Float64Array
 from lte_models.evaluation.metrics import (
     coverage,
     history_bucket,
@@ -29,7 +30,7 @@ KINDS = ("all", "repeated", "new")
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's results, one entry a user of the holdout.
+    """One model's results, one entry a user of the test day.
 
     Attributes:
         values: (metric with its cutoff, kind) to float [B]; NaN for a user without a target of the kind. A target is
@@ -37,36 +38,36 @@ class Scored:
         top: int [B, 10], columns of the best items.
     """
 
-    values: Mapping[tuple[str, str], FloatArray]
+    values: Mapping[tuple[str, str], Float64Array]
     top: IntArray
 
 
-def score(scorer: Scorer, holdout: ExampleReader, cutoffs: Sequence[int]) -> Scored:
-    """Rank the targets of every user of the holdout.
+def score(scorer: Scorer, test: ExampleReader, cutoffs: Sequence[int]) -> Scored:
+    """Rank the targets of every user of the test day.
 
     Args:
         scorer: The model.
-        holdout: Examples.
+        test: Examples.
         cutoffs: Each k of the metrics at k.
 
     Raises:
         ValueError: A score is not finite.
     """
-    parts = list(_scored_batches(scorer, holdout, cutoffs))
+    parts = list(_scored_batches(scorer, test, cutoffs))
     values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
     return Scored(values, np.concatenate([part.top for part in parts]))
 
 
-def _scored_batches(scorer: Scorer, holdout: ExampleReader, cutoffs: Sequence[int]) -> Iterator[Scored]:
-    for batch in holdout.in_order():
+def _scored_batches(scorer: Scorer, test: ExampleReader, cutoffs: Sequence[int]) -> Iterator[Scored]:
+    for batch in test.in_order():
         scores = scorer(batch)
         ranks = target_ranks(scores, batch.target_query, batch.targets - 1).numpy()
         yield Scored(_values(ranks, batch, cutoffs), top_items(scores, TOP).numpy())
 
 
-def _values(ranks: IntArray, batch: ExampleBatch, cutoffs: Sequence[int]) -> dict[tuple[str, str], FloatArray]:
+def _values(ranks: IntArray, batch: ExampleBatch, cutoffs: Sequence[int]) -> dict[tuple[str, str], Float64Array]:
     query, n_users = batch.target_query.numpy(), len(batch.items)
-    values: dict[tuple[str, str], FloatArray] = {}
+    values: dict[tuple[str, str], Float64Array] = {}
     is_repeat = repeated_targets(batch)
     for kind, chosen in zip(KINDS, (np.ones_like(is_repeat), is_repeat, ~is_repeat), strict=True):
         for k in cutoffs:
@@ -84,8 +85,8 @@ def repeated_targets(batch: ExampleBatch) -> npt.NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class HoldoutFacts:
-    """What the table needs of the holdout beside the scores.
+class DayFacts:
+    """What the table needs of the test day beside the scores.
 
     Attributes:
         groups: str [B], bucket of the short history's length.
@@ -98,23 +99,23 @@ class HoldoutFacts:
     n_users: int
 
 
-def holdout_facts(holdout: ExampleReader) -> HoldoutFacts:
-    """Read lengths and targets of the holdout."""
+def day_facts(test: ExampleReader) -> DayFacts:
+    """Read lengths and targets of the test day."""
     lengths, targets, n_users = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
-    for batch in holdout.in_order():
+    for batch in test.in_order():
         lengths.append((batch.items > 0).sum(dim=1).numpy())
         targets.append(batch.targets.numpy() - 1)
         n_users += len(torch.unique(batch.target_query))
-    return HoldoutFacts(history_bucket(np.concatenate(lengths)).tolist(), np.concatenate(targets), n_users)
+    return DayFacts(history_bucket(np.concatenate(lengths)).tolist(), np.concatenate(targets), n_users)
 
 
-def table_rows(model: str, result: Scored, facts: HoldoutFacts, shop: Shop) -> Metrics:
+def table_rows(model: str, result: Scored, facts: DayFacts, shop: CandidateItems) -> Metrics:
     """One model's rows of the evaluation table.
 
     Args:
         model: Its name.
         result: Its scores.
-        facts: Of the holdout.
+        facts: Of the test day.
         shop: For coverage and popularity.
 
     Returns:

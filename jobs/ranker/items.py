@@ -32,7 +32,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Shop:
+class CandidateItems:
     """The items that a ranker ranks on one day, most frequent first.
 
     Attributes:
@@ -40,7 +40,7 @@ class Shop:
         row_of_index: int64 [n], row of each item_index; 0 where it is not known yet.
         content: float32 [V + 1, C]; row 0 is zero.
         metadata: Category, brand and price tier of each item, place = row - 1; None where it has none.
-        counts: int64 [V + 1], interactions in the year before the holdout day.
+        counts: int64 [V + 1], interactions in the year before the test day.
         daily: Counts by day, for popularity as of any anchor.
     """
 
@@ -52,12 +52,12 @@ class Shop:
     daily: DailyCounts
 
 
-def load_shop(lake: Lake, ds: date, basis_version: str, train_days: int) -> Shop:
-    """Read the items known at the end of ``ds`` - 1; nothing of the holdout day counts.
+def load_candidates(lake: Lake, ds: date, basis_version: str, train_days: int) -> CandidateItems:
+    """Read the items known at the end of ``ds`` - 1; nothing of the test day counts.
 
     Args:
         lake: Reads interactions, items, item_embeddings.
-        ds: Holdout day.
+        ds: Test day.
         basis_version: Basis of the items.
         train_days: Anchor days whose popularity is wanted.
 
@@ -80,7 +80,7 @@ def load_shop(lake: Lake, ds: date, basis_version: str, train_days: int) -> Shop
     order = [index for index in rank_by_frequency(counts) if is_known[index]]
     row_of_index = np.zeros(len(ids), dtype=np.int64)
     row_of_index[order] = np.arange(1, len(order) + 1)
-    return Shop(
+    return CandidateItems(
         item_ids=[ids[index] for index in order],
         row_of_index=row_of_index,
         content=np.vstack([np.zeros((1, matrix.shape[1]), dtype=np.float32), matrix[order]]),
@@ -110,12 +110,12 @@ def _metadata(lake: Lake, ds: date, ids: Sequence[str]) -> dict[str, list[str | 
 Codes = Mapping[str, Sequence[str]]
 
 
-def metadata_codes(shop: Shop) -> dict[str, list[str]]:
+def metadata_codes(shop: CandidateItems) -> dict[str, list[str]]:
     """Values of each metadata column in order; a value's code is its place + 1, 0 is unknown."""
     return {name: sorted({value for value in shop.metadata[name] if value}) for name in METADATA}
 
 
-def catalogue(shop: Shop, codes: Codes, id_rows: Mapping[str, int]) -> Catalogue:
+def catalogue(shop: CandidateItems, codes: Codes, id_rows: Mapping[str, int]) -> Catalogue:
     """The item side of a ranker, with the ids and codes of the model that will read it.
 
     Args:
@@ -131,7 +131,7 @@ def catalogue(shop: Shop, codes: Codes, id_rows: Mapping[str, int]) -> Catalogue
     return Catalogue(torch.from_numpy(shop.content), ids, *columns)
 
 
-def own_id_rows(shop: Shop) -> dict[str, int]:
+def own_id_rows(shop: CandidateItems) -> dict[str, int]:
     """A row of its own for each item seen at least twice; the others share row 0."""
     frequent = [item_id for item_id, count in zip(shop.item_ids, shop.counts[1:], strict=True) if count >= MIN_ID_COUNT]
     return {item_id: row for row, item_id in enumerate(frequent, start=1)}

@@ -73,7 +73,7 @@ def live_manifest(deployment: Deployment) -> Manifest | None:
     """Manifest of the live bundle; None where nothing is live.
 
     Raises:
-        lte_models.training.bundle.CheckpointError: The pointer names a bundle that is gone.
+        lte_models.training.bundle.BundleError: The pointer names a bundle that is gone.
     """
     folder = live_bundle_folder(deployment)
     return read_manifest(folder) if folder else None
@@ -83,7 +83,7 @@ def previous_manifest(deployment: Deployment) -> Manifest | None:
     """Manifest of the bundle that was live before; None where there is none.
 
     Raises:
-        lte_models.training.bundle.CheckpointError: The pointer names a bundle that is gone.
+        lte_models.training.bundle.BundleError: The pointer names a bundle that is gone.
     """
     live = live_ranker(deployment)
     return read_manifest(live_folder(deployment) / live.previous) if live and live.previous else None

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from jobs.config.sections import RankerSection
 from jobs.lake.lake import Lake
-from jobs.ranker.items import Shop
+from jobs.ranker.items import CandidateItems
 from jobs.registry.bundles import ModelError
 from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, ExampleCollate, averaged_lte, lte_weights
 from lte_models.ranker.history_logits import DailyCounts
@@ -24,7 +24,7 @@ from schemas import TRAINING_EXAMPLES
 STAGED_ROWS = 8192
 
 
-def example_collate(shop: Shop, settings: RankerSection, objective: str = "next_day") -> ExampleCollate:
+def example_collate(shop: CandidateItems, settings: RankerSection, objective: str = "next_day") -> ExampleCollate:
     """What turns rows of training_examples into batches for the items of a day.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jobs.config.sections import RankerSection
-from jobs.ranker.items import Shop, catalogue
+from jobs.ranker.items import CandidateItems, catalogue
 from jobs.ranker.readers import ExampleReader, context_of
 from jobs.registry.bundles import ModelError
 from lte_models.ranker.baselines import ease, ease_weights, gram_matrix, last_basket, personal_frequency, with_tie_break
@@ -36,7 +36,6 @@ EASE_L2 = 200.0
 # What the day decides, not the training.
 ITEM_BUFFERS = frozenset(f"item_tower.{name}" for name in Catalogue._fields)
 Scorer = Callable[[ExampleBatch], Tensor]
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
@@ -82,7 +81,7 @@ def newest(batch: ExampleBatch, length: int) -> ExampleBatch:
     return batch._replace(query_position=batch.query_position - cut, **kept)
 
 
-def bundled_ranker(bundle: Bundle, shop: Shop) -> Ranker:
+def bundled_ranker(bundle: Bundle, shop: CandidateItems) -> Ranker:
     """A trained ranker over today's items; items newer than its vocabulary are ranked by content and metadata.
 
     Args:
@@ -90,7 +89,7 @@ def bundled_ranker(bundle: Bundle, shop: Shop) -> Ranker:
         shop: Items of the day.
 
     Raises:
-        lte_models.training.bundle.CheckpointError: The weights do not fit their own configuration.
+        lte_models.training.bundle.BundleError: The weights do not fit their own configuration.
     """
     config = bundle.manifest.config
     model = Ranker(RankerConfig(**config["model"]), catalogue(shop, config["codes"], config["id_rows"]))
@@ -99,7 +98,7 @@ def bundled_ranker(bundle: Bundle, shop: Shop) -> Ranker:
     return model.to(best_device()).eval()
 
 
-def ranker_scorer(bundle: Bundle, shop: Shop, types: Sequence[str]) -> RankerScorer:
+def ranker_scorer(bundle: Bundle, shop: CandidateItems, types: Sequence[str]) -> RankerScorer:
     """Scorer of a bundle over today's items.
 
     Args:
@@ -119,7 +118,7 @@ def ranker_scorer(bundle: Bundle, shop: Shop, types: Sequence[str]) -> RankerSco
     return RankerScorer(bundled_ranker(bundle, shop), settings, shop.daily)
 
 
-def baseline_scorers(shop: Shop, recent: ExampleReader, *, ease_items: int = EASE_ITEMS) -> dict[str, Scorer]:
+def baseline_scorers(shop: CandidateItems, recent: ExampleReader, *, ease_items: int = EASE_ITEMS) -> dict[str, Scorer]:
     """What a ranker has to beat; equal scores are ordered by popularity.
 
     Args:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.lake.lake import Metrics
-from jobs.ranker.evaluation import HoldoutFacts, Scored, table_rows
-from jobs.ranker.items import Shop
-from jobs.ranker.scorers import TOP, FloatArray
+from jobs.ranker.evaluation import DayFacts, Scored, table_rows
+from jobs.ranker.items import CandidateItems
+from jobs.ranker.scorers import TOP
+from lte_models.arrays import Float64Array
 from lte_models.evaluation.metrics import compare
 
 MIN_COVERAGE_SHARE = 0.5
@@ -41,12 +42,12 @@ def nobody_came(n_users: int) -> Verdict:
     return Verdict({("n_users", ""): float(n_users)}, [], n_users)
 
 
-def judge(results: Mapping[str, Scored], facts: HoldoutFacts, shop: Shop, cutoff: int) -> Verdict:
+def judge(results: Mapping[str, Scored], facts: DayFacts, shop: CandidateItems, cutoff: int) -> Verdict:
     """Put all models into one table and decide whether the candidate may go live.
 
     Args:
         results: By model: "candidate", "live" where there is one, and the baselines.
-        facts: Of the holdout.
+        facts: Of the test day.
         shop: For popularity bias and coverage.
         cutoff: k of the NDCG that decides.
     """
@@ -62,7 +63,7 @@ def judge(results: Mapping[str, Scored], facts: HoldoutFacts, shop: Shop, cutoff
     return Verdict(metrics, reasons + collapsed(metrics), facts.n_users)
 
 
-def against(ours: FloatArray, theirs: FloatArray, rival: str) -> tuple[dict[str, float], list[str]]:
+def against(ours: Float64Array, theirs: Float64Array, rival: str) -> tuple[dict[str, float], list[str]]:
     """Compare the candidate with one rival over the same users.
 
     Args:

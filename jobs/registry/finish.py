@@ -73,7 +73,7 @@ class Trained:
         weights: Name to tensor.
         item_ids: Vocabulary in row order.
         curve: One entry per epoch.
-        metrics: Held-out values at the end.
+        metrics: Validation values at the end.
         size_name: What the report calls the number of items: "n_items".
     """
 
@@ -95,7 +95,7 @@ def start(training: Training, digest: str, take_over: Callable[[Bundle], int]) -
         take_over: Loads what fits of an earlier bundle into the new model; returns the items taken over.
 
     Raises:
-        lte_models.training.manifest.CheckpointError: The bundle of the day before is damaged.
+        lte_models.training.manifest.BundleError: The bundle of the day before is damaged.
     """
     earlier = earlier_bundle(training.deployment, training.kind, training.ds, training.basis_version)
     n_warm = take_over(earlier) if earlier else 0
@@ -117,10 +117,10 @@ def finish(training: Training, started: Start, trained: Trained, staged: Sequenc
         staged: Folders with copies of the training rows; they hold user ids and are deleted.
 
     Returns:
-        The job's metrics: held-out values, ``n_epochs``, the number of items, ``n_warm``, and the curves.
+        The job's metrics: validation values, ``n_epochs``, the number of items, ``n_warm``, and the curves.
 
     Raises:
-        lte_models.training.manifest.CheckpointError: A weight is not finite.
+        lte_models.training.manifest.BundleError: A weight is not finite.
     """
     written = save_bundle(training.folder, _manifest(training, trained), trained.weights, trained.item_ids)
     track(training.deployment, _tracking_record(training, started, trained))

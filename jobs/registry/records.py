@@ -26,7 +26,7 @@ def earlier_bundle(deployment: Deployment, kind: str, ds: date, basis_version: s
         basis_version: Weights of another basis mean something else.
 
     Raises:
-        lte_models.training.bundle.CheckpointError: The bundle is damaged.
+        lte_models.training.bundle.BundleError: The bundle is damaged.
     """
     folder = bundle_folder(deployment, kind, ds - timedelta(days=1))
     if not (folder / MANIFEST).exists() or read_manifest(folder).basis_version != basis_version:

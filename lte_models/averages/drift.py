@@ -34,7 +34,7 @@ from scipy import sparse
 
 from lte_models.averages.pooling import (
     DoubleArray,
-    FloatArray,
+    Float32Array,
     Histories,
     Int64Array,
     Weighting,
@@ -140,7 +140,7 @@ class BasisExtent:
     radius: float
 
 
-def basis_extent(vectors: FloatArray, is_known: NDArray[np.bool_]) -> BasisExtent:
+def basis_extent(vectors: Float32Array, is_known: NDArray[np.bool_]) -> BasisExtent:
     """Measure the known vectors of a basis in float64, block by block.
 
     Args:
@@ -193,7 +193,7 @@ def paper_tau(changes: Turnover) -> DoubleArray:
     return tau
 
 
-def distances(now: FloatArray, before: FloatArray) -> DoubleArray:
+def distances(now: Float32Array, before: Float32Array) -> DoubleArray:
     """L2 distance of each pair of rows, in float64.
 
     Args:
@@ -218,7 +218,7 @@ def activity_buckets(n_items: Int64Array) -> list[str]:
     return [ACTIVITY_BUCKETS[at][1] for at in np.searchsorted(starts, n_items, side="right") - 1]
 
 
-def own_nearest_share(now: FloatArray, before: FloatArray) -> float:
+def own_nearest_share(now: Float32Array, before: Float32Array) -> float:
     """Share of users whose nearest earlier LTE, among those of all U users, is their own; ties count as their own.
 
     Args:

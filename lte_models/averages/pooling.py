@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from lte_models.arrays import Float32Array
+
 AGE_BITS = 13
 ITEM_BITS = 27
 USER_BITS = 23
@@ -25,7 +27,6 @@ UNKNOWN_ITEM = -1
 UNIFORM, RECENCY = "uniform", "recency"
 EACH, DISTINCT = "each", "distinct"
 Int64Array = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
 
 
@@ -214,7 +215,7 @@ def normalised(pairs: WindowPairs, masses: DoubleArray) -> DoubleArray:
     return masses / pairs.totals(masses)[pairs.histories.rows[pairs.starts]]
 
 
-def pooled(weights: sparse.csr_array, vectors: FloatArray) -> FloatArray:
+def pooled(weights: sparse.csr_array, vectors: Float32Array) -> Float32Array:
     """Weighted sum of item vectors (paper, section 4), added in float32 in the order of the items.
 
     Args:
@@ -244,12 +245,12 @@ class Pooled:
         n_unknown: Interactions left out because their item has no vector: int64 [U].
     """
 
-    vectors: FloatArray
+    vectors: Float32Array
     n_items: Int64Array
     n_unknown: Int64Array
 
 
-def long_term_embeddings(pairs: WindowPairs, vectors: FloatArray, weighting: Weighting) -> Pooled:
+def long_term_embeddings(pairs: WindowPairs, vectors: Float32Array, weighting: Weighting) -> Pooled:
     """LTEs of one window (paper, section 4).
 
     Args:

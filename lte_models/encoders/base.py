@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-FloatArray = NDArray[np.float32]
+from lte_models.arrays import Float32Array
+
 ENCODERS = ("minilm", "open_clip")
 _CHUNK_BYTES = 1 << 20
 
@@ -59,10 +59,10 @@ class ItemEncoder(Protocol):
 
     dim: int
 
-    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+    def encode_texts(self, texts: Sequence[str]) -> Float32Array:
         """Encode N texts to float32 [N, D]."""
 
-    def encode_images(self, images: Sequence[Image.Image]) -> FloatArray:
+    def encode_images(self, images: Sequence[Image.Image]) -> Float32Array:
         """Encode N pictures to float32 [N, D].
 
         Raises:
@@ -88,7 +88,7 @@ def item_text(
     return text
 
 
-def unit_rows(vectors: FloatArray, names: Sequence[str]) -> FloatArray:
+def unit_rows(vectors: Float32Array, names: Sequence[str]) -> Float32Array:
     """Scale each row to length 1.
 
     Args:
@@ -109,7 +109,7 @@ def unit_rows(vectors: FloatArray, names: Sequence[str]) -> FloatArray:
     return np.asarray(vectors / lengths[:, None], dtype=np.float32)
 
 
-def aggregate(image: FloatArray | None, text: FloatArray | None, names: Sequence[str]) -> FloatArray:
+def aggregate(image: Float32Array | None, text: Float32Array | None, names: Sequence[str]) -> Float32Array:
     """Make one unit vector an item from its picture and its text (DESIGN section 4).
 
     Each is scaled to length 1, both are averaged, and the mean is scaled to length 1. Only one: that one.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lte_models.encoders.base import EncoderConfig, EncoderError, FloatArray, ItemEncoder, file_digest
+from lte_models.encoders.base import EncoderConfig, EncoderError, Float32Array, ItemEncoder, file_digest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -179,7 +179,7 @@ class MiniLmEncoder:
         self._bert = bert
         self._tokenizer = tokenizer
 
-    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+    def encode_texts(self, texts: Sequence[str]) -> Float32Array:
         """Encode N texts to float32 [N, D].
 
         Only texts of equal token count share a batch, so there is no padding, and a text's vector depends neither on
@@ -196,7 +196,7 @@ class MiniLmEncoder:
                 vectors[rows] = self._bert.mean_vectors(batch).numpy()
         return vectors
 
-    def encode_images(self, images: Sequence[Image.Image]) -> FloatArray:
+    def encode_images(self, images: Sequence[Image.Image]) -> Float32Array:
         """Refuse: there is no picture tower.
 
         Raises:

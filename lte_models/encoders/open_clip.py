@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from lte_models.encoders.base import EncoderConfig, EncoderError, FloatArray, ItemEncoder, file_digest
+from lte_models.encoders.base import EncoderConfig, EncoderError, Float32Array, ItemEncoder, file_digest
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
@@ -217,11 +217,11 @@ class OpenClipEncoder:
         self._transform = transform
         self.dim = self.encode_texts(["a"]).shape[1]
 
-    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+    def encode_texts(self, texts: Sequence[str]) -> Float32Array:
         """Encode N texts to float32 [N, D]; each is cut or padded to the model's context length."""
         return self._in_batches(texts, self._tokenizer, self._model.encode_text)
 
-    def encode_images(self, images: Sequence[Image.Image]) -> FloatArray:
+    def encode_images(self, images: Sequence[Image.Image]) -> Float32Array:
         """Encode N pictures to float32 [N, D]."""
         return self._in_batches(images, self._pixels, self._model.encode_image)
 
@@ -233,7 +233,7 @@ class OpenClipEncoder:
 
     def _in_batches(
         self, inputs: Sequence[Any], prepare: Callable[[Sequence[Any]], Tensor], encode: Callable[[Tensor], Tensor]
-    ) -> FloatArray:
+    ) -> Float32Array:
         """Encode in batches of exactly ``batch_size`` rows, so that a row's vector does not depend on how many come.
 
         Kernels are chosen by the shape of a batch; the last one is filled up with copies of its first row.

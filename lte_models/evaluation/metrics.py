@@ -1,4 +1,4 @@
-"""Ranking metrics of the holdout day and the statistics that compare two models.
+"""Ranking metrics of the test day and the statistics that compare two models.
 
 Axes: B queries (one a user and day), T targets of all queries, V items. A query's scores cover the whole vocabulary;
 equal scores rank in column order, which is frequency order, so that a tie is never won by luck.
@@ -15,9 +15,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-FloatArray = npt.NDArray[np.float64]
+from lte_models.arrays import Float64Array
+
 IntArray = npt.NDArray[np.int64]
-METRIC_NAMES = ("ndcg", "recall", "precision", "mrr", "next_item_ndcg")
 
 
 def target_ranks(scores: Tensor, target_query: Tensor, targets: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def _best(row: npt.NDArray[np.float32], lowest: float, k: int) -> IntArray:
     return kept[np.argsort(-row[kept], kind="stable")[:k]]
 
 
-def query_metrics(ranks: IntArray, target_query: IntArray, n_queries: int, k: int) -> dict[str, FloatArray]:
+def query_metrics(ranks: IntArray, target_query: IntArray, n_queries: int, k: int) -> dict[str, Float64Array]:
     """Metrics at k of each query.
 
     Args:
@@ -163,7 +163,7 @@ class Comparison:
 
 
 def compare(
-    model: FloatArray, baseline: FloatArray, users: IntArray, *, n_resamples: int = 2000, seed: int = 0
+    model: Float64Array, baseline: Float64Array, users: IntArray, *, n_resamples: int = 2000, seed: int = 0
 ) -> Comparison:
     """Paired t-test and bootstrap interval, both with the user as the unit: a user's days are not independent.
 
@@ -210,7 +210,7 @@ def compare(
     )
 
 
-def _bootstrap(sums: FloatArray, n_resamples: int, seed: int) -> tuple[float, float]:
+def _bootstrap(sums: Float64Array, n_resamples: int, seed: int) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     n_users = len(sums)
     uplifts = np.empty(n_resamples)
@@ -221,7 +221,7 @@ def _bootstrap(sums: FloatArray, n_resamples: int, seed: int) -> tuple[float, fl
     return float(low), float(high)
 
 
-def paired_p(first: FloatArray, second: FloatArray) -> float:
+def paired_p(first: Float64Array, second: Float64Array) -> float:
     """Two-sided paired t-test.
 
     Args:
@@ -249,7 +249,7 @@ def history_bucket(lengths: IntArray) -> npt.NDArray[np.str_]:
     return np.array(["0", "1-5", "6-20", ">20"])[np.searchsorted([0, 5, 20], lengths)]
 
 
-def summarise(values: Mapping[str, FloatArray], groups: Sequence[str]) -> dict[tuple[str, str], float]:
+def summarise(values: Mapping[str, Float64Array], groups: Sequence[str]) -> dict[tuple[str, str], float]:
     """Mean of each metric over all queries and over each group; queries without target are left out.
 
     Args:

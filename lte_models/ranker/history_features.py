@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lte_models.arrays import FloatArray, IntArray
+from lte_models.arrays import Float32Array, IntArray
 
 # Inputs of the history logits in the order of their columns: usual value and spread on two real shops (food, gifts),
 # by which they are centred and scaled. "log" is log(1 + x), "_visits" counts days on which the user came.
@@ -35,10 +37,13 @@ FEATURE_SCALES = {
     "log_basket": (3.0, 0.5),
 }
 
+# float32 columns, and float64 ones where numpy computes them from whole numbers
+_Columns = dict[str, npt.NDArray[np.floating[Any]]]
+
 HISTORY_FEATURES = len(FEATURE_SCALES)
 
 
-def history_features(user: IntArray, past: Mapping[str, FloatArray], n_users: int) -> FloatArray:
+def history_features(user: IntArray, past: Mapping[str, Float32Array], n_users: int) -> Float32Array:
     """Describe a user's past with an item, for the history logits (DESIGN, section 11).
 
     Args:
@@ -55,7 +60,7 @@ def history_features(user: IntArray, past: Mapping[str, FloatArray], n_users: in
     return np.stack(scaled, axis=1).astype(np.float32)
 
 
-def _item_features(past: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+def _item_features(past: Mapping[str, Float32Array]) -> _Columns:
     gaps = past["days"] - 1
     gap = np.where(gaps > 0, (past["first_age"] - past["last_age"]) / np.maximum(gaps, 1), 0)
     # visits after the first day with the item, up to its last one
@@ -73,7 +78,7 @@ def _item_features(past: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     }
 
 
-def _user_features(user: IntArray, past: Mapping[str, FloatArray], n_users: int) -> dict[str, FloatArray]:
+def _user_features(user: IntArray, past: Mapping[str, Float32Array], n_users: int) -> _Columns:
     n_year = past["n_short"] + past["n_long"]
     total = np.bincount(user, weights=n_year, minlength=n_users)
     visits, last_visit = np.zeros(n_users), np.full(n_users, np.inf)

@@ -337,15 +337,3 @@ def _with_prefix(allowed: Tensor, has_lte: Tensor) -> Tensor:
     own = torch.zeros_like(below[:, :, :1])
     own[..., 0] = True
     return torch.cat([own, below], dim=2)
-
-
-def has_lte(lte: Tensor) -> Tensor:
-    """Tell which users have an LTE: the zero vector stands for none (paper, section 5.4).
-
-    Args:
-        lte: float [B, C].
-
-    Returns:
-        bool [B].
-    """
-    return (lte != 0).any(dim=1)

@@ -17,7 +17,7 @@ from lte_models.files import write_atomically
 from lte_models.training.manifest import (
     FORMAT,
     MANIFEST,
-    CheckpointError,
+    BundleError,
     Manifest,
     read_manifest,
     vocabulary_hash,
@@ -27,7 +27,7 @@ __all__ = [
     "FORMAT",
     "MANIFEST",
     "Bundle",
-    "CheckpointError",
+    "BundleError",
     "Manifest",
     "check_finite",
     "load_bundle",
@@ -46,12 +46,12 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
         source: Named in the error.
 
     Raises:
-        CheckpointError: A float tensor holds a value that is not finite.
+        BundleError: A float tensor holds a value that is not finite.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             n_bad = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(f"{source}: tensor {name} holds {n_bad} values that are not finite")
+            raise BundleError(f"{source}: tensor {name} holds {n_bad} values that are not finite")
 
 
 def save_bundle(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor], item_ids: Sequence[str]) -> Manifest:
@@ -67,7 +67,7 @@ def save_bundle(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor],
         The manifest as written.
 
     Raises:
-        CheckpointError: A weight is not finite.
+        BundleError: A weight is not finite.
         ValueError: The vocabulary is empty or names an item twice.
     """
     check_finite(tensors, str(folder))
@@ -96,13 +96,13 @@ def _read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise CheckpointError(f"{path}: the weights that the manifest names are missing") from error
+        raise BundleError(f"{path}: the weights that the manifest names are missing") from error
     if hashlib.sha256(content).hexdigest() != manifest.weights_sha256:
-        raise CheckpointError(f"{path}: truncated or changed: its SHA-256 is not the manifest's")
+        raise BundleError(f"{path}: truncated or changed: its SHA-256 is not the manifest's")
     try:
         return load(content)
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not safetensors: {error}") from error
+        raise BundleError(f"{path}: not safetensors: {error}") from error
 
 
 def _read_vocabulary(folder: Path, manifest: Manifest) -> list[str]:
@@ -110,9 +110,9 @@ def _read_vocabulary(folder: Path, manifest: Manifest) -> list[str]:
     try:
         item_ids = [str(item_id) for item_id in json.loads(path.read_bytes())]
     except (FileNotFoundError, ValueError) as error:
-        raise CheckpointError(f"{path}: vocabulary missing or truncated: {error}") from error
+        raise BundleError(f"{path}: vocabulary missing or truncated: {error}") from error
     if vocabulary_hash(item_ids) != manifest.vocabulary_hash:
-        raise CheckpointError(f"{path}: vocabulary changed: its hash is not the manifest's")
+        raise BundleError(f"{path}: vocabulary changed: its hash is not the manifest's")
     return item_ids
 
 
@@ -144,13 +144,13 @@ def load_bundle(folder: Path, *, kind: str, basis_version: str | None = None, lt
         The bundle.
 
     Raises:
-        CheckpointError: Another kind, basis or window; a missing, truncated or changed file; weights not finite.
+        BundleError: Another kind, basis or window; a missing, truncated or changed file; weights not finite.
     """
     manifest = read_manifest(folder)
     wanted = {"kind": kind, "basis_version": basis_version, "lte_window": lte_window}
     for name, value in wanted.items():
         if value is not None and getattr(manifest, name) != value:
-            raise CheckpointError(f"{folder}: {name} is {getattr(manifest, name)!r}, wanted {value!r}")
+            raise BundleError(f"{folder}: {name} is {getattr(manifest, name)!r}, wanted {value!r}")
     tensors = _read_weights(folder, manifest)
     check_finite(tensors, str(folder / manifest.weights_file))
     return Bundle(manifest, tensors, _read_vocabulary(folder, manifest))
@@ -164,9 +164,9 @@ def load_bundle_weights(module: torch.nn.Module, bundle: Bundle) -> None:
         bundle: Their values.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown or of another shape.
+        BundleError: A tensor is missing, unknown or of another shape.
     """
     try:
         module.load_state_dict(bundle.tensors, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{bundle.manifest.kind} of ds {bundle.manifest.ds} does not fit: {error}") from error
+        raise BundleError(f"{bundle.manifest.kind} of ds {bundle.manifest.ds} does not fit: {error}") from error

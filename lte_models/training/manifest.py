@@ -13,7 +13,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 
-class CheckpointError(RuntimeError):
+class BundleError(RuntimeError):
     """A bundle cannot be used; the message names the file and what is wrong with it."""
 
 
@@ -81,15 +81,15 @@ def read_manifest(folder: Path) -> Manifest:
         The manifest.
 
     Raises:
-        CheckpointError: There is none, it is not JSON, lacks a field or is of another format.
+        BundleError: There is none, it is not JSON, lacks a field or is of another format.
     """
     path = folder / MANIFEST
     try:
         manifest = Manifest(**json.loads(path.read_bytes()))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no bundle") from error
+        raise BundleError(f"{path}: there is no bundle") from error
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a manifest of format {FORMAT}: {error}") from error
+        raise BundleError(f"{path}: not a manifest of format {FORMAT}: {error}") from error
     if manifest.format_version != FORMAT:
-        raise CheckpointError(f"{path}: format {manifest.format_version}, this code reads {FORMAT}")
+        raise BundleError(f"{path}: format {manifest.format_version}, this code reads {FORMAT}")
     return manifest

@@ -18,8 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lte_models.files import replacing
-from lte_models.training.manifest import CheckpointError
 from lte_models.training.optimizer import BETAS, AdamW
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint of an unfinished training that is damaged, or that another training wrote."""
+
 
 BatchT = TypeVar("BatchT")
 STATE = "training.safetensors"

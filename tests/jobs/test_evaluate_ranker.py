@@ -13,8 +13,8 @@ from deployments import CONFIG
 from jobs.config.sections import Deployment
 from jobs.evaluate_ranker import EvaluateConfig, decide, evaluate, next_items, parse_flags
 from jobs.lake.lake import Lake
-from jobs.ranker.evaluation import HoldoutFacts, Scored, holdout_facts, score, table_rows
-from jobs.ranker.items import Shop, load_shop
+from jobs.ranker.evaluation import DayFacts, Scored, day_facts, score, table_rows
+from jobs.ranker.items import CandidateItems, load_candidates
 from jobs.ranker.live import live_bundle_folder, live_folder, live_ranker, make_live, require_pair, switch_back
 from jobs.ranker.readers import ExampleReader, stage_examples, user_ids
 from jobs.ranker.scorers import baseline_scorers, newest
@@ -23,7 +23,7 @@ from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.train_ranker import train
 from lte_builders import put, put_basis
 from lte_models.ranker.examples import ExampleBatch, ExampleCollate
-from lte_models.training.manifest import CheckpointError, read_manifest
+from lte_models.training.manifest import BundleError, read_manifest
 from ranker_shop import (
     BASIS,
     DIM,
@@ -62,17 +62,19 @@ def own(trained: tuple[Lake, Path], tmp_path: Path) -> tuple[Lake, Deployment]:
 
 
 @pytest.fixture(scope="module")
-def holdout(trained: tuple[Lake, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, ExampleReader]:
+def judged_day(
+    trained: tuple[Lake, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[CandidateItems, ExampleReader]:
     """Items as of DS - 1 and the examples of DS."""
     lake, _ = trained
-    shop = load_shop(lake, DS, BASIS, 20)
-    rows = stage_examples(lake, [DS - DAY], BASIS, tmp_path_factory.mktemp("holdout"))
+    shop = load_candidates(lake, DS, BASIS, 20)
+    rows = stage_examples(lake, [DS - DAY], BASIS, tmp_path_factory.mktemp("test"))
     return shop, ExampleReader(rows, ExampleCollate(shop.row_of_index), 5)
 
 
-def _naive_ndcg(holdout: tuple[Shop, ExampleReader], days: int) -> float:
+def _naive_ndcg(judged_day: tuple[CandidateItems, ExampleReader], days: int) -> float:
     """NDCG at 5 of counting a user's last days, ties by the week's popularity, then by the vocabulary's order."""
-    shop, _ = holdout
+    shop, _ = judged_day
     rows = shop_rows()
     week = [sum(item == other and DS - 7 * DAY <= day < DS for _, other, day in rows) for item in shop.item_ids]
     values = []
@@ -89,15 +91,17 @@ def _naive_ndcg(holdout: tuple[Shop, ExampleReader], days: int) -> float:
 
 @pytest.mark.parametrize(("name", "days"), [("popularity_7d", 0), ("frequency_60d", 60), ("frequency_365d", 365)])
 def test_counting_baselines_score_what_a_plain_loop_does(
-    holdout: tuple[Shop, ExampleReader], name: str, days: int
+    judged_day: tuple[CandidateItems, ExampleReader], name: str, days: int
 ) -> None:
-    shop, reader = holdout
+    shop, reader = judged_day
     found = score(baseline_scorers(shop, reader)[name], reader, [5]).values["ndcg_at_5", "all"]
-    assert float(np.nanmean(found)) == pytest.approx(_naive_ndcg(holdout, days))
+    assert float(np.nanmean(found)) == pytest.approx(_naive_ndcg(judged_day, days))
 
 
-def test_ease_knows_the_most_frequent_items_and_ranks_the_others_last(holdout: tuple[Shop, ExampleReader]) -> None:
-    shop, reader = holdout
+def test_ease_knows_the_most_frequent_items_and_ranks_the_others_last(
+    judged_day: tuple[CandidateItems, ExampleReader],
+) -> None:
+    shop, reader = judged_day
     scorer = baseline_scorers(shop, reader, ease_items=4)["ease"]
     scores = scorer(next(iter(reader.in_order())))
     assert scores.shape == (5, N_ITEMS)
@@ -202,9 +206,9 @@ def test_a_live_ranker_that_cannot_be_compared_does_not_hold_its_successor_back(
 
 def test_missing_or_foreign_bundles_are_refused(own: tuple[Lake, Deployment]) -> None:
     lake, deployment = own
-    with pytest.raises(CheckpointError, match=r"ds=2021-01-01/manifest\.json: there is no bundle"):
+    with pytest.raises(BundleError, match=r"ds=2021-01-01/manifest\.json: there is no bundle"):
         evaluate(lake, deployment, DS + DAY, BASIS)
-    with pytest.raises(CheckpointError, match="basis_version is 'basis-1', wanted 'basis-2'"):
+    with pytest.raises(BundleError, match="basis_version is 'basis-1', wanted 'basis-2'"):
         evaluate(lake, deployment, DS, "basis-2")
     other = replace(deployment, interactions=replace(deployment.interactions, types=("purchase", "click")))
     with pytest.raises(ModelError, match=r"trained with interactions.types \['click', 'purchase'\]"):
@@ -228,17 +232,17 @@ def _result(ndcg: list[float], top: list[list[int]]) -> Scored:
     return Scored({("ndcg_at_5", kind): np.array(ndcg) for kind in ("all", "repeated", "new")}, np.array(top))
 
 
-FACTS = HoldoutFacts(["0", "1-5", "1-5", ">20", ">20"], np.array([0, 1, 2, 3, 4]), 5)
+FACTS = DayFacts(["0", "1-5", "1-5", ">20", ">20"], np.array([0, 1, 2, 3, 4]), 5)
 LOW, HIGH = [0.1, 0.2, 0.1, 0.2, 0.1], [0.4, 0.6, 0.45, 0.55, 0.5]
 WIDE, NARROW = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]], [[0, 1]] * 5
 
 
-def _judged(shop: Shop, **results: Scored) -> list[str]:
+def _judged(shop: CandidateItems, **results: Scored) -> list[str]:
     return judge(results, FACTS, shop, 5).reasons
 
 
-def test_a_candidate_that_is_significantly_worse_is_refused(holdout: tuple[Shop, ExampleReader]) -> None:
-    shop, _ = holdout
+def test_a_candidate_that_is_significantly_worse_is_refused(judged_day: tuple[CandidateItems, ExampleReader]) -> None:
+    shop, _ = judged_day
     reasons = _judged(shop, candidate=_result(LOW, WIDE), live=_result(HIGH, WIDE), ease=_result(LOW, WIDE))
     assert len(reasons) == 1
     assert "NDCG 0.1400 is below live's 0.5000 (p = " in reasons[0]
@@ -248,14 +252,16 @@ def test_a_candidate_that_is_significantly_worse_is_refused(holdout: tuple[Shop,
     )
 
 
-def test_a_difference_within_noise_does_not_hold_a_candidate_back(holdout: tuple[Shop, ExampleReader]) -> None:
-    shop, _ = holdout
+def test_a_difference_within_noise_does_not_hold_a_candidate_back(
+    judged_day: tuple[CandidateItems, ExampleReader],
+) -> None:
+    shop, _ = judged_day
     ups_and_downs = [0.5, 0.5, 0.5, 0.5, 0.4]
     assert _judged(shop, candidate=_result(ups_and_downs, WIDE), live=_result(HIGH, WIDE)) == []
 
 
-def test_a_collapsed_coverage_holds_a_candidate_back(holdout: tuple[Shop, ExampleReader]) -> None:
-    shop, _ = holdout
+def test_a_collapsed_coverage_holds_a_candidate_back(judged_day: tuple[CandidateItems, ExampleReader]) -> None:
+    shop, _ = judged_day
     reasons = _judged(shop, candidate=_result(HIGH, NARROW), live=_result(HIGH, WIDE))
     assert reasons == ["coverage at 10 is 0.143, less than 50% of the live ranker's 0.714"]
     assert collapsed({("coverage_at_10", "candidate"): 0.0}) == []  # nothing to compare with
@@ -265,8 +271,10 @@ def test_a_rival_that_finds_nothing_has_no_uplift() -> None:
     assert against(np.array([0.2, np.nan]), np.array([0.0, np.nan]), "ease") == ({}, [])
 
 
-def test_the_table_splits_by_length_of_history_and_by_kind_of_target(holdout: tuple[Shop, ExampleReader]) -> None:
-    shop, _ = holdout
+def test_the_table_splits_by_length_of_history_and_by_kind_of_target(
+    judged_day: tuple[CandidateItems, ExampleReader],
+) -> None:
+    shop, _ = judged_day
     values = {
         ("ndcg_at_5", "all"): np.array([0.1, 0.2, 0.4, 0.5, np.nan]),
         ("ndcg_at_5", "repeated"): np.array([0.3, np.nan, np.nan, 0.5, np.nan]),
@@ -289,8 +297,8 @@ def test_repeated_and_new_targets_are_those_of_the_users_own_year(own: tuple[Lak
     put_rows(lake, [("u03", "i13", DS), ("u03", "i06", DS)])  # u03 never took i13
     lake.delete(TRAINING_EXAMPLES, {"anchor_ds": DS - DAY})
     add_examples(lake, own[1], DS)
-    shop = load_shop(lake, DS, BASIS, 20)
-    staged = stage_examples(lake, [DS - DAY], BASIS, Path(lake.root) / "holdout")
+    shop = load_candidates(lake, DS, BASIS, 20)
+    staged = stage_examples(lake, [DS - DAY], BASIS, Path(lake.root) / "test")
     reader = ExampleReader(staged, ExampleCollate(shop.row_of_index), 100)
 
     def perfect(batch: ExampleBatch) -> Tensor:
@@ -309,12 +317,12 @@ def test_repeated_and_new_targets_are_those_of_the_users_own_year(own: tuple[Lak
     assert {order[i] for i in np.flatnonzero(new)} == with_new
     assert {order[i] for i in np.flatnonzero(repeated)} == {user for user, item in on_ds if (user, item) in known}
     assert np.nanmean(found.values["ndcg_at_5", "all"]) == pytest.approx(1.0)
-    facts = holdout_facts(reader)
+    facts = day_facts(reader)
     assert facts.n_users == np.sum(~np.isnan(found.values["ndcg_at_5", "all"]))
 
 
-def test_a_model_reads_the_newest_interactions_that_it_holds(holdout: tuple[Shop, ExampleReader]) -> None:
-    batch = next(iter(holdout[1].in_order()))
+def test_a_model_reads_the_newest_interactions_that_it_holds(judged_day: tuple[CandidateItems, ExampleReader]) -> None:
+    batch = next(iter(judged_day[1].in_order()))
     cut = newest(batch, 3)
     assert torch.equal(cut.items, batch.items[:, -3:])
     assert cut.query_position.tolist() == [2] * len(batch.items)

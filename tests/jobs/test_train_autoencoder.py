@@ -19,7 +19,7 @@ from jobs.lake.lake import Lake
 from jobs.registry.bundles import bundle_folder
 from jobs.train_autoencoder import NoKnownItemError, train, vocabulary
 from lte_models.training.bundle import load_bundle
-from lte_models.training.manifest import CheckpointError
+from lte_models.training.manifest import BundleError
 from lte_models.training.trainer import STATE
 from schemas import INTERACTIONS, ITEM_EMBEDDINGS, USER_LTE, Table
 
@@ -155,7 +155,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(
     folder = bundle_folder(deployment, "autoencoder", DS)
     expected = load_bundle(folder, kind="autoencoder").tensors
     calls = []
-    original = train_job.held_out_scores
+    original = train_job.validation_scores
 
     def killed(*args: object) -> dict[str, float]:
         calls.append(1)
@@ -163,7 +163,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train_job, "held_out_scores", killed)
+    monkeypatch.setattr(train_job, "validation_scores", killed)
     with pytest.raises(KeyboardInterrupt):
         train(lake, deployment, DS, BASIS)
     assert (folder / STATE).exists()
@@ -217,14 +217,14 @@ def test_only_the_most_frequent_items_are_known_and_their_names_are_read_once(
 def test_a_bundle_of_another_basis_or_window_is_refused(trained: tuple[Lake, Deployment]) -> None:
     lake, deployment = trained
     folder = bundle_folder(deployment, "autoencoder", DS)
-    with pytest.raises(CheckpointError, match="basis_version is 'basis1', wanted 'basis2'"):
+    with pytest.raises(BundleError, match="basis_version is 'basis1', wanted 'basis2'"):
         encode_task(lake, folder, "basis2", str(WINDOW))
-    with pytest.raises(CheckpointError, match="lte_window is '365-60', wanted '365-0'"):
+    with pytest.raises(BundleError, match="lte_window is '365-60', wanted '365-0'"):
         encode_task(lake, folder, BASIS, "365-0")
 
 
-@pytest.mark.parametrize("user", ["u9", "u17", "u43"])  # each alone is in fold 0, which is held out otherwise
-def test_a_shop_whose_users_are_all_in_the_held_out_fold_trains_on_them(
+@pytest.mark.parametrize("user", ["u9", "u17", "u43"])  # each alone is in fold 0, which is validation otherwise
+def test_a_shop_whose_users_are_all_in_the_validation_fold_trains_on_them(
     lake: Lake, deployment_file: Path, user: str
 ) -> None:
     environ = {"LTE_AUTOENCODER__EPOCHS": "2", "LTE_PATHS__LAKE": lake.root, "LTE_TRACKING__URI": ""}
@@ -266,5 +266,5 @@ def test_missing_input_is_named(lake: Lake, deployment_file: Path) -> None:
         load_matrix(pinned_basis(lake, "other"))
     with pytest.raises(NoKnownItemError, match=r"ds 2020-12-31.*no user has a known item"):
         vocabulary(_histories(lake), N_ITEMS, f"table user_histories, ds {DS}")
-    with pytest.raises(CheckpointError, match="there is no bundle"):
+    with pytest.raises(BundleError, match="there is no bundle"):
         encode_task(lake, bundle_folder(deployment, "autoencoder", DS), BASIS, str(WINDOW))

@@ -18,13 +18,13 @@ from jobs.basis.basis import BasisError, configured_basis
 from jobs.basis.matrix import load_matrix, pinned_basis
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
-from jobs.ranker.items import load_shop
+from jobs.ranker.items import load_candidates
 from jobs.ranker.readers import rebatched, user_ids
 from jobs.registry.bundles import ModelError, bundle_folder, prune_bundles
 from jobs.train_ranker import example_readers, train, training_anchors
 from lte_builders import put, put_basis
 from lte_models.training.bundle import load_bundle
-from lte_models.training.manifest import CheckpointError, Manifest, read_manifest, vocabulary_hash
+from lte_models.training.manifest import BundleError, Manifest, read_manifest, vocabulary_hash
 from lte_models.training.trainer import STATE
 from ranker_shop import (
     BASIS,
@@ -73,7 +73,7 @@ def test_the_bundle_says_what_it_is(shop_lake: tuple[Lake, Path]) -> None:
     manifest = bundle.manifest
     assert (manifest.lte_window, manifest.ds, manifest.kind) == ("365-60", "2020-12-31", "ranker")
     assert manifest.vocabulary_hash == vocabulary_hash(bundle.item_ids)
-    assert manifest.metrics["held_out_ndcg_at_5"] > 0.3
+    assert manifest.metrics["validation_ndcg_at_5"] > 0.3
     assert manifest.config["types"] == ["click", "purchase"]
     # most frequent first: i00 and i06 are what their tastes like best, nobody ever took i13, i12 was taken once
     assert set(bundle.item_ids[:2]) == {"i00", "i06"}
@@ -112,13 +112,13 @@ def test_the_next_day_starts_warm_and_another_basis_cold(own: tuple[Lake, Deploy
 
 def test_a_closed_day_is_no_anchor(own: tuple[Lake, Deployment]) -> None:
     lake, deployment = own
-    train_days, held_out = training_anchors(lake, DS, deployment.ranker, BASIS)
-    assert held_out == [DS - 4 * DAY, DS - 3 * DAY, DS - 2 * DAY]
+    train_days, validation = training_anchors(lake, DS, deployment.ranker, BASIS)
+    assert validation == [DS - 4 * DAY, DS - 3 * DAY, DS - 2 * DAY]
     assert train_days[0] == DS - 21 * DAY
     assert len(train_days) == 17
     lake.delete(TRAINING_EXAMPLES, {"anchor_ds": [DS - 2 * DAY, DS - 3 * DAY]})
-    train_days, held_out = training_anchors(lake, DS, deployment.ranker, BASIS)
-    assert held_out == [DS - 6 * DAY, DS - 5 * DAY, DS - 4 * DAY]
+    train_days, validation = training_anchors(lake, DS, deployment.ranker, BASIS)
+    assert validation == [DS - 6 * DAY, DS - 5 * DAY, DS - 4 * DAY]
     assert len(train_days) == 15
 
 
@@ -127,7 +127,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
 ) -> None:
     lake, deployment = own
     expected, calls = _manifest(deployment).weights_sha256, []
-    original = train_job.held_out_ndcg
+    original = train_job.validation_ndcg
 
     def killed(*args: object) -> float:
         calls.append(1)
@@ -135,7 +135,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
             raise KeyboardInterrupt
         return original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train_job, "held_out_ndcg", killed)
+    monkeypatch.setattr(train_job, "validation_ndcg", killed)
     with pytest.raises(KeyboardInterrupt):
         train(lake, deployment, DS, BASIS)
     assert (bundle_folder(deployment, "ranker", DS) / STATE).exists()
@@ -219,10 +219,10 @@ def test_a_vocabulary_without_an_item_is_named(sail: SparkSession, tmp_path: Pat
     lake = Lake(sail, str(tmp_path / "empty"))
     put_rows(lake, shop_rows()[:5])
     with pytest.raises(BasisError, match="item_embeddings: no basis_version 'basis-1'"):
-        load_shop(lake, DS, BASIS, 20)
+        load_candidates(lake, DS, BASIS, 20)
     put_basis(lake, {"i00": [1.0, 0.0]}, basis_version=BASIS, first_ds={"i00": DS})
     with pytest.raises(ModelError, match=r"item_embeddings, basis_version basis-1: no item is known on 2020-12-30"):
-        load_shop(lake, DS, BASIS, 20)
+        load_candidates(lake, DS, BASIS, 20)
 
 
 def test_an_embedding_that_is_not_a_number_is_named(sail: SparkSession, tmp_path: Path) -> None:
@@ -245,13 +245,13 @@ def test_a_damaged_bundle_of_yesterday_is_named(own: tuple[Lake, Deployment]) ->
     manifest = _manifest(deployment)
     path = bundle_folder(deployment, "ranker", DS) / manifest.weights_file
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(CheckpointError, match="truncated or changed"):
+    with pytest.raises(BundleError, match="truncated or changed"):
         train(lake, deployment, DS + DAY, BASIS)
 
 
 def test_the_daily_counts_are_those_of_the_interactions(shop_lake: tuple[Lake, Path]) -> None:
     lake, _ = shop_lake
-    shop = load_shop(lake, DS, BASIS, 20)
+    shop = load_candidates(lake, DS, BASIS, 20)
     anchor = DS - 3 * DAY
     naive = [
         [
@@ -270,7 +270,7 @@ def test_the_daily_counts_are_those_of_the_interactions(shop_lake: tuple[Lake, P
 
 def test_readers_yield_the_users_of_their_rows(own: tuple[Lake, Deployment], tmp_path: Path) -> None:
     lake, deployment = own
-    shop = load_shop(lake, DS, BASIS, 20)
+    shop = load_candidates(lake, DS, BASIS, 20)
     anchors = training_anchors(lake, DS, deployment.ranker, BASIS)
     reader, _ = example_readers(lake, anchors, shop, deployment.ranker, BASIS, tmp_path)
     lengths = torch.cat([torch.bincount(batch.target_query, minlength=len(batch.items)) for batch in reader.in_order()])

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from lte_models.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
-    Histories,
+    ItemHistories,
     autoencoder_loss,
     hidden_scores,
     hide_items,
@@ -25,9 +25,11 @@ def _model(**changes: object) -> Autoencoder:
     return Autoencoder(AutoencoderConfig(n_items=V, dim=D, **changes), _basis())
 
 
-def _histories(*users: list[int]) -> Histories:
+def _histories(*users: list[int]) -> ItemHistories:
     offsets = [sum(len(user) for user in users[:i]) for i in range(len(users))]
-    return Histories(torch.tensor([item for user in users for item in user], dtype=torch.int64), torch.tensor(offsets))
+    return ItemHistories(
+        torch.tensor([item for user in users for item in user], dtype=torch.int64), torch.tensor(offsets)
+    )
 
 
 def test_p_has_orthonormal_rows_and_the_first_layer_keeps_inner_products() -> None:

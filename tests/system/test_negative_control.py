@@ -26,7 +26,7 @@ from jobs.config.sections import BasisSection, RankerSection
 from jobs.landing.catalogue import texts_of
 from jobs.ranker.evaluation import score
 from jobs.ranker.examples import ExamplesOfUser
-from jobs.ranker.items import METADATA, Shop
+from jobs.ranker.items import METADATA, CandidateItems
 from jobs.ranker.readers import ExampleReader, context_of, user_ids
 from jobs.ranker.scorers import RankerScorer
 from jobs.samples.fashion.items import make_items
@@ -44,7 +44,7 @@ SHOP = ShopConfig(users=5000, days=440, sessions_per_day=0.03, seed=11)
 FIRST = (date.fromisoformat(SHOP.first_day) - date(1970, 1, 1)).days
 TYPES = ("click", "wishlist", "cart", "checkout")
 # Day numbers of the simulation; the first anchor has a whole long window behind it.
-TRAIN, HELD_OUT, HOLDOUT = range(366, 410), range(410, 414), range(414, 439)
+TRAIN, VALIDATION, TEST = range(366, 410), range(410, 414), range(414, 439)
 SEEDS = (0, 1, 2)
 SETTINGS = RankerSection(
     history_features=False,
@@ -91,20 +91,20 @@ def staged(items: pd.DataFrame, interactions: pd.DataFrame, folder: Path) -> dic
         for user, rows in events.set_index("user_id").groupby(level=0)
     ]
     parts = {}
-    for name, days in {"train": TRAIN, "held_out": HELD_OUT, "holdout": HOLDOUT}.items():
+    for name, days in {"train": TRAIN, "validation": VALIDATION, "test": TEST}.items():
         task = ExamplesOfUser(tuple(FIRST + day for day in days), half_life_days=90.0)
         parts[name] = stage(task(iter([pa.RecordBatch.from_pylist(users)])), ("anchor_day", "user_id"), folder / name)
     return parts
 
 
-def shop_of(items: pd.DataFrame, interactions: pd.DataFrame, content: np.ndarray) -> Shop:
-    """Items by how often they occur before the holdout."""
-    before = interactions["event_ts"] < pd.Timestamp(SHOP.first_day, tz="UTC") + timedelta(days=HOLDOUT[0])
+def shop_of(items: pd.DataFrame, interactions: pd.DataFrame, content: np.ndarray) -> CandidateItems:
+    """Items by how often they occur before the test day."""
+    before = interactions["event_ts"] < pd.Timestamp(SHOP.first_day, tz="UTC") + timedelta(days=TEST[0])
     counts = interactions.loc[before, "item_id"].value_counts().reindex(items["item_id"]).fillna(0).to_numpy(np.int64)
     order = rank_by_frequency(counts)
     row_of_index = np.zeros(len(items), dtype=np.int64)
     row_of_index[order] = np.arange(1, len(items) + 1)
-    return Shop(
+    return CandidateItems(
         item_ids=items["item_id"].iloc[order].tolist(),
         row_of_index=row_of_index,
         content=np.vstack([np.zeros((1, content.shape[1]), np.float32), content[order]]),
@@ -132,28 +132,28 @@ class Work(NamedTuple):
 
     lte: str
     seed: int
-    shop: Shop
+    shop: CandidateItems
     rows: dict[str, StagedRows]
     folder: Path
 
 
 def ndcg_of(work: Work) -> tuple[np.ndarray, np.ndarray]:
-    """NDCG of each example of the holdout after training one ranker: with own LTEs, and with swapped ones."""
+    """NDCG of each example of the test day after training one ranker: with own LTEs, and with swapped ones."""
     torch.set_num_threads(1)
     settings = replace(SETTINGS, lte=work.lte, seed=work.seed)
     collate = ExampleCollate(work.shop.row_of_index, max_length=settings.max_length)
     readers = {name: ExampleReader(each, collate, settings.batch_size, work.seed) for name, each in work.rows.items()}
     model, daily, name = new_ranker(work.shop, settings, TYPES).model, work.shop.daily, f"{work.lte}{work.seed}"
-    fit(model, readers["train"], readers["held_out"], settings, daily, work.folder / name, name)
+    fit(model, readers["train"], readers["validation"], settings, daily, work.folder / name, name)
     own, swapped = (
-        score(scorer(model, settings, daily), readers["holdout"], [settings.cutoff]).values[METRIC, "all"]
+        score(scorer(model, settings, daily), readers["test"], [settings.cutoff]).values[METRIC, "all"]
         for scorer in (RankerScorer, SwappedScorer if work.lte != "none" else RankerScorer)
     )
     return np.asarray(own), np.asarray(swapped)
 
 
 class Uplifts(NamedTuple):
-    """Of the prefix token, over all holdout examples of all users."""
+    """Of the prefix token, over all test examples of all users."""
 
     over_none: Comparison
     over_swapped: Comparison
@@ -169,7 +169,7 @@ def uplifts_of_lte(taste: float, items: pd.DataFrame, content: np.ndarray, folde
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         found = np.array(list(pool.map(ndcg_of, work)))  # [2 x seeds, own and swapped, examples]
     prefix, none = found[: len(SEEDS)], found[len(SEEDS) :, 0]
-    users = np.unique(user_ids(rows["holdout"]), return_inverse=True)[1]
+    users = np.unique(user_ids(rows["test"]), return_inverse=True)[1]
     own = prefix[:, 0].mean(axis=0)
     return Uplifts(
         over_none=compare(own, none.mean(axis=0), users),

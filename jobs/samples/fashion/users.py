@@ -19,7 +19,6 @@ from jobs.samples.fashion.items import TIERS
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
 
 # Market, hours ahead of UTC, share of the users (normalised below).
 MARKETS: tuple[tuple[str, int, float], ...] = (

@@ -24,22 +24,30 @@ from jobs.config.sections import Deployment, ExperimentSection
 from jobs.config.window import ConfigError
 from jobs.experiments import run as job
 from jobs.experiments.examples import (
-    HELD_OUT,
-    HOLDOUT,
     PARTS,
+    TEST,
     TRAIN,
+    VALIDATION,
     ExampleBuilder,
     event_days,
+    experiment_candidates,
     experiment_days,
-    experiment_shop,
     leading_directions,
-    read_shop,
+    read_candidates,
     sampled,
-    save_shop,
+    save_candidates,
 )
 from jobs.experiments.plan import EXPERIMENT_NAMES, LTE_SET, ExampleSet, Variant, contrasts, sequence_set, variants
 from jobs.experiments.pool import ExperimentError
-from jobs.experiments.statistics import Compared, Holdout, best_baseline, best_power, contrast_rows, groups, spread
+from jobs.experiments.statistics import (
+    Compared,
+    JudgedUserDays,
+    best_baseline,
+    best_power,
+    contrast_rows,
+    groups,
+    spread,
+)
 from jobs.experiments.tables import GROUP_NAMES, experiment_text, percent, signs, write_plot
 from jobs.experiments.training import (
     AutoencoderWork,
@@ -52,7 +60,7 @@ from jobs.experiments.training import (
 )
 from jobs.experiments.training import Work as RankerWork
 from jobs.lake.lake import Lake
-from jobs.ranker.items import Shop
+from jobs.ranker.items import CandidateItems
 from jobs.registry.bundles import ModelError
 from lte_builders import put, put_timed
 from lte_models.evaluation.metrics import compare, target_ranks
@@ -140,7 +148,7 @@ def test_experiments_share_variants_so_that_none_is_trained_twice() -> None:
 # --- statistics, by hand --------------------------------------------------------------------------------------
 
 # Two users on each of two days; one target each. NDCG of a single target: rank 1 is 1, rank 3 is .5.
-HOLDOUT_BY_HAND = Holdout(
+JUDGED_BY_HAND = JudgedUserDays(
     user=np.array([0, 1, 0, 1]),
     day=np.array([10, 10, 11, 11]),
     n_short=np.array([0, 3, 7, 100]),
@@ -151,7 +159,7 @@ HOLDOUT_BY_HAND = Holdout(
 
 def _contrast_rows(model: list[list[int]], baseline: list[list[int]]) -> dict[tuple[str, str, str], dict[str, Any]]:
     ranks, theirs = ([np.array(each) for each in seeds] for seeds in (model, baseline))
-    rows = contrast_rows(Compared("ours", "theirs", "off", ranks, theirs), HOLDOUT_BY_HAND, 500)
+    rows = contrast_rows(Compared("ours", "theirs", "off", ranks, theirs), JUDGED_BY_HAND, 500)
     return {(row["metric"], row["targets"], row["short_history"]): row for row in rows}
 
 
@@ -176,23 +184,23 @@ def test_seeds_are_compared_with_a_baseline_that_has_none() -> None:
     rows = _contrast_rows([[1, 1, 3, 3], [1, 3, 3, 3]], [[3, 3, 3, 3]])
     assert rows == _contrast_rows([[1, 1, 3, 3], [1, 3, 3, 3]], [[3, 3, 3, 3], [3, 3, 3, 3]])
     ranks = {"worse": np.array([1, 9, 9, 9]), "best": np.array([1, 3, 3, 9]), "worst": np.array([9, 9, 9, 9])}
-    assert best_baseline(ranks, HOLDOUT_BY_HAND, 500) == "best"
+    assert best_baseline(ranks, JUDGED_BY_HAND, 500) == "best"
 
 
 def test_new_and_repeated_targets_are_told_apart_within_a_user_day() -> None:
     # each user-day has a new target at rank 1 and a repeated one at rank 3
-    holdout = Holdout(
+    judged = JudgedUserDays(
         np.array([0, 1]), np.array([5, 5]), np.array([1, 1]), np.array([0, 0, 1, 1]), np.array([False, True] * 2)
     )
     ranks = np.array([1, 3, 1, 3])
-    assert holdout.values(ranks, "new", 500)["ndcg"].tolist() == [1.0, 1.0]
-    assert holdout.values(ranks, "repeated", 500)["ndcg"].tolist() == [0.5, 0.5]
+    assert judged.values(ranks, "new", 500)["ndcg"].tolist() == [1.0, 1.0]
+    assert judged.values(ranks, "repeated", 500)["ndcg"].tolist() == [0.5, 0.5]
     # both: (1 + .5) / (1 + 1 / log2(3)); each next item on its own: (1 + .5) / 2
-    assert holdout.values(ranks, "all", 500)["ndcg"] == pytest.approx([1.5 / (1 + 1 / np.log2(3))] * 2)
-    assert holdout.values(ranks, "all", 500)["next_item_ndcg"].tolist() == [0.75, 0.75]
-    assert holdout.values(ranks, "repeated", 2)["recall"].tolist() == [0.0, 0.0]  # rank 3 is beyond 2
+    assert judged.values(ranks, "all", 500)["ndcg"] == pytest.approx([1.5 / (1 + 1 / np.log2(3))] * 2)
+    assert judged.values(ranks, "all", 500)["next_item_ndcg"].tolist() == [0.75, 0.75]
+    assert judged.values(ranks, "repeated", 2)["recall"].tolist() == [0.0, 0.0]  # rank 3 is beyond 2
     with pytest.raises(ValueError, match="3 ranks for 4 targets"):
-        holdout.values(ranks[:3], "all", 500)
+        judged.values(ranks[:3], "all", 500)
 
 
 def _judged(model: Any, baseline: Any, days: Sequence[int]) -> str:
@@ -262,14 +270,14 @@ def test_days_are_days_on_which_anybody_came_and_never_overlap() -> None:
     settings = ExperimentSection(holdout_days=3, held_out_days=2, train_days=30, stride_days=2)
     days = experiment_days(open_days, settings, None)
     ordered = sorted(open_days)
-    assert list(days.holdout) == ordered[-3:]
-    assert list(days.held_out) == ordered[-5:-3]
+    assert list(days.test) == ordered[-3:]
+    assert list(days.validation) == ordered[-5:-3]
     assert days.train[-1] == ordered[-6]
     assert days.train[-2] == ordered[-8]
     assert days.train[0] >= days.cutoff - timedelta(days=30)
-    assert days.anchors(HOLDOUT)[0] == days.cutoff - timedelta(days=1)
+    assert days.anchors(TEST)[0] == days.cutoff - timedelta(days=1)
     earlier = experiment_days(open_days, settings, ordered[-10])
-    assert earlier.holdout[-1] == ordered[-10]
+    assert earlier.test[-1] == ordered[-10]
 
 
 @pytest.mark.parametrize("ds", [None, DS, DS + timedelta(days=9)])
@@ -278,7 +286,7 @@ def test_too_few_days_or_a_ds_without_data_is_refused(ds: date | None) -> None:
         experiment_days([DS] * 3, ExperimentSection(), ds)
 
 
-def test_days_to_train_on_that_are_all_held_out_are_refused() -> None:
+def test_days_to_train_on_that_are_all_kept_from_training_are_refused() -> None:
     days = [DS - timedelta(days=back) for back in range(60)]
     settings = ExperimentSection(holdout_days=3, held_out_days=3, train_days=3)
     with pytest.raises(ModelError, match=r"experiment.train_days = 3: no day .* from 2021-03-26 on is left"):
@@ -298,7 +306,7 @@ def test_the_same_user_days_are_chosen_from_every_set() -> None:
 def test_leading_directions_keep_inner_products_and_say_what_they_leave_out() -> None:
     rng = np.random.default_rng(0)
     content = np.vstack([np.zeros(3), rng.normal(size=(20, 3)) * [3, 2, 0.1]]).astype(np.float32)
-    shop = Shop([], np.arange(1), content, {}, np.zeros(21, np.int64), DailyCounts(0, torch.zeros(1, 21)))
+    shop = CandidateItems([], np.arange(1), content, {}, np.zeros(21, np.int64), DailyCounts(0, torch.zeros(1, 21)))
     turned, share = leading_directions(shop, 2)
     assert turned.content.shape == (21, 2)
     assert share == pytest.approx(
@@ -359,21 +367,21 @@ def _staged(lake: Lake, deployment: Deployment, folder: Path, examples: ExampleS
     return {part: pa.concat_tables(pq.read_table(file) for file in found) for part, found in files.items()}
 
 
-def test_nothing_of_the_holdout_is_trained_on(tiny: Any, sail: SparkSession, tmp_path: Path) -> None:
+def test_nothing_of_the_test_days_is_trained_on(tiny: Any, sail: SparkSession, tmp_path: Path) -> None:
     lake, deployment = tiny
-    cutoff = datetime(DS.year, DS.month, DS.day, tzinfo=UTC) - timedelta(days=1)  # two holdout days
+    cutoff = datetime(DS.year, DS.month, DS.day, tzinfo=UTC) - timedelta(days=1)  # two test days
     changed = [(user, "i0" if ts >= cutoff else item, ts) for user, item, ts in _events()]
     (tmp_path / "other").mkdir()
     other, _ = _shop_lake(sail, tmp_path / "other", changed)
     before = _staged(lake, deployment, tmp_path / "a")
     after = _staged(other, replace(deployment, paths=replace(deployment.paths, lake=other.root)), tmp_path / "b")
     assert before[TRAIN].equals(after[TRAIN])
-    assert before[HELD_OUT].equals(after[HELD_OUT])
-    assert not before[HOLDOUT].equals(after[HOLDOUT])
-    # the first holdout day's examples are as of its eve: only their targets may differ
+    assert before[VALIDATION].equals(after[VALIDATION])
+    assert not before[TEST].equals(after[TEST])
+    # the first test day's examples are as of its eve: only their targets may differ
     eve = (DS - timedelta(days=2) - date(1970, 1, 1)).days
     first, second = (
-        each[HOLDOUT].filter(pa.compute.equal(each[HOLDOUT]["anchor_day"], eve)).drop_columns(["targets"])
+        each[TEST].filter(pa.compute.equal(each[TEST]["anchor_day"], eve)).drop_columns(["targets"])
         for each in (before, after)
     )
     assert first.num_rows > 0
@@ -392,15 +400,15 @@ def test_longer_sequences_are_really_built(tiny: Any, tmp_path: Path) -> None:
     assert max(len(row) for row in short["past_items"].to_pylist()) == 0  # no LTE, no history: nothing but sequences
 
 
-def test_a_shop_comes_back_as_it_was_written_with_counts_up_to_the_last_holdout_eve(tiny: Any, tmp_path: Path) -> None:
+def test_a_shop_comes_back_as_it_was_written_with_counts_up_to_the_last_test_eve(tiny: Any, tmp_path: Path) -> None:
     lake, deployment = tiny
     days = experiment_days(event_days(lake), deployment.experiment, None)
-    shop = experiment_shop(lake, days, configured_basis(deployment), deployment.experiment.train_days)
-    save_shop(shop, tmp_path)
-    found = read_shop(tmp_path)
+    shop = experiment_candidates(lake, days, configured_basis(deployment), deployment.experiment.train_days)
+    save_candidates(shop, tmp_path)
+    found = read_candidates(tmp_path)
     assert found.item_ids == shop.item_ids
     assert np.array_equal(found.content, shop.content)
-    eve = days.holdout[-1] - timedelta(days=1)
+    eve = days.test[-1] - timedelta(days=1)
     counted = found.daily.recent(
         torch.tensor([(eve - date(1970, 1, 1)).days]), torch.arange(1, N_ITEMS + 1).unsqueeze(1)
     )
@@ -409,7 +417,7 @@ def test_a_shop_comes_back_as_it_was_written_with_counts_up_to_the_last_holdout_
 
 
 @pytest.fixture(scope="module")
-def staged(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Deployment, Shop]:
+def staged(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Deployment, CandidateItems]:
     lake, deployment = tiny
     folder = tmp_path_factory.mktemp("staged")
     days = experiment_days(event_days(lake), deployment.experiment, None)
@@ -417,14 +425,14 @@ def staged(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, D
     builder = ExampleBuilder(lake, deployment, days, basis, folder)
     builder.stage(builder.build(LTE_SET))
     builder.stage_histories()
-    shop, _ = leading_directions(experiment_shop(lake, days, basis, 40), 6)
-    save_shop(shop, folder / "shop")
+    shop, _ = leading_directions(experiment_candidates(lake, days, basis, 40), 6)
+    save_candidates(shop, folder / "shop")
     return folder, deployment, shop
 
 
-def _holdout_batch(staged: Any) -> Any:
+def _judged_batch(staged: Any) -> Any:
     folder, _, shop = staged
-    rows = pa.concat_tables(pq.read_table(file) for file in sorted((folder / "lte" / HOLDOUT).glob("*.parquet")))
+    rows = pa.concat_tables(pq.read_table(file) for file in sorted((folder / "lte" / TEST).glob("*.parquet")))
     return ExampleCollate(shop.row_of_index)(rows)
 
 
@@ -434,7 +442,7 @@ def _holdout_batch(staged: Any) -> Any:
 def test_ranks_are_those_of_the_models_own_scores(staged: Any, variant: Variant) -> None:
     folder, deployment, shop = staged
     model = new_ranker(RankerWork(folder, "", variant, 0, deployment.experiment, 1), variant, shop).eval()
-    batch = _holdout_batch(staged)
+    batch = _judged_batch(staged)
     context = Context(*lte_maker(variant, shop, None)(batch), shop.daily)
     ranks, top = ranked(model, [Prepared(batch, context)])
     with torch.no_grad():
@@ -447,7 +455,7 @@ def test_the_autoencoder_stands_in_as_embed_users_does(staged: Any) -> None:
     folder, deployment, shop = staged
     work = AutoencoderWork(folder, "encoder", 1.0, 0, deployment.experiment, deployment.autoencoder)
     run_work(work)
-    encode, batch = autoencoder_ltes(folder, "encoder", shop), _holdout_batch(staged)
+    encode, batch = autoencoder_ltes(folder, "encoder", shop), _judged_batch(staged)
     known = set(load_file(folder / "results" / "encoder.safetensors")["rows"].tolist())
     assert len(known) == deployment.experiment.autoencoder_items == 20
     outside = next(row for row in range(1, N_ITEMS + 1) if row not in known)

@@ -12,8 +12,10 @@ from jobs.registry.tracking import TrainingRecord, track, tracking_uri
 def _record(folder: Path, fingerprint: str = "f1") -> TrainingRecord:
     artefact = folder / "manifest.json"
     artefact.write_text('{"kind": "ranker"}')
-    curve = [{"loss": 3.0, "held_out": 0.1}, {"loss": 2.0, "held_out": 0.2}]
-    return TrainingRecord("ranker", "2020-12-31", fingerprint, {"dim": 8}, curve, {"held_out_ndcg_at_5": 0.2}, artefact)
+    curve = [{"loss": 3.0, "validation": 0.1}, {"loss": 2.0, "validation": 0.2}]
+    return TrainingRecord(
+        "ranker", "2020-12-31", fingerprint, {"dim": 8}, curve, {"validation_ndcg_at_5": 0.2}, artefact
+    )
 
 
 def _at(deployment: Deployment, uri: str) -> Deployment:
@@ -32,7 +34,7 @@ def test_a_training_is_logged_once_with_its_curve_and_manifest(deployment: Deplo
     run = client.get_run(run_id)
     assert run.data.params == {"dim": "8"}
     assert [(metric.step, metric.value) for metric in client.get_metric_history(run_id, "loss")] == [(0, 3.0), (1, 2.0)]
-    assert run.data.metrics["held_out_ndcg_at_5"] == 0.2
+    assert run.data.metrics["validation_ndcg_at_5"] == 0.2
     assert [file.path for file in client.list_artifacts(run_id)] == ["manifest.json"]
     assert str(Path(deployment.paths.lake) / "models" / "mlflow_artifacts") in run.info.artifact_uri
     assert client.get_experiment_by_name("test") is not None

@@ -27,7 +27,7 @@ from lte_models.encoders import open_clip as encoder_clip
 from lte_models.encoders.base import (
     EncoderConfig,
     EncoderError,
-    FloatArray,
+    Float32Array,
     ItemEncoder,
     aggregate,
     item_text,
@@ -137,13 +137,13 @@ def test_no_text_gives_no_vector(minilm: ItemEncoder) -> None:
     assert minilm.encode_texts([]).shape == (0, 384)
 
 
-def longest(vectors: FloatArray) -> float:
+def longest(vectors: Float32Array) -> float:
     """Tolerances are those of unit vectors; encoders give vectors of any length."""
     return float(np.linalg.norm(vectors, axis=1).max())
 
 
 def assert_independent_of_company(
-    texts_of: dict[int, FloatArray], shuffled: FloatArray, order: np.ndarray, tolerance: float
+    texts_of: dict[int, Float32Array], shuffled: Float32Array, order: np.ndarray, tolerance: float
 ) -> None:
     allowed = tolerance * longest(texts_of[64])
     for size, vectors in texts_of.items():

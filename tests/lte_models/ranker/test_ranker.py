@@ -8,7 +8,7 @@ from lte_models.ranker.examples import ExampleBatch, Past
 from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.loss import Objective, ranker_loss
 from lte_models.ranker.model import Context, Ranker
-from lte_models.ranker.towers import Catalogue, LteStatistics, has_lte
+from lte_models.ranker.towers import Catalogue, LteStatistics
 from lte_models.training.sampling import LogUniformSampler
 from tiny_ranker import CONFIG, MODES, C, V, batch_of, catalogue_of_six, context_of, generator, model_of
 
@@ -62,7 +62,7 @@ def test_the_lte_changes_the_scores_unless_the_user_has_none(lte: str) -> None:
 def test_a_user_without_lte_is_scored_as_by_the_model_without_lte(lte: str) -> None:
     model, bare = model_of(lte=lte), model_of(lte="none")
     bare.load_state_dict({name: value for name, value in model.state_dict().items() if name in bare.state_dict()})
-    batch, context = batch_of([[0, 1, 2], [3, 4, 5]]), Context(torch.zeros(2, C), has_lte(torch.zeros(2, C)))
+    batch, context = batch_of([[0, 1, 2], [3, 4, 5]]), Context(torch.zeros(2, C), torch.zeros(2, dtype=torch.bool))
     torch.testing.assert_close(model.scores(batch, context), bare.scores(batch, context))
 
 

@@ -10,7 +10,7 @@ from lte_models.files import write_atomically
 from lte_models.training.bundle import load_bundle, load_bundle_weights, save_bundle
 from lte_models.training.manifest import (
     MANIFEST,
-    CheckpointError,
+    BundleError,
     Manifest,
     read_manifest,
     vocabulary_hash,
@@ -77,14 +77,14 @@ def test_a_crash_before_the_manifest_leaves_the_old_bundle(tmp_path: Path, monke
 )
 def test_another_pairing_is_refused(tmp_path: Path, wanted: dict[str, str], message: str) -> None:
     _save(tmp_path)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(BundleError, match=message):
         load_bundle(tmp_path, **wanted)
 
 
 def test_a_truncated_weights_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / _save(tmp_path).weights_file
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match="truncated or changed"):
+    with pytest.raises(BundleError, match="truncated or changed"):
         load_bundle(tmp_path, kind="autoencoder")
 
 
@@ -92,18 +92,18 @@ def test_a_missing_weights_file_and_a_truncated_manifest_or_vocabulary_are_refus
     manifest = _save(tmp_path)
     vocabulary = next(tmp_path.glob("vocabulary-*"))
     vocabulary.write_text('["a"')
-    with pytest.raises(CheckpointError, match="vocabulary missing or truncated"):
+    with pytest.raises(BundleError, match="vocabulary missing or truncated"):
         load_bundle(tmp_path, kind="autoencoder")
     vocabulary.write_text('["b", "a"]')
-    with pytest.raises(CheckpointError, match="vocabulary changed"):
+    with pytest.raises(BundleError, match="vocabulary changed"):
         load_bundle(tmp_path, kind="autoencoder")
     (tmp_path / manifest.weights_file).unlink()
-    with pytest.raises(CheckpointError, match="weights that the manifest names are missing"):
+    with pytest.raises(BundleError, match="weights that the manifest names are missing"):
         load_bundle(tmp_path, kind="autoencoder")
     (tmp_path / MANIFEST).write_text('{"kind": ')
-    with pytest.raises(CheckpointError, match="not a manifest"):
+    with pytest.raises(BundleError, match="not a manifest"):
         read_manifest(tmp_path)
-    with pytest.raises(CheckpointError, match="there is no bundle"):
+    with pytest.raises(BundleError, match="there is no bundle"):
         read_manifest(tmp_path / "nowhere")
 
 
@@ -111,12 +111,12 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     _save(tmp_path)
     fields = json.loads((tmp_path / MANIFEST).read_text())
     (tmp_path / MANIFEST).write_text(json.dumps(fields | {"format_version": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this code reads 1"):
+    with pytest.raises(BundleError, match="format 99, this code reads 1"):
         read_manifest(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="tensor w holds 1 values"):
+    with pytest.raises(BundleError, match="tensor w holds 1 values"):
         save_bundle(tmp_path, _manifest(), {"w": torch.tensor([1.0, float("nan")])}, IDS)
     assert not (tmp_path / MANIFEST).exists()
 
@@ -128,7 +128,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     fields = json.loads((tmp_path / MANIFEST).read_text())
     fields["weights_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / MANIFEST).write_text(json.dumps(fields))
-    with pytest.raises(CheckpointError, match="not safetensors"):
+    with pytest.raises(BundleError, match="not safetensors"):
         load_bundle(tmp_path, kind="autoencoder")
 
 
@@ -136,7 +136,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     save_bundle(tmp_path, _manifest(), {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, IDS)
     bundle = load_bundle(tmp_path, kind="autoencoder")
     load_bundle_weights(nn.Linear(2, 3), bundle)
-    with pytest.raises(CheckpointError, match="ds 2017-12-01 does not fit"):
+    with pytest.raises(BundleError, match="ds 2017-12-01 does not fit"):
         load_bundle_weights(nn.Linear(2, 4), bundle)
 
 

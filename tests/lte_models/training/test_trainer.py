@@ -7,9 +7,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lte_models.training.manifest import CheckpointError
 from lte_models.training.optimizer import AdamW
-from lte_models.training.trainer import STATE, Task, TrainConfig, Trainer, autocast, leave_a_core_free, warm_start
+from lte_models.training.trainer import (
+    STATE,
+    CheckpointError,
+    Task,
+    TrainConfig,
+    Trainer,
+    autocast,
+    leave_a_core_free,
+    warm_start,
+)
 
 CONFIG = TrainConfig(epochs=4, learning_rate=0.05, patience=4, checkpoint_every=2, seed=7)
 
@@ -35,10 +43,10 @@ def _task(
         noise = torch.randn(6, 1, generator=rng)  # stands for the negatives
         return (model(batch) - batch.sum(dim=1, keepdim=True) - 0.1 * noise).square().mean()
 
-    held_out = torch.randn(20, 3, generator=torch.Generator().manual_seed(99))
+    validation = torch.randn(20, 3, generator=torch.Generator().manual_seed(99))
 
     def value() -> float:
-        return -float((model(held_out) - held_out.sum(dim=1, keepdim=True)).square().mean())
+        return -float((model(validation) - validation.sum(dim=1, keepdim=True)).square().mean())
 
     return Task(model, loss, batches, value if validate is None else lambda: validate(model), name)
 
