@@ -95,12 +95,13 @@ def training_anchors(
     """
     first, last = ds - timedelta(days=settings.train_days + 1), ds - timedelta(days=2)
     days = days_with_examples(lake, basis_version, first, last)
-    if len(days) <= settings.held_out_days:
+    if len(days) <= settings.validation_days:
         raise TooFewDaysError(
             f"table training_examples, basis_version {basis_version}, anchor_ds {first} to {last}: {len(days)} days "
-            f"with examples, of which ranker.held_out_days = {settings.held_out_days} are held out; nothing to train on"
+            f"with examples, of which ranker.validation_days = {settings.validation_days} are for validation; "
+            "nothing to train on"
         )
-    return days[: -settings.held_out_days], days[-settings.held_out_days :]
+    return days[: -settings.validation_days], days[-settings.validation_days :]
 
 
 def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Metrics:

@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 
 from jobs.basis.basis import known_items, read_basis
 from jobs.basis.nearest import item_titles
+from jobs.config.renamed import with_new_keys
 from jobs.config.sections import Deployment, RankerSection
 from jobs.config.window import day_number
 from jobs.lake.lake import Lake, open_lake
@@ -143,7 +144,7 @@ def example_of(lake: Lake, deployment: Deployment, served: ServedRanker, user_id
     found = user_events(own, items, served.manifest.config["types"], [served.ds]).toArrow().to_pylist()
     events = found[0]["events"] if found else []
     rows = serving_rows(user_id, events, served.ds, deployment.lte.half_life_days)
-    settings = RankerSection(**served.manifest.config["settings"])
+    settings = RankerSection(**with_new_keys("ranker", served.manifest.config["settings"]))
     return example_collate(served.shop, settings)(rows)
 
 

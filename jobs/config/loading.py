@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.config.addresses import is_url
 from jobs.config.checks import expect
+from jobs.config.renamed import refuse_old_keys
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 
@@ -49,6 +50,7 @@ def _overrides(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         if not name.startswith(ENV_PREFIX) or name in RESERVED_ENV:
             continue
         section, _, key = name[len(ENV_PREFIX) :].lower().partition("__")
+        refuse_old_keys(section, [key])
         hints = typing.get_type_hints(sections[section]) if section in sections else {}
         expect(key in hints, name, "the name of a setting, LTE_SECTION__KEY, like LTE_ENGINE__MASTER", text)
         found.setdefault(section, {})[key] = _from_text(text, hints[key])
@@ -83,6 +85,8 @@ def _build(raw: dict[str, Any], overrides: dict[str, dict[str, Any]], base: Path
     for name, values in raw.items():
         expect(name in sections, name, f"one of the sections {', '.join(sections)}", values)
         expect(isinstance(values, dict), name, f"a table: [{name}]", values)
+    for name, values in raw.items():
+        refuse_old_keys(name, values)
     for name in ("deployment", "paths"):  # all others have defaults
         expect(name in raw, name, f"this section: [{name}]", None)
     made = {}

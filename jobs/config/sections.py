@@ -259,14 +259,14 @@ class AutoencoderSection:
         window: LTE window whose histories it reads.
         max_items: Most frequent items that it knows: its first layer has 4D floats for each. Users of none of them get
             the uniform average.
-        epochs: At most; training stops early on held-out users.
+        epochs: At most; training stops early on validation users.
         batch_size: Users per step.
         learning_rate: Of Adam.
         warm_share: Share of it after a warm start: yesterday's weights fit already, and LTEs should not jump.
         negatives_share: Share of the vocabulary that a step samples.
         power: Power factor of the log-uniform negatives.
         l2: Weight of the squares of all encoder weights.
-        patience: Epochs without a better held-out recall before training stops; the first ones of a cold start go up
+        patience: Epochs without a better validation recall before training stops; the first ones of a cold start go up
             and down.
         n_workers: Processes that read histories; 0 reads in the training process.
         seed: Decides the result together with the data.
@@ -294,7 +294,7 @@ class RankerSection:
     Attributes:
         enabled: Whether the daily run builds examples, trains it and judges it.
         train_days: Anchor days that training examples come from.
-        held_out_days: Of these, the last ones that decide when training stops.
+        validation_days: Of these, the last ones, which decide when training stops.
         lte: none, late_fusion, feature_injection or prefix_token.
         method: LTE method: uniform or recency.
         lagged: Whether the LTE leaves out the short window: [365,60] or [365,0].
@@ -306,7 +306,7 @@ class RankerSection:
         dim: Width of both towers.
         max_length: Last interactions of the short window that the user tower reads, 100 at most.
         epochs: At most.
-        patience: Epochs without a better held-out value before training stops.
+        patience: Epochs without a better validation value before training stops.
         batch_size: Examples per step.
         learning_rate: Of Adam.
         negatives_share: Share of the vocabulary that a step samples; 1 is the full softmax.
@@ -318,7 +318,7 @@ class RankerSection:
 
     enabled: bool = True
     train_days: int = 365
-    held_out_days: Count = 7
+    validation_days: Count = 7
     lte: LteMode = "prefix_token"
     method: Average = "uniform"
     lagged: bool = True
@@ -342,7 +342,7 @@ class RankerSection:
     def __post_init__(self) -> None:
         """Refuse to hold out all days, and features that a causal objective would see too early."""
         what = f"less than ranker.train_days = {self.train_days}"
-        expect(self.held_out_days < self.train_days, "ranker.held_out_days", what, self.held_out_days)
+        expect(self.validation_days < self.train_days, "ranker.validation_days", what, self.validation_days)
         is_causal = not (self.history_features and self.objective == "clm")
         what = "next_day, because ranker.history_features are as of the anchor"
         expect(is_causal, "ranker.objective", what, self.objective)
@@ -354,13 +354,13 @@ class ExperimentSection:
 
     Attributes:
         seeds: One training of each variant per seed.
-        holdout_days: Last days with interactions; nothing of them is trained on.
-        held_out_days: Days with interactions before them that decide which epoch is kept.
+        test_days: Last days with interactions; nothing of them is trained on.
+        validation_days: Days with interactions before them that decide which epoch is kept.
         train_days: Days before those that training examples come from.
         stride_days: Of these, every n-th day with interactions is taken.
         max_examples: Training examples at most, chosen by a hash.
-        max_holdout: User-days of the holdout at most, chosen by a hash.
-        epochs: Of each training; the best one on the held-out days is kept.
+        max_test_examples: User-days of the test days at most, chosen by a hash.
+        epochs: Of each training; the best one on the validation days is kept.
         dim: Width of the ranker's towers.
         content_dim: Leading directions of the basis that the models read; a basis that has no more is read whole.
         batch_size: Examples per step.
@@ -375,12 +375,12 @@ class ExperimentSection:
     """
 
     seeds: Annotated[tuple[int, ...], EachOnce] = (0, 1, 2)
-    holdout_days: Count = 7
-    held_out_days: Count = 3
+    test_days: Count = 7
+    validation_days: Count = 3
     train_days: Count = 365
     stride_days: Count = 7
     max_examples: Count = 8_000
-    max_holdout: Count = 3_000
+    max_test_examples: Count = 3_000
     epochs: Count = 4
     dim: Width = 32
     content_dim: Count = 128

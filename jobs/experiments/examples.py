@@ -82,14 +82,14 @@ def experiment_days(event_days: Sequence[date], settings: ExperimentSection, ds:
         ModelError: There are not enough days.
     """
     days = sorted(day for day in event_days if ds is None or day <= ds)
-    n_after = settings.holdout_days + settings.held_out_days
+    n_after = settings.test_days + settings.validation_days
     if len(days) <= n_after or (ds is not None and days[-1] != ds):
         until = f" up to ds {ds}, the newest is {days[-1] if days else 'none'}" if ds else ""
         raise ModelError(
             f"table event_days: {len(days)} days with interactions{until}; an experiment needs more than {n_after}"
-            f" (experiment.holdout_days + held_out_days) that end with ds; run ingest and embed_items first"
+            f" (experiment.test_days + validation_days) that end with ds; run ingest and embed_items first"
         )
-    test, validation = days[-settings.holdout_days :], days[-n_after : -settings.holdout_days]
+    test, validation = days[-settings.test_days :], days[-n_after : -settings.test_days]
     first = test[0] - timedelta(days=settings.train_days)
     train = [day for day in days[:-n_after] if day >= first][:: -settings.stride_days][::-1]
     if not train:
@@ -211,7 +211,7 @@ class ExampleBuilder:
             SHA-256 over the rows: names the data of a training.
         """
         limits = {TRAIN: self.settings.max_examples, VALIDATION: self.settings.max_examples // 20, TEST: 0}
-        limits[TEST] = self.settings.max_holdout
+        limits[TEST] = self.settings.max_test_examples
         digests = []
         for part in PARTS:
             where: dict[str, Any] = {"examples": built.examples.name, "anchor_ds": self.days.anchors(part)}

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from jobs.config.renamed import with_new_keys
 from jobs.config.sections import RankerSection
 from jobs.ranker.items import CandidateItems, catalogue
 from jobs.ranker.readers import ExampleReader, context_of
@@ -114,7 +115,7 @@ def ranker_scorer(bundle: Bundle, shop: CandidateItems, types: Sequence[str]) ->
         raise ModelError(
             f"ranker of ds {bundle.manifest.ds}: trained with interactions.types {trained}, configured: {list(types)}"
         )
-    settings = RankerSection(**bundle.manifest.config["settings"])
+    settings = RankerSection(**with_new_keys("ranker", bundle.manifest.config["settings"]))
     return RankerScorer(bundled_ranker(bundle, shop), settings, shop.daily)
 
 

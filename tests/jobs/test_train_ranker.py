@@ -160,7 +160,7 @@ def test_a_process_that_is_killed_ends_with_the_weights_of_one_that_is_not(
     lake.replace(lake.read(ITEM_EMBEDDINGS).limit(0), ITEM_EMBEDDINGS, {"basis_version": BASIS})
     put_basis(lake, vectors(), basis_version=basis)
     lake.delete(TRAINING_EXAMPLES, {"basis_version": BASIS})
-    extra = "\n[ranker]\ntrain_days = 20\nheld_out_days = 3\nepochs = 10\npatience = 10\ndim = 8\nmax_length = 20\n"
+    extra = "\n[ranker]\ntrain_days = 20\nvalidation_days = 3\nepochs = 10\npatience = 10\ndim = 8\nmax_length = 20\n"
     extra += 'cutoff = 5\nnegatives_share = 1.0\n[tracking]\nuri = ""\n'
     file = tmp_path / "killed.toml"
     file.write_text(CONFIG.replace('lake = "lake"', f'lake = "{lake.root}"') + extra)
@@ -204,7 +204,7 @@ def test_the_first_days_of_a_shop_have_nothing_to_train_on_and_fail_no_run(
         main(["--config", str(deployment_file), "--ds", str(DS)])
     said = "".join(capsys.readouterr())
     assert f"train_ranker: ds {DS}: table training_examples" in said
-    assert "0 days with examples, of which ranker.held_out_days = 7 are held out; nothing to train on" in said
+    assert "0 days with examples, of which ranker.validation_days = 7 are for validation; nothing to train on" in said
     assert "nothing to judge; what is live stays" in said
     assert not list((deployment_file.parent / "lake" / "models").rglob("manifest.json"))
 

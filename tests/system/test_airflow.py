@@ -231,7 +231,7 @@ enabled = {models}
 enabled = {models}
 lte = "none"
 train_days = 20
-held_out_days = 3
+validation_days = 3
 epochs = 1
 dim = 16
 """

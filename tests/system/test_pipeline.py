@@ -37,7 +37,7 @@ MODELS = """
 epochs = 1
 [ranker]
 train_days = 30
-held_out_days = 2
+validation_days = 2
 epochs = 1
 dim = 8
 """

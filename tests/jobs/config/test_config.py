@@ -14,7 +14,8 @@ import pytest
 
 from checkout import ROOT
 from jobs.config.loading import load_deployment
-from jobs.config.sections import LteMode, clip_models
+from jobs.config.renamed import with_new_keys
+from jobs.config.sections import LteMode, RankerSection, clip_models
 from jobs.config.window import ConfigError, LteWindow
 from jobs.runtime.code_version import code_version
 from jobs.runtime.flags import parse_config
@@ -67,6 +68,9 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     [
         ('[engine]\nmastr = "sail"', r"engine\.mastr: unknown key; known are master, "),
         ("[engines]\n", r"engines: expected one of the sections deployment, paths, .*, got \{\}"),
+        ("[ranker]\nheld_out_days = 2", r"ranker\.held_out_days: expected the new name ranker\.validation_days, got"),
+        ("[experiment]\nholdout_days = 2", r"expected the new name experiment\.test_days, got the old one; rename it"),
+        ("[experiment]\nmax_holdout = 2", r"expected the new name experiment\.max_test_examples"),
         ('[engine]\nmaster = "flink"', r"engine\.master: expected sail, local\[N\], .*, got 'flink'"),
         ('[engine]\npartitions = "4"', r"engine\.partitions: expected a whole number, got '4'"),
         ("[engine]\npartitions = true", r"engine\.partitions: expected a whole number, got True"),
@@ -104,7 +108,7 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ("[experiment]\ndim = 30", r"experiment\.dim: expected a multiple of 4, got 30"),
         ("[[lte]]\n", r"lte: expected a table: \[lte\], got \[\{\}\]"),
         ("[retention]\nrollback_days = -1", r"retention\.rollback_days: expected 0 or more, got -1"),
-        ("[ranker]\nheld_out_days = 9\ntrain_days = 9", r"ranker\.held_out_days: expected less than .* = 9, got 9"),
+        ("[ranker]\nvalidation_days = 9\ntrain_days = 9", r"ranker\.validation_days: expected less than .* = 9, got 9"),
         ('[ranker]\nobjective = "clm"', r"ranker\.objective: expected next_day, because .*, got 'clm'"),
         ("[ranker]\nmax_length = 101", r"ranker\.max_length: expected 100 or less, got 101"),
         (
@@ -278,3 +282,14 @@ def test_a_window_is_written_as_it_is_read() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.name)
 def test_every_shipped_configuration_is_good(path: Path) -> None:
     assert load_deployment(path, {}).deployment.name == path.stem
+
+
+def test_an_old_key_in_a_variable_names_the_new_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ranker\.held_out_days: expected the new name ranker\.validation_days"):
+        load(tmp_path, LTE_RANKER__HELD_OUT_DAYS="2")
+
+
+def test_settings_that_an_earlier_version_saved_with_a_model_are_read() -> None:
+    saved = {"held_out_days": 3, "train_days": 30, "dim": 8}
+    assert with_new_keys("ranker", saved) == {"validation_days": 3, "train_days": 30, "dim": 8}
+    assert RankerSection(**with_new_keys("ranker", saved)).validation_days == 3

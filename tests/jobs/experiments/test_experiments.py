@@ -73,8 +73,8 @@ DS = date(2021, 3, 31)
 N_ITEMS, N_USERS, DIM = 30, 40, 8
 TINY = {
     "SEEDS": "0,1",
-    "HOLDOUT_DAYS": "2",
-    "HELD_OUT_DAYS": "1",
+    "TEST_DAYS": "2",
+    "VALIDATION_DAYS": "1",
     "TRAIN_DAYS": "40",
     "STRIDE_DAYS": "4",
     "EPOCHS": "1",
@@ -267,7 +267,7 @@ def test_a_plot_of_nothing_to_compare_says_so(tmp_path: Path) -> None:
 
 def test_days_are_days_on_which_anybody_came_and_never_overlap() -> None:
     open_days = [DS - timedelta(days=back) for back in range(60) if back % 7]  # closed once a week
-    settings = ExperimentSection(holdout_days=3, held_out_days=2, train_days=30, stride_days=2)
+    settings = ExperimentSection(test_days=3, validation_days=2, train_days=30, stride_days=2)
     days = experiment_days(open_days, settings, None)
     ordered = sorted(open_days)
     assert list(days.test) == ordered[-3:]
@@ -288,7 +288,7 @@ def test_too_few_days_or_a_ds_without_data_is_refused(ds: date | None) -> None:
 
 def test_days_to_train_on_that_are_all_kept_from_training_are_refused() -> None:
     days = [DS - timedelta(days=back) for back in range(60)]
-    settings = ExperimentSection(holdout_days=3, held_out_days=3, train_days=3)
+    settings = ExperimentSection(test_days=3, validation_days=3, train_days=3)
     with pytest.raises(ModelError, match=r"experiment.train_days = 3: no day .* from 2021-03-26 on is left"):
         experiment_days(days, settings, None)
 

@@ -1,0 +1,42 @@
+"""Settings that had another name in an earlier version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jobs.config.window import ConfigError
+
+# Section and old key to the new key; the version that renamed the key is in CHANGELOG.md.
+RENAMED = {
+    ("ranker", "held_out_days"): "validation_days",
+    ("experiment", "held_out_days"): "validation_days",
+    ("experiment", "holdout_days"): "test_days",
+    ("experiment", "max_holdout"): "max_test_examples",
+}
+
+
+def refuse_old_keys(section: str, keys: Iterable[str]) -> None:
+    """Name the new key where an old one is set: an old key that is read silently would be written for ever.
+
+    Args:
+        section: Of the configuration.
+        keys: That the section sets.
+
+    Raises:
+        ConfigError: A key was renamed.
+    """
+    for key in keys:
+        if (section, key) in RENAMED:
+            new = RENAMED[section, key]
+            raise ConfigError(f"{section}.{key}: expected the new name {section}.{new}, got the old one; rename it")
+
+
+def with_new_keys(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version saved with a model, under the names of this version.
+
+    Args:
+        section: Of the configuration.
+        values: Setting to value.
+    """
+    return {RENAMED.get((section, key), key): value for key, value in values.items()}
