@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.landing.checks import RowRules
+from jobs.landing.erased import erased_users
 from jobs.landing.event_days import DAYS_BACK, _existing, _states, _write_event_days
 from jobs.landing.files import LandingError, LandingFile, filesystem, landing_files, misplaced_files
 from jobs.landing.merge import (
@@ -148,7 +149,7 @@ def _held_days(lake: Lake, table: Table, batch: Batch) -> list[tuple[date, date 
 
 def _staged(lake: Lake, deployment: Deployment, batch: Batch, staging: str) -> Staged:
     """Read the files once, keep the rows, and count them."""
-    rules = RowRules(deployment.interactions.types, deployment.interactions.earliest)
+    rules = RowRules(deployment.interactions.types, deployment.interactions.earliest, erased_users(lake))
     rows: dict[str, DataFrame] = {}
     counts = {file: FileCounts() for file in batch.files}
     for target in TARGETS:

@@ -5,7 +5,7 @@ from schemas.ingest import INGEST_LOG, QUARANTINE
 from schemas.interactions import EVENT_DAYS, INTERACTIONS
 from schemas.items import ITEM_EMBEDDINGS, ITEMS
 from schemas.lte import LTE_DRIFT, METHODS, POOLED_METHODS, USER_LTE
-from schemas.operations import GATE_RESULTS, LIVE_SNAPSHOT, METRICS, MODEL_RUNS, RUNS
+from schemas.operations import ERASURE_REQUESTS, ERASURES, GATE_RESULTS, LIVE_SNAPSHOT, METRICS, MODEL_RUNS, RUNS
 from schemas.table import MAX_ID_BYTES, Table, column
 from schemas.training import TRAINING_EXAMPLES, USER_HISTORIES
 
@@ -29,10 +29,14 @@ TABLES: dict[str, Table] = {
         MODEL_RUNS,
         GATE_RESULTS,
         LIVE_SNAPSHOT,
+        ERASURE_REQUESTS,
+        ERASURES,
     )
 }
 
 __all__ = [
+    "ERASURES",
+    "ERASURE_REQUESTS",
     "EVENT_DAYS",
     "EXPERIMENTS",
     "EXPERIMENT_EXAMPLES",

@@ -16,6 +16,12 @@ QUARANTINE = Table(
             column("detail", StringType(), "The offending column and value."),
             column("raw", StringType(), "The row as JSON text, shortened."),
             column("landing_ds", DateType(), "Landing day of the file."),
+            column(
+                "found_user_id",
+                StringType(),
+                "The user that the row is about, as far as it can be told: 740017 where the file said 740017.0.",
+                nullable=True,
+            ),
         ]
     ),
     key=("target", "source_file", "line"),

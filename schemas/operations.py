@@ -1,4 +1,13 @@
-from pyspark.sql.types import BooleanType, DateType, DoubleType, IntegerType, LongType, StringType, StructType
+from pyspark.sql.types import (
+    BooleanType,
+    DateType,
+    DoubleType,
+    IntegerType,
+    LongType,
+    StringType,
+    StructType,
+    TimestampType,
+)
 
 from schemas.table import Table, column
 
@@ -88,7 +97,7 @@ LIVE_SNAPSHOT = Table(
     schema=StructType(
         [
             column("sequence", LongType(), "Counts from 1.", minimum=1),
-            column("action", StringType(), "How it went live.", values=("publish", "rollback")),
+            column("action", StringType(), "How it went live.", values=("publish", "rollback", "erase")),
             column("ds", DateType(), "Data day of the snapshot."),
             column("basis_version", StringType(), "Basis of its vectors."),
             column("method", StringType(), "Method of its LTEs."),
@@ -101,4 +110,34 @@ LIVE_SNAPSHOT = Table(
         ]
     ),
     key=("sequence",),
+)
+
+ERASURE_REQUESTS = Table(
+    name="erasure_requests",
+    comment="Users who ask to be forgotten. The row goes with the user: `lte erase --requests` deletes it.",
+    schema=StructType(
+        [
+            column("user_id", StringType(), "Who asks."),
+            column("requested_ts", TimestampType(), "When, UTC."),
+        ]
+    ),
+    key=("user_id",),
+)
+
+ERASURES = Table(
+    name="erasures",
+    comment="One row an erased user, without personal data: the proof of the erasure, and what keeps the user out.",
+    schema=StructType(
+        [
+            column("user_hash", StringType(), "Keyed BLAKE2b of the user_id."),
+            column("salt", StringType(), "Key of the hash, the same in all rows."),
+            column("erased_ts", TimestampType(), "When the last erasure of this user ended, UTC."),
+            column("n_rows", LongType(), "Rows deleted or redacted in tables, over all erasures.", minimum=0),
+            column("n_files", LongType(), "Copies and pages deleted or redacted.", minimum=0),
+            column("n_versions", LongType(), "Snapshots of the online store that held the user.", minimum=0),
+            column("is_kept_out", BooleanType(), "Whether ingest drops the user's rows from now on."),
+            column("bundles", StringType(), "JSON: bundles of models that were trained before the erasure."),
+        ]
+    ),
+    key=("user_hash",),
 )

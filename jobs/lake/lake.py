@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -23,6 +23,8 @@ import pyarrow as pa
 from deltalake.exceptions import DeltaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructField
 
 from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
@@ -106,6 +108,8 @@ class Lake:
             return self.spark.createDataFrame([], table.row_type())
         reader = self.spark.read.format("delta")
         df = (reader if version is None else reader.option("versionAsOf", version)).load(self.path(table))
+        for field in _later_columns(table, df.columns):
+            df = df.withColumn(field.name, F.lit(None).cast(field.dataType))
         if set(df.columns) != set(table.columns):
             raise TableError(f"table {table.name}: columns on disk {df.columns} are not the declared {table.columns}")
         df = df.select(*table.columns)
@@ -119,9 +123,18 @@ class Lake:
             yield from arrow_batches(self.path(table), columns=columns, where=where)
 
     def create(self, table: Table) -> None:
-        """Create the table with its types, comments, constraints and retention, unless it is there."""
+        """Create the table with its types, comments, constraints and retention, unless it is there.
+
+        A table that an earlier version of this code wrote gets the nullable columns that were declared since.
+        """
         if self.version(table) is None:
             self._create(table, "ignore")
+            return
+        delta = _delta(self.path(table))
+        later = _later_columns(table, [field.name for field in delta.schema().fields])
+        if later:
+            schema = deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": _delta_fields(later)}))
+            delta.alter.add_columns(list(schema.fields))
 
     def renew(self, table: Table) -> None:
         """Empty a table that an earlier version of this code wrote with other columns; its history stays.
@@ -135,12 +148,11 @@ class Lake:
             self._create(table, "overwrite")
 
     def _create(self, table: Table, mode: Literal["ignore", "overwrite"]) -> None:
-        fields = [field.jsonValue() | {"metadata": {"comment": field.metadata["comment"]}} for field in table.schema]
         if not is_url(self.root):
             Path(self.root).mkdir(parents=True, exist_ok=True)
         delta = deltalake.DeltaTable.create(
             self.path(table),
-            schema=deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": fields})),
+            schema=deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": _delta_fields(table.schema)})),
             mode=mode,
             partition_by=list(table.partition_by) or None,
             name=table.name,
@@ -318,6 +330,15 @@ class Lake:
         delta.cleanup_metadata()
         delta.alter.set_table_properties({LOG_RETENTION: kept})
         _delete_checksums(self.path(table))
+
+
+def _delta_fields(fields: Iterable[StructField]) -> list[dict[str, Any]]:
+    return [field.jsonValue() | {"metadata": {"comment": field.metadata["comment"]}} for field in fields]
+
+
+def _later_columns(table: Table, found: Sequence[str]) -> list[StructField]:
+    """Nullable columns that were declared after the table was written: null in every row of it."""
+    return [field for field in table.schema if field.nullable and field.name not in found]
 
 
 @contextmanager

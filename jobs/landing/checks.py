@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.landing.erased import ErasedUsers
 from schemas import MAX_ID_BYTES
 
 Values: TypeAlias = "pa.Array | list[Any]"
@@ -37,10 +38,12 @@ class RowRules:
     Attributes:
         types: Interaction types.
         earliest: First UTC day an event may be of.
+        erased: Users whose rows stay out.
     """
 
     types: tuple[str, ...]
     earliest: date
+    erased: ErasedUsers | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from datetime import date
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from jobs.landing.erased import ERASED_USER
 from jobs.landing.files import LandingError, LandingFile
 from schemas import INTERACTIONS, ITEMS, Table
 
@@ -120,7 +121,9 @@ def refuse_bad_shares(batch: Batch, counts: Counts, max_bad_share: float) -> Non
     for file in batch.files:
         by_day[file.ds, file.target].append(file)
     for (day, target), files in sorted(by_day.items()):
-        n_read, n_bad = sum(counts[f].n_read for f in files), sum(counts[f].n_quarantined for f in files)
+        n_read = sum(counts[f].n_read for f in files)
+        # Rows of erased users are as they should be, not bad.
+        n_bad = sum(counts[f].n_quarantined - counts[f].faults[ERASED_USER] for f in files)
         n_lost = sum(counts[f].is_refused for f in files)
         share = max(n_bad / max(n_read, 1), n_lost / len(files))
         if share > max_bad_share:
@@ -195,6 +198,7 @@ def duplicates(ranked_rows: DataFrame, table: Table, values: Sequence[str]) -> D
         F.concat(F.lit("same key as "), holder).alias("detail"),
         F.to_json(F.struct(*shown)).alias("raw"),
         "landing_ds",
+        (F.col("user_id") if table is INTERACTIONS else F.lit(None).cast("string")).alias("found_user_id"),
     )
 
 

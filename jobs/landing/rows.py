@@ -15,8 +15,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, LongType, StringType, StructField, StructType
 
 from jobs.landing.checks import Checked, RowRules, checks_of, reasons_of
+from jobs.landing.erased import ERASED_USER, REDACTED, plain_id
 from jobs.landing.files import LandingFile
-from jobs.landing.raw_text import raw_json
+from jobs.landing.raw_text import _scalar, raw_json
 from jobs.landing.readers import FileRefusedError, Ignored, Piece, RawRows, Reject, raw_pieces
 from schemas import INTERACTIONS, ITEMS, QUARANTINE
 
@@ -32,7 +33,7 @@ BYTES_PER_PARTITION = 32 << 20
 TALLY_LINE = -1
 FILE_LINE = 0
 PLACE = ("source_file", "line", "landing_ds")
-FAULT = ("reason", "detail", "raw")
+FAULT = ("reason", "detail", "raw", "found_user_id")
 
 ARROW_TYPES = {
     "string": pa.string(),
@@ -137,14 +138,19 @@ def _typed(piece: Piece, file: LandingFile, rules: RowRules) -> pa.RecordBatch:
     if file.target == "items":
         checked["item_id"] = _with_content(checked)
     reasons = pc.coalesce(*[each.reasons for each in checked.values()])
+    user_ids = piece.columns.get("user_id", nothing)
+    is_erased = rules.erased.mask(user_ids) if rules.erased else None
+    if is_erased is not None:
+        reasons = pc.if_else(is_erased, pa.scalar(ERASED_USER), reasons)
     is_good = reasons.is_null()
-    details, raws = _explained(piece, checked, reasons)
+    details, raws, found = _explained(piece, checked, reasons, user_ids)
     values = {
         name: pc.if_else(is_good, each.values, pa.scalar(None, each.values.type)) for name, each in checked.items()
     }
     if file.target == "items":
         values["title"] = pc.if_else(is_good, pc.fill_null(values["title"], ""), values["title"])
     fixed = {"line": pa.array(piece.lines, pa.int64()), "reason": reasons, "detail": details, "raw": raws}
+    fixed["found_user_id"] = found
     return _batch(file, n_rows, {**fixed, **values})
 
 
@@ -159,16 +165,23 @@ def _with_content(checked: Mapping[str, Checked]) -> Checked:
     return Checked(item_id.values, pc.coalesce(item_id.reasons, own))
 
 
-def _explained(piece: RawRows, checked: Mapping[str, Checked], reasons: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Detail (first faulty column and its value) and raw text of the bad rows; null for the others."""
+def _explained(
+    piece: RawRows, checked: Mapping[str, Checked], reasons: pa.Array, user_ids: pa.Array | Sequence[Any]
+) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Detail (first faulty column and its value), raw text and user of the bad rows; null for the others."""
     details: list[str | None] = [None] * len(reasons)
     raws: list[str | None] = [None] * len(reasons)
+    found: list[str | None] = [None] * len(reasons)
     for i in pc.indices_nonzero(reasons.is_valid()).to_pylist():
+        if reasons[i].as_py() == ERASED_USER:  # counted, but nothing of the row is kept
+            details[i], raws[i] = "", REDACTED
+            continue
+        found[i] = plain_id(_scalar(user_ids[i]) if isinstance(user_ids, pa.Array) else user_ids[i])
         column = next(name for name, each in checked.items() if each.reasons[i].is_valid)
         raws[i] = piece.raw(i)
         value = json.loads(raws[i] or "{}").get(column)
         details[i] = f"{column} = {json.dumps(value, ensure_ascii=False)}"
-    return pa.array(details, pa.string()), pa.array(raws, pa.string())
+    return pa.array(details, pa.string()), pa.array(raws, pa.string()), pa.array(found, pa.string())
 
 
 def _faults(rejects: Sequence[Reject], file: LandingFile) -> pa.RecordBatch:

@@ -62,7 +62,10 @@ def shop(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     lake = Lake(sail, deployment.paths.lake)
     fill(lake, deployment)
     put(lake, INGEST_LOG, [("interactions", HOSTILE, 7, 4, 1, 2, DS), ("items", "", 0, 0, 0, 0, DS)])
-    bad = [("interactions", HOSTILE, line, "unknown type", f"interaction_type {HOSTILE}", "{}", DS) for line in (1, 2)]
+    bad = [
+        ("interactions", HOSTILE, line, "unknown type", f"interaction_type {HOSTILE}", "{}", DS, None)
+        for line in (1, 2)
+    ]
     put(lake, QUARANTINE, bad)
     put(lake, USER_LTE, [(HOSTILE, [2.0, 0.0], 1, 0, BASIS, DS, "uniform", "365-60")])  # too long, and too many
     validate_day(lake, deployment, DS)

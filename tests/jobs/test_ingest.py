@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from jobs.config.sections import Deployment
 from jobs.ingest import ingest
 from jobs.lake.lake import Lake
 from jobs.lake.reader import lake_reader
+from jobs.landing.erased import user_hash
 from jobs.landing.files import LandingError, LandingFile, landing_files
 from jobs.lte.inputs import read_staleness
-from schemas import EVENT_DAYS, INGEST_LOG, INTERACTIONS, ITEMS, METRICS, QUARANTINE, Table
+from schemas import ERASURES, EVENT_DAYS, INGEST_LOG, INTERACTIONS, ITEMS, METRICS, QUARANTINE, Table
 
 HEADER = "user_id,item_id,event_ts,interaction_type"
 DS = date(2017, 1, 2)
@@ -71,6 +72,19 @@ def test_bad_rows_have_reasons_and_lines_and_counts_are_conserved(lake: Lake, de
     assert found == dict(enumerate(reasons.split(), start=9))
     log = lake.read(INGEST_LOG).collect()[0]
     assert (log.rows_read, log.rows_accepted, log.rows_duplicate, log.rows_quarantined) == (17, 8, 1, 8)
+
+
+def test_a_late_landing_does_not_bring_an_erased_user_back(lake: Lake, deployment: Deployment) -> None:
+    salt = "00112233445566778899aabbccddeeff"
+    moment = datetime(2017, 1, 1, tzinfo=UTC)
+    erased = [(user_hash(salt, user), salt, moment, 1, 0, 0, user == "17", "[]") for user in ("17", "18")]
+    lake.replace_rows(erased, ERASURES, {"salt": salt})
+    events = [f"{user},i1,2017-01-02T10:00:00Z,click" for user in ("17", "18", "178", "17.0", "\t17")]
+    land(deployment, "2017-01-02", "a.csv", *events, "17,i1,no day,click")
+    ingest(lake, deployment, DS)  # four of six rows are kept out, and are not bad: max_bad_share is 0.5
+    assert sorted(row.user_id for row in lake.read(INTERACTIONS).collect()) == ["178", "18"]
+    kept = [(row.reason, row.detail, row.raw, row.found_user_id) for row in lake.read(QUARANTINE).collect()]
+    assert kept == [("erased_user", "", "erased", None)] * 4
 
 
 def test_rerun_and_hole_filling_leave_the_same_tables(lake: Lake, deployment: Deployment) -> None:

@@ -40,7 +40,7 @@ def shop(deployment: Deployment, lake: Lake) -> Deployment:
     refresh_event_days(lake, [first, DAY])
     put(lake, USER_LTE, *[(user, [1.0], 1, 0, BASIS, DAY, "uniform", "365-60") for user in ("17", "178")])
     raws = ['{"user_id": 17, "item_id": "x"}', '{"line": "17,i\\n"}', '{"user_id": "178", "at": "10:17:00"}']
-    put(lake, QUARANTINE, *[("interactions", "f", n, "why", "event_ts", raw, DAY) for n, raw in enumerate(raws)])
+    put(lake, QUARANTINE, *[("interactions", "f", n, "why", "event_ts", raw, DAY, None) for n, raw in enumerate(raws)])
     gate = {"table": "user_lte", "expectation": "norm", "success": False, "observed": "3", "expected": "0", "ds": DAY}
     gate |= {"n_unexpected": 1, "sample": '[{"user_id": "17"}]'}
     put(lake, GATE_RESULTS, tuple(gate.get(name) for name in GATE_RESULTS.columns))

@@ -55,6 +55,9 @@ EVERY_TYPE = Table(
 )
 
 
+LATER = column("later", StringType(), "Declared later.", nullable=True)
+
+
 def row(key: int, ds: date = DAY, **other: object) -> dict[str, object]:
     return {
         "id": key,
@@ -371,3 +374,18 @@ def test_a_predicate_quotes_its_values() -> None:
     )
     with pytest.raises(TableError, match="predicate on ds has no value"):
         predicate_sql({"ds": []})
+
+
+def test_a_table_of_an_earlier_version_gets_the_nullable_columns_that_were_declared_since(engine_lake: Lake) -> None:
+    today = Table("t", "A row.", StructType([column("k", StringType(), "Key."), LATER]), ("k",))
+    before = Table("t", "A row.", StructType([column("k", StringType(), "Key.")]), ("k",))
+    engine_lake.append(engine_lake.spark.createDataFrame([("old",)], "k string"), before)
+    assert [tuple(row) for row in engine_lake.read(today).collect()] == [("old", None)]
+    engine_lake.append(engine_lake.spark.createDataFrame([("new", "x")], "k string, later string"), today)
+    found = sorted(map(tuple, engine_lake.read(today).collect()))
+    assert found == [("new", "x"), ("old", None)]
+    engine_lake.replace(
+        engine_lake.spark.createDataFrame([("old", "y")], "k string, later string"), today, {"k": "old"}
+    )
+    streamed = [tuple(row.values()) for batch in engine_lake.batches(today) for row in batch.to_pylist()]
+    assert sorted(streamed) == [("new", "x"), ("old", "y")]
