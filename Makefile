@@ -12,9 +12,12 @@ export VENV PORT
 override VENV := $(abspath $(VENV))
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+# The site has a virtual environment of its own: mkdocs reads the code as text and needs none of its requirements.
+SITE_VENV := build/site-venv
+SITE_READY := $(SITE_VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install lock docs run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments test-spark test-control clean distclean
+.PHONY: help install lock pages docs run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments test-spark test-control clean distclean
 
 help: ## this list
 	@echo "make TARGET [CONFIG=configs/complete_journey.toml] [DS=2017-12-31] [PORT=8080] [VENV=.venv]"
@@ -28,6 +31,17 @@ install: $(READY) ## virtual environment with the tested versions
 
 lock: ## resolve pyproject.toml again: exact versions and hashes, for `make install`, the image and the site
 	@scripts/lock.sh
+
+pages: $(READY) ## write docs/reference/ from the code: tables, configuration, command line
+	@$(BIN)/python scripts/reference_pages.py
+
+docs: $(SITE_READY) ## the site of docs/, into build/site; fails on a warning or a broken link
+	@$(SITE_VENV)/bin/mkdocs build --strict --quiet --site-dir build/site
+
+$(SITE_READY): docs/constraints.txt
+	python3 -m venv $(SITE_VENV)
+	$(SITE_VENV)/bin/python -m pip install --quiet --require-hashes --requirement docs/constraints.txt
+	@touch $@
 
 run: $(READY) ## from nothing to a live snapshot: the sample's last two days through Airflow
 	@scripts/run.sh "$(CONFIG)" "$(DS)"

@@ -1,4 +1,4 @@
-"""Build the ranker's examples: interactions -> training_examples, point-in-time (DESIGN section 8).
+"""Build the ranker's examples: interactions -> training_examples, point-in-time (ADR 0008).
 
 An example is a user at an anchor day: the sequence and the counts up to the end of that day, and the items of the day
 after. Anchors that are in the table, built from the same inputs, are left alone: a daily run adds one day, a first run

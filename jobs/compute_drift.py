@@ -3,7 +3,7 @@
 Reads user_lte, interactions, item_embeddings; writes lte_drift and metrics. What entered and left each window is
 counted from the interactions again, so that the bound is independent of the LTEs that it judges. An earlier LTE that no
 longer fits the interactions (late data), or was made with other settings, is counted and not judged. The autoencoder's
-LTEs are no averages, so no bound covers them (DESIGN section 6): they have norms here, and are compared by validate.
+LTEs are no averages, so no bound covers them (ADR 0006): they have norms here, and are compared by validate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Extend the semantic basis by the catalogue's new items: items -> item_embeddings (DESIGN section 4).
+"""Extend the semantic basis by the catalogue's new items: items -> item_embeddings (ADR 0004).
 
 Only items without a vector in the configured basis are encoded; vectors that are there never change.
 """

@@ -1,4 +1,4 @@
-"""The last step of a day: load the audited slice of user_lte into the online store, make it live (DESIGN section 9)."""
+"""The last step of a day: load the audited slice of user_lte into the online store, make it live (ADR 0009)."""
 
 from __future__ import annotations
 

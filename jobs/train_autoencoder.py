@@ -1,4 +1,4 @@
-"""Train the autoencoder on the histories of ds: interactions -> user_histories -> a bundle (DESIGN section 7).
+"""Train the autoencoder on the histories of ds: interactions -> user_histories -> a bundle (ADR 0007).
 
 Starts from yesterday's bundle where there is one in the same basis, and goes on from its checkpoint after a kill.
 """

@@ -1,4 +1,4 @@
-"""Train the ranker on the anchors before ds: training_examples -> a bundle (DESIGN section 8).
+"""Train the ranker on the anchors before ds: training_examples -> a bundle (ADR 0008).
 
 Run after build_examples. Trains on targets up to and including ds - 1; the interactions of ds are the test day of
 evaluate_ranker. Starts from yesterday's bundle where there is one, and goes on from its checkpoint after a kill.

@@ -1,4 +1,4 @@
-"""Writes docs/tables.md from the declarations: ``python -m schemas.docs docs/tables.md``."""
+"""Writes docs/reference/tables.md from the declarations: ``python -m schemas.docs docs/reference/tables.md``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schemas import TABLES, Table
 
 HEADER = """# Tables
 
-Generated from `schemas/` by `python -m schemas.docs docs/tables.md`; a test holds the two equal. All tables are Delta
+Generated from `schemas/` by `make pages`; a test holds the two equal. All tables are Delta
 tables under `paths.lake`; all days and times are UTC.
 """
 

@@ -38,7 +38,7 @@ EXPERIMENTS = Table(
             column(
                 "history",
                 StringType(),
-                "History features (DESIGN section 11); none: no model.",
+                "History features (ADR 0011); none: no model.",
                 values=("off", "on", "none"),
             ),
             column("metric", StringType(), "Name, with its cutoff or unit."),

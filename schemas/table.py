@@ -1,4 +1,4 @@
-"""How a table is declared: once, here; jobs, expectations, tests and docs/tables.md derive from it."""
+"""How a table is declared: once, here; jobs, expectations, tests and docs/reference/tables.md derive from it."""
 
 from __future__ import annotations
 

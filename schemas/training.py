@@ -28,7 +28,7 @@ def _past(name: str, dtype: IntegerType | FloatType, comment: str) -> StructFiel
 TRAINING_EXAMPLES = Table(
     name="training_examples",
     comment="One user at one anchor: the past up to the end of anchor_ds, and the items of the day after. Nothing "
-    "but targets lies after the anchor (DESIGN, section 8).",
+    "but targets lies after the anchor (ADR 0008).",
     schema=StructType(
         [
             column("user_id", StringType(), "User with an interaction on the day after the anchor."),

@@ -3,7 +3,7 @@
     python scripts/results_tables.py "Online Retail II=data/online_retail_ii/reports/experiments/online_retail_ii" ...
 
 Each argument is a title and a folder with the CSV files that an experiment wrote. Bold: the sign is the same in all
-seeds and days that decide, see ``verdict`` in docs/tables.md.
+seeds and days that decide, see ``verdict`` in docs/reference/tables.md.
 """
 
 from __future__ import annotations

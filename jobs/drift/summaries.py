@@ -186,7 +186,7 @@ def _labelled(rows: DataFrame, by: Sequence[str]) -> Metrics:
 
 
 def own_nearest_shares(user_lte: DataFrame, ds: date, offsets: Sequence[int]) -> Metrics:
-    """Share of sampled users whose nearest earlier LTE is their own: what raw cosines do not show (DESIGN section 11).
+    """Share of sampled users whose nearest earlier LTE is their own: what raw cosines do not show (ADR 0011).
 
     The sample is the users with the smallest MD5 of their id: the same in every run and on every engine. The share
     falls as the sample grows.

@@ -1,8 +1,8 @@
 """What the gates of a day judge: a few numbers a slice, computed once in the engine, beside what they are held against.
 
 Yesterday is ds - 1. Where there is nothing to compare with, a value is None and the reason stands in ``skipped``: its
-gate is not judged, and says so. Quantiles and counts of users, never means, which hide what happens to some (DESIGN
-section 6).
+gate is not judged, and says so. Quantiles and counts of users, never means, which hide what happens to some (ADR
+0006).
 """
 
 from __future__ import annotations

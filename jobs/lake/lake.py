@@ -1,4 +1,4 @@
-"""All Delta I/O, on every engine; the only module that knows Delta (DESIGN section 2).
+"""All Delta I/O, on every engine; the only module that knows Delta (ADR 0002).
 
 Every write goes through :meth:`Lake.replace` or :meth:`Lake.append`, which cast by name to the declared schema and
 refuse what does not fit, because engines differ in what they check: Sail stores a string in a long column, and rows

@@ -1,4 +1,4 @@
-"""Spark sessions on every engine, through one API: Spark Connect (DESIGN section 2)."""
+"""Spark sessions on every engine, through one API: Spark Connect (ADR 0002)."""
 
 from __future__ import annotations
 

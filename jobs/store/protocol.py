@@ -1,4 +1,4 @@
-"""The online store: exactly one live version of LTEs, and the reader that serves it (DESIGN section 9).
+"""The online store: exactly one live version of LTEs, and the reader that serves it (ADR 0009).
 
 A version is one load of one slice of ``user_lte``. The pointer names the live version and the one before it; it is
 swapped atomically, so a reader sees all of the old version or all of the new one. :mod:`jobs.store.lmdb_store` and

@@ -1,4 +1,4 @@
-"""What changes the live snapshot: publish, roll back, delete a user (DESIGN section 9).
+"""What changes the live snapshot: publish, roll back, delete a user (ADR 0009).
 
 Publishing loads a new version beside the live one, reads it back and compares it with its source, and only then swaps
 the pointer. Whatever stops it before the swap leaves the live version as it was; what it left behind is removed by

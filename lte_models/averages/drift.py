@@ -1,4 +1,4 @@
-"""How far LTEs may move between two days and how far they did (paper, section 7.1; DESIGN section 6).
+"""How far LTEs may move between two days and how far they did (paper, section 7.1; ADR 0006).
 
 LTE_t = sum over items i of w_t(i) e_i, with weights that sum to 1, or all 0 for a user without known items. Write
 m_t(i) for the masses before normalising, M_t for their sum and K = sum_i min(m_t(i), m_s(i)) for what both days share,

@@ -110,7 +110,7 @@ def unit_rows(vectors: Float32Array, names: Sequence[str]) -> Float32Array:
 
 
 def aggregate(image: Float32Array | None, text: Float32Array | None, names: Sequence[str]) -> Float32Array:
-    """Make one unit vector an item from its picture and its text (DESIGN section 4).
+    """Make one unit vector an item from its picture and its text (ADR 0004).
 
     Each is scaled to length 1, both are averaged, and the mean is scaled to length 1. Only one: that one.
 

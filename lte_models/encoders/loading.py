@@ -1,4 +1,4 @@
-"""Item encoders behind one protocol, and the identity of the semantic basis that they make (DESIGN section 4).
+"""Item encoders behind one protocol, and the identity of the semantic basis that they make (ADR 0004).
 
 Importing this module loads no model library: a run without new items needs only the digest of the weights.
 Axes: N items or texts, D embedding size.

@@ -44,7 +44,7 @@ HISTORY_FEATURES = len(FEATURE_SCALES)
 
 
 def history_features(user: IntArray, past: Mapping[str, Float32Array], n_users: int) -> Float32Array:
-    """Describe a user's past with an item, for the history logits (DESIGN, section 11).
+    """Describe a user's past with an item, for the history logits (ADR 0011).
 
     Args:
         user: int [P].

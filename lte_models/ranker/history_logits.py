@@ -1,4 +1,4 @@
-"""Logits that counting would give: from a user's own past with an item and from its recent popularity (DESIGN 11).
+"""Logits that counting would give: from a user's own past with an item and from its recent popularity (ADR 0011).
 
 Axes: B users, P past items of all users together, V items, S candidates. Row 0 is padding, rows 1..V are items.
 """

@@ -46,7 +46,7 @@ def drift_rows(lake, method="uniform", offset=1):
 
 
 def test_by_hand(engine_lake, configured):
-    # turned: ten times a in both windows, c enters: 1 -> 9/11 (DESIGN section 6). same: nothing changes.
+    # turned: ten times a in both windows, c enters: 1 -> 9/11 (ADR 0006). same: nothing changes.
     # new: first interaction enters; left: last one leaves; latest: b is known from ds on, so it enters too.
     put_basis(engine_lake, {"a": A, "c": C, "b": B}, first_ds={"b": DS})
     events = [Event("turned", "a", 100)] * 10 + [Event("turned", "c", 60), Event("same", "a", 100)]

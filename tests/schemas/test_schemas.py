@@ -7,8 +7,8 @@ from schemas.docs import tables_markdown
 
 
 def test_the_page_in_docs_is_the_declarations() -> None:
-    assert (ROOT / "docs" / "tables.md").read_text(encoding="utf-8") == tables_markdown(), (
-        "run: python -m schemas.docs docs/tables.md"
+    assert (ROOT / "docs" / "reference" / "tables.md").read_text(encoding="utf-8") == tables_markdown(), (
+        "run: python -m schemas.docs docs/reference/tables.md"
     )
 
 
