@@ -17,6 +17,7 @@ from jobs.config.loading import default_config, load_deployment
 from jobs.config.sections import Deployment
 from jobs.runtime.entry import FAILED_EXIT_CODE, run_job
 from jobs.runtime.flags import parse_ds
+from jobs.runtime.text import printable
 
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 SECRET_NAME = re.compile(r"secret|password|token|credential|access[._-]?key", re.IGNORECASE)
@@ -42,7 +43,9 @@ examples:
 
 
 def _print(as_json: bool, value: Any, text: str) -> None:
-    print(json.dumps(value, indent=2, default=str) if as_json else text)
+    # Titles and ids come from files: only the line breaks between our own lines are kept.
+    lines = [json.dumps(value, indent=2, default=str)] if as_json else map(printable, text.split("\n"))
+    print("\n".join(lines))
 
 
 def _run(args: argparse.Namespace, deployment: Deployment) -> None:

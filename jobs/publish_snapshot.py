@@ -19,6 +19,7 @@ from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import RUN_TYPES, job_parser
+from jobs.runtime.progress import say
 from jobs.store.journal import log_switches
 from jobs.store.opening import open_store
 from jobs.store.protocol import OnlineStore
@@ -200,7 +201,7 @@ def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSou
 
 
 class _Progress:
-    """Prints the steps of a publish, and one chunk in so many."""
+    """Tells the steps of a publish, and one chunk in so many."""
 
     def __init__(self) -> None:
         self._chunks = 0
@@ -208,7 +209,7 @@ class _Progress:
     def __call__(self, step: str, detail: str) -> None:
         self._chunks += step == "load"
         if step != "load" or self._chunks % PROGRESS_CHUNKS == 1:
-            print(f"publish_snapshot: {step} {detail}".rstrip(), flush=True)
+            say("publish_snapshot", f"{step} {detail}".rstrip())
 
 
 def _outcome(done: Publication, store: OnlineStore) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from multiprocessing import get_context
 
 from jobs.config.sections import ExperimentSection
 from jobs.experiments.training import AnyWork, result_file, run_work
+from jobs.runtime import progress
 
 
 class ExperimentError(RuntimeError):
@@ -21,8 +21,9 @@ class ExperimentError(RuntimeError):
 
 
 def say(text: str) -> None:
-    """Print progress; standard output is for findings."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell progress, one line of the log for each line of ``text``; standard output is for findings."""
+    for line in text.splitlines():
+        progress.say("experiment", line)
 
 
 @contextmanager

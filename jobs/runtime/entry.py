@@ -2,37 +2,86 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from jobs.config.window import ConfigError
+from jobs.runtime.faults import sentence_of
+from jobs.runtime.progress import say, show_progress, tell
 
 CONFIG_EXIT_CODE = 2
 FAILED_EXIT_CODE = 1
-OUR_PACKAGES = ("jobs", "lte_models", "schemas", "__main__")
+
+# What a shell reports of a process that SIGPIPE or SIGINT ended: 128 and the signal's number.
+BROKEN_PIPE_EXIT_CODE = 141
+INTERRUPTED_EXIT_CODE = 130
 
 
 def run_job(main: Callable[[], object]) -> NoReturn:
     """Run a job's ``main`` and exit.
 
-    Errors of our own are written for a reader, so they are shown without a stack trace; any other error is a defect and
-    keeps its trace.
+    Errors of our own and faults of the machine (a full disk, a missing permission, a damaged table) are told in one
+    sentence. Any other error is a defect and keeps its trace.
 
     Raises:
-        SystemExit: 0 when ``main`` returned, 1 when an input or a gate failed, 2 when the configuration is wrong.
+        SystemExit: 0 when ``main`` returned, 1 when an input, a gate or the machine failed, 2 when the configuration is
+            wrong, 130 after an interrupt, 141 when nobody reads standard output any more.
     """
+    show_progress()
+    try:
+        sys.exit(_exit_code(main))
+    finally:
+        _flush()
+
+
+def _exit_code(main: Callable[[], object]) -> int:
     try:
         main()
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT_CODE
     except ConfigError as error:
-        _show(error)
-        sys.exit(CONFIG_EXIT_CODE)
+        tell(f"ConfigError: {error}")
+        return CONFIG_EXIT_CODE
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in OUR_PACKAGES:
-            raise
-        _show(error)
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return BROKEN_PIPE_EXIT_CODE
+        sentence = sentence_of(error)
+        if sentence is None:
+            _show_trace(error)
+        else:
+            tell(sentence)
+        return FAILED_EXIT_CODE
+    return 0
+
+
+def _flush() -> None:
+    """Write what standard output still holds, so that a reader that is gone is noticed here and not at shutdown.
+
+    Raises:
+        SystemExit: 141 when nobody reads standard output any more, 1 when it cannot be written.
+    """
+    if sys.stdout is None:  # closed before the start
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter flushes once more at its end: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(BROKEN_PIPE_EXIT_CODE)
+        tell(f"standard output: {sentence_of(error) or error}")
         sys.exit(FAILED_EXIT_CODE)
-    sys.exit(0)
+
+
+def _is_unread() -> bool:
+    """Tell whether standard output is a pipe that nobody reads; a broken pipe may also be that of a server."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def is_off(job: str, section: str, *, enabled: bool) -> bool:
@@ -48,10 +97,6 @@ def is_off(job: str, section: str, *, enabled: bool) -> bool:
     return not enabled
 
 
-def say(job: str, message: str) -> None:
-    """Tell how far a job is: a line of its log."""
-    print(f"{job}: {message}", file=sys.stderr, flush=True)
-
-
-def _show(error: Exception) -> None:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+def _show_trace(error: Exception) -> None:
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        tell(line)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from jobs.config.window import ConfigError
 from jobs.landing.catalogue import CatalogueError, PicturedItems, picture_folder, pictured_items, read_catalogue
 from jobs.runtime.entry import run_job
+from jobs.runtime.progress import say
 from lte_models.clip.model import (
     TokenTable,
     build_model,
@@ -185,7 +186,7 @@ def train_checkpoint(
 
 
 def _report(text: str) -> None:
-    print(f"{text}, {_cpu_minutes():.1f} CPU minutes", file=sys.stderr, flush=True)
+    say("train-clip", f"{text}, {_cpu_minutes():.1f} CPU minutes")
 
 
 def _cpu_minutes() -> float:
