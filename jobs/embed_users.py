@@ -21,6 +21,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FloatType, IntegerType, StringType, StructField, StructType
 
+from jobs.autoencoder.building import needs_average
 from jobs.autoencoder.histories import ranked_histories
 from jobs.basis.basis import configured_basis
 from jobs.basis.matrix import item_ids
@@ -98,10 +99,10 @@ class EncodeUsers:
         histories = ranked_histories(index.astype(np.int64), lengths, self.rank_of_index, keep_empty=True)
         with torch.no_grad():
             latent = model(histories).numpy()  # [B, D]
-        n_known = torch.bincount(histories.users(), minlength=len(lengths)).numpy()
+        n_known = torch.bincount(histories.users(), minlength=len(lengths))
         n_unknown = rows["n_unknown"].to_numpy()
         has_history = (lengths > 0) | (n_unknown > 0)
-        is_lost = has_history & (n_known == 0)
+        is_lost = needs_average(torch.from_numpy(has_history), n_known).numpy()
         embedding = pa.array(
             [None if lost else z for z, lost in zip(latent, is_lost, strict=True)], pa.list_(pa.float32())
         )

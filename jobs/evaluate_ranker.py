@@ -169,7 +169,7 @@ def compared(
         ExampleReader(stage_examples(lake, anchors[name], basis_version, folder / name), collate, BATCH_USERS)
         for name in ("test", "recent")
     )
-    facts = day_facts(test)
+    facts = day_facts(test.in_order())
     if facts.n_users < MIN_USERS:
         return nobody_came(facts.n_users)
     scorers: dict[str, Scorer] = {"candidate": ranker_scorer(bundle, shop, deployment.interactions.types)}

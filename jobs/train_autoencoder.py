@@ -16,25 +16,22 @@ import torch
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from jobs.autoencoder.building import build_autoencoder, sampled_loss
 from jobs.autoencoder.histories import HistoryReader, IntArray, _partition, write_histories
 from jobs.autoencoder.scores import CUTOFF, validation_scores
 from jobs.basis.basis import configured_basis
 from jobs.basis.matrix import item_ids, load_matrix, pinned_basis
 from jobs.config.sections import AutoencoderSection, Deployment
 from jobs.lake.lake import Lake, Metrics, open_lake
-from jobs.lake.vectors import FloatMatrix
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.registry.finish import Trained, Training, finish, start
 from jobs.runtime.entry import is_off, run_job, say
 from jobs.runtime.flags import parse_config
 from lte_models.autoencoder import (
     Autoencoder,
-    AutoencoderConfig,
-    ItemHistories,
-    autoencoder_loss,
 )
 from lte_models.training.bundle import Bundle
-from lte_models.training.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
+from lte_models.training.sampling import rank_by_frequency
 from lte_models.training.stream import stage
 from lte_models.training.trainer import (
     Progress,
@@ -133,7 +130,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
     parts = lake.batches(USER_HISTORIES, columns=("user_id", "items", "fold"), where=where)
     rows = stage(parts, ("user_id",), folder / "rows")
     reader = HistoryReader(rows.files, words.rank_of_index, settings).with_somebody_to_train_on()
-    model = Autoencoder(_model_config(settings, words, matrix), torch.from_numpy(matrix[words.indices]))
+    model = build_autoencoder(settings, torch.from_numpy(matrix[words.indices]))
     model.to(best_device())
     names = item_ids(lake, basis_version)
     ids = [names[index] for index in words.indices]
@@ -152,27 +149,9 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
     return finish(training, begun, trained, [folder / "rows"])
 
 
-def _model_config(settings: AutoencoderSection, words: Vocabulary, matrix: FloatMatrix) -> AutoencoderConfig:
-    n_items = len(words.indices)
-    return AutoencoderConfig(
-        n_items=n_items,
-        dim=matrix.shape[1],
-        l2=settings.l2,
-        n_negatives=negatives_for_share(n_items, settings.negatives_share),
-        power=settings.power,
-        seed=settings.seed,
-    )
-
-
 def _run(
     model: Autoencoder, reader: HistoryReader, settings: AutoencoderSection, folder: Path, name: str, *, is_warm: bool
 ) -> Progress:
-    sampler = LogUniformSampler(model.config.n_items, model.config.n_negatives, model.config.power)
-    device = model.basis.device
-
-    def loss(batch: ItemHistories, rng: torch.Generator) -> torch.Tensor:
-        return autoencoder_loss(model, sampler, ItemHistories(*(part.to(device) for part in batch)), rng)
-
     config = TrainConfig(
         epochs=settings.epochs,
         learning_rate=settings.learning_rate * (settings.warm_share if is_warm else 1),
@@ -184,7 +163,7 @@ def _run(
     def validate() -> float:
         return validation_scores(model, reader)["recall"]
 
-    task = Task(model, loss, reader.epoch, validate, name, partial(say, JOB))
+    task = Task(model, sampled_loss(model), reader.epoch, validate, name, partial(say, JOB))
     return Trainer(task, config, folder).run()
 
 

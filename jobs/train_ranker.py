@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +19,12 @@ import torch
 from jobs.basis.basis import configured_basis
 from jobs.config.sections import Deployment, RankerSection
 from jobs.lake.lake import Lake, Metrics, open_lake
+from jobs.ranker.building import BuiltRanker, build_ranker
 from jobs.ranker.items import (
     METADATA,
     CandidateItems,
-    catalogue,
     load_candidates,
     lte_window,
-    metadata_codes,
-    own_id_rows,
 )
 from jobs.ranker.readers import ExampleReader, context_of, days_with_examples, example_collate, stage_examples
 from jobs.ranker.scorers import RankerScorer
@@ -40,7 +37,7 @@ from lte_models.ranker.examples import ExampleBatch
 from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.loss import Objective, ranker_loss
 from lte_models.ranker.model import Ranker
-from lte_models.ranker.towers import LteStatistics, RankerConfig
+from lte_models.ranker.towers import LteStatistics
 from lte_models.training.bundle import Bundle
 from lte_models.training.manifest import vocabulary_hash
 from lte_models.training.sampling import LogUniformSampler, negatives_for_share
@@ -177,62 +174,18 @@ def example_readers(
     return train_reader, validation
 
 
-@dataclass(frozen=True)
-class BuiltRanker:
-    """A new ranker and what names its rows.
-
-    Attributes:
-        model: On the best device.
-        config: Plain JSON for the manifest: ``model``, ``codes`` of metadata, ``id_rows``, interaction ``types``.
-    """
-
-    model: Ranker
-    config: Mapping[str, Any]
-
-
 def new_ranker(shop: CandidateItems, settings: RankerSection, types: Sequence[str]) -> BuiltRanker:
-    """A ranker for the items of a day, initialised from its seed.
+    """A ranker for the items of a day, on the best device.
 
     Args:
         shop: Items.
         settings: Of the model.
         types: Interaction types, place = code.
     """
-    codes, id_rows = metadata_codes(shop), own_id_rows(shop)
-    config = model_config(settings, shop, codes, len(id_rows), len(types))
-    model = Ranker(config, catalogue(shop, codes, id_rows)).to(best_device())
-    return BuiltRanker(model, {"model": asdict(config), "codes": codes, "id_rows": id_rows, "types": list(types)})
-
-
-def model_config(
-    settings: RankerSection, shop: CandidateItems, codes: Mapping[str, Sequence[str]], n_ids: int, n_types: int
-) -> RankerConfig:
-    """Shape of the model for the items of a day.
-
-    Args:
-        settings: Of the deployment.
-        shop: Items.
-        codes: Metadata values.
-        n_ids: Items with an id embedding of their own.
-        n_types: Interaction types.
-    """
-    n_categories, n_brands, n_price_tiers = (len(codes[name]) + 1 for name in METADATA)
-    return RankerConfig(
-        content_dim=shop.content.shape[1],
-        n_types=n_types,
-        dim=settings.dim,
-        lte=settings.lte,
-        lte_layers=settings.lte_layers,
-        lte_gelu=settings.lte_gelu,
-        lte_hidden=settings.lte_hidden,
-        max_length=settings.max_length,
-        history_features=settings.history_features,
-        n_ids=n_ids + 1,
-        n_categories=n_categories,
-        n_brands=n_brands,
-        n_price_tiers=n_price_tiers,
-        seed=settings.seed,
-    )
+    names = ("dim", "lte", "lte_layers", "lte_gelu", "lte_hidden", "max_length", "history_features", "seed")
+    built = build_ranker(shop, types, **{name: getattr(settings, name) for name in names})
+    built.model.to(best_device())
+    return built
 
 
 def fit(

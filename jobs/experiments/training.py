@@ -24,23 +24,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from jobs.autoencoder.building import build_autoencoder, needs_average, sampled_loss
 from jobs.autoencoder.histories import HistoryReader
 from jobs.autoencoder.scores import validation_scores
 from jobs.config.sections import AutoencoderSection, ExperimentSection
 from jobs.experiments.examples import TEST, TRAIN, VALIDATION, read_candidates, user_numbers
 from jobs.experiments.plan import LTE_SET, Variant
-from jobs.ranker.evaluation import repeated_targets
-from jobs.ranker.items import METADATA, CandidateItems, catalogue, metadata_codes, own_id_rows
+from jobs.ranker.building import build_ranker
+from jobs.ranker.evaluation import day_facts
+from jobs.ranker.items import CandidateItems
 from jobs.ranker.readers import ExampleReader
 from jobs.ranker.scorers import baseline_scorers
 from jobs.runtime.code_version import code_version
-from lte_models.autoencoder import Autoencoder, AutoencoderConfig, ItemHistories, autoencoder_loss
+from lte_models.autoencoder import Autoencoder, AutoencoderConfig, ItemHistories
 from lte_models.evaluation.metrics import coverage, popularity_bias, query_metrics, target_ranks, top_items
 from lte_models.files import replacing
 from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, ExampleCollate, Past, averaged_lte, lte_weights
 from lte_models.ranker.loss import Objective, ranker_loss
 from lte_models.ranker.model import Context, Ranker
-from lte_models.ranker.towers import LteStatistics, RankerConfig
+from lte_models.ranker.towers import LteStatistics
 from lte_models.training.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
 from lte_models.training.stream import StagedRows, list_parts
 from lte_models.training.trainer import BatchT, Progress, Task, TrainConfig, Trainer
@@ -269,23 +271,17 @@ def new_ranker(work: Work, variant: Variant, shop: CandidateItems) -> Ranker:
         variant: Where the LTE comes in.
         shop: Items.
     """
-    codes, id_rows = metadata_codes(shop), own_id_rows(shop)
-    n_categories, n_brands, n_price_tiers = (len(codes[name]) + 1 for name in METADATA)
-    config = RankerConfig(
-        content_dim=shop.content.shape[1],
-        n_types=work.n_types,
+    built = build_ranker(
+        shop,
+        [str(code) for code in range(work.n_types)],  # a training reads codes, not names
         dim=work.settings.dim,
         max_length=variant.examples.max_sequence,
         dropout=0.0,  # a few epochs overfit nothing, and attention without dropout is a fused kernel
         lte=variant.lte,
         history_features=variant.history,
-        n_ids=len(id_rows) + 1,
-        n_categories=n_categories,
-        n_brands=n_brands,
-        n_price_tiers=n_price_tiers,
         seed=work.seed,
     )
-    return Ranker(config, catalogue(shop, codes, id_rows))
+    return built.model
 
 
 def _store_statistics(model: Ranker, train: Sequence[Prepared]) -> None:
@@ -399,20 +395,11 @@ def _autoencoder_result(work: AutoencoderWork) -> dict[str, npt.NDArray[Any]]:
     rows = frequent_rows(files, shop, work.settings.autoencoder_items)
     rank_of_index = _ranks(rows, len(shop.content))[shop.row_of_index]
     settings = AutoencoderSection(**{**asdict(work.autoencoder), "seed": work.seed, "power": work.power})
-    reader = HistoryReader(files, rank_of_index, settings)
-    config = AutoencoderConfig(
-        n_items=len(rows),
-        dim=shop.content.shape[1],
-        l2=settings.l2,
-        n_negatives=negatives_for_share(len(rows), settings.negatives_share),
-        power=work.power,
-        seed=work.seed,
-    )
-    model = Autoencoder(config, torch.from_numpy(shop.content[rows]))
-    sampler = LogUniformSampler(config.n_items, config.n_negatives, config.power)
+    reader = HistoryReader(files, rank_of_index, settings).with_somebody_to_train_on()
+    model = build_autoencoder(settings, torch.from_numpy(shop.content[rows]))
     progress = fit(
         model,
-        lambda batch, rng: autoencoder_loss(model, sampler, batch, rng),
+        sampled_loss(model),
         reader.epoch,
         lambda: validation_scores(model, reader)["recall"],
         train_config(work.settings.autoencoder_epochs, settings.learning_rate, work.seed),
@@ -487,7 +474,7 @@ def autoencoder_ltes(folder: Path, result: str, shop: CandidateItems) -> LteMake
         with torch.no_grad():
             latent = model(ItemHistories(ranks[past.items[known]], torch.cumsum(n_known, 0) - n_known))
         average, _ = averaged_lte(past, lte_weights(past, method="uniform", lagged=True), content, n_users)
-        is_lost = (n_long > 0) & (n_known == 0)
+        is_lost = needs_average(n_long > 0, n_known)
         return torch.where(is_lost.unsqueeze(1), average, latent), torch.ones(n_users, dtype=torch.bool)
 
     return encode
@@ -515,10 +502,10 @@ def _baseline_result(work: Work) -> dict[str, npt.NDArray[Any]]:
         arrays[f"ranks.{name}"] = np.concatenate(ranks).astype(np.int32)
         arrays[f"coverage.{name}"] = np.array(coverage(np.concatenate(top), len(shop.item_ids)))
         arrays[f"popularity_bias.{name}"] = np.array(popularity_bias(np.concatenate(top), shop.counts[1:], targets))
-    return arrays | day_facts(_files(work.folder, LTE_SET.name, TEST), batches)
+    return arrays | judged_user_days(_files(work.folder, LTE_SET.name, TEST), batches)
 
 
-def day_facts(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> dict[str, npt.NDArray[Any]]:
+def judged_user_days(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> dict[str, npt.NDArray[Any]]:
     """What the results of all variants are read with.
 
     Args:
@@ -526,19 +513,9 @@ def day_facts(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> dict[st
         batches: The same, in order.
 
     Returns:
-        ``user`` [B], ``day`` [B] (days since 1970 of the target), ``n_short`` [B], ``target_query`` [T],
-        ``target`` [T] and ``is_repeat`` [T].
+        ``user`` [B] and the arrays of :class:`jobs.ranker.evaluation.DayFacts`.
     """
-    starts = np.cumsum([0, *(len(batch.items) for batch in batches)])
-    queries = [batch.target_query.numpy() + start for batch, start in zip(batches, starts, strict=False)]
-    return {
-        "user": user_numbers(files),
-        "day": np.concatenate([batch.anchor_day.numpy() + 1 for batch in batches]),
-        "n_short": np.concatenate([(batch.items > 0).sum(dim=1).numpy() for batch in batches]),
-        "target_query": np.concatenate(queries),
-        "target": np.concatenate([batch.targets.numpy() for batch in batches]),
-        "is_repeat": np.concatenate([repeated_targets(batch) for batch in batches]),
-    }
+    return {"user": user_numbers(files), **vars(day_facts(batches))}
 
 
 def remove_staged(folder: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from jobs.lake.lake import Metrics
 from jobs.ranker.items import CandidateItems
@@ -86,27 +85,56 @@ def repeated_targets(batch: ExampleBatch) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class DayFacts:
-    """What the table needs of the test day beside the scores.
+    """What tables need of the test days beside the scores; B user-days, T targets.
 
     Attributes:
-        groups: str [B], bucket of the short history's length.
-        targets: int [T], columns.
-        n_users: Users with a known target.
+        day: int64 [B], days since 1970 of the targets.
+        n_short: int64 [B], interactions of the sequence.
+        target_query: int64 [T], 0..B-1.
+        targets: int64 [T], columns.
+        is_repeat: bool [T], whether the user had taken the target in the year before.
     """
 
-    groups: list[str]
+    day: IntArray
+    n_short: IntArray
+    target_query: IntArray
     targets: IntArray
-    n_users: int
+    is_repeat: npt.NDArray[np.bool_]
+
+    @property
+    def groups(self) -> list[str]:
+        """Bucket of the short history's length, of each user-day."""
+        return [str(name) for name in history_bucket(self.n_short)]
+
+    @property
+    def n_users(self) -> int:
+        """User-days with a known target."""
+        return len(np.unique(self.target_query))
 
 
-def day_facts(test: ExampleReader) -> DayFacts:
-    """Read lengths and targets of the test day."""
-    lengths, targets, n_users = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
-    for batch in test.in_order():
-        lengths.append((batch.items > 0).sum(dim=1).numpy())
-        targets.append(batch.targets.numpy() - 1)
-        n_users += len(torch.unique(batch.target_query))
-    return DayFacts(history_bucket(np.concatenate(lengths)).tolist(), np.concatenate(targets), n_users)
+def day_facts(batches: Iterable[ExampleBatch]) -> DayFacts:
+    """Read lengths and targets of the test days.
+
+    Args:
+        batches: Examples in the order in which they are scored.
+    """
+    parts: list[DayFacts] = []
+    start = 0
+    for batch in batches:
+        parts.append(_batch_facts(batch, start))
+        start += len(batch.items)
+    columns = (np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(DayFacts))
+    return DayFacts(*columns)
+
+
+def _batch_facts(batch: ExampleBatch, start: int) -> DayFacts:
+    return DayFacts(
+        day=batch.anchor_day.numpy() + 1,  # the targets are of the day after the anchor
+        n_short=(batch.items > 0).sum(dim=1).numpy(),
+        target_query=batch.target_query.numpy() + start,
+        targets=batch.targets.numpy() - 1,
+        is_repeat=repeated_targets(batch),
+    )
 
 
 def table_rows(model: str, result: Scored, facts: DayFacts, shop: CandidateItems) -> Metrics:

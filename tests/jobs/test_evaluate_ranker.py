@@ -232,7 +232,13 @@ def _result(ndcg: list[float], top: list[list[int]]) -> Scored:
     return Scored({("ndcg_at_5", kind): np.array(ndcg) for kind in ("all", "repeated", "new")}, np.array(top))
 
 
-FACTS = DayFacts(["0", "1-5", "1-5", ">20", ">20"], np.array([0, 1, 2, 3, 4]), 5)
+FACTS = DayFacts(
+    day=np.full(5, 18_000),
+    n_short=np.array([0, 1, 5, 21, 100]),  # groups 0, 1-5, 1-5, >20, >20
+    target_query=np.arange(5),
+    targets=np.arange(5),
+    is_repeat=np.zeros(5, dtype=bool),
+)
 LOW, HIGH = [0.1, 0.2, 0.1, 0.2, 0.1], [0.4, 0.6, 0.45, 0.55, 0.5]
 WIDE, NARROW = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]], [[0, 1]] * 5
 
@@ -317,7 +323,7 @@ def test_repeated_and_new_targets_are_those_of_the_users_own_year(own: tuple[Lak
     assert {order[i] for i in np.flatnonzero(new)} == with_new
     assert {order[i] for i in np.flatnonzero(repeated)} == {user for user, item in on_ds if (user, item) in known}
     assert np.nanmean(found.values["ndcg_at_5", "all"]) == pytest.approx(1.0)
-    facts = day_facts(reader)
+    facts = day_facts(reader.in_order())
     assert facts.n_users == np.sum(~np.isnan(found.values["ndcg_at_5", "all"]))
 
 
