@@ -10,7 +10,7 @@ did and so decides the colour of the run.
 `airflow dags trigger lte_daily -l 2017-11-07` and `airflow backfill create --dag-id lte_daily --from-date 2017-11-01
 --to-date 2017-11-07` name data days too. A run that is triggered without a date is refused by `day_may_start`.
 
-**Settings**, all read when a task runs, except the last two, which are read when this file is parsed:
+**Settings**, all read when a task runs, except the last three, which are read when this file is parsed:
 
 | variable | meaning |
 |---|---|
@@ -18,6 +18,7 @@ did and so decides the colour of the run.
 | `LTE_<SECTION>__<KEY>` | overrides one setting of that file |
 | `LTE_PYTHON` | the interpreter of the jobs; default: Airflow's own |
 | `LTE_RETRIES` | tries after the first one; default 2 |
+| `LTE_WAIT_SECONDS` | how long a job waits for another run of the same lake; default 3600 |
 | `LTE_LAST_DAY` | last data day of a data set that has ended, such as the sample: no runs are scheduled after it |
 
 **Pool.** Every job takes a slot of the pool `lte_heavy`. Airflow does not queue a task whose pool does not exist: it

@@ -50,7 +50,8 @@ def job_task(task_id: str, job: str, *flags: str, **settings: Any) -> BashOperat
         task_id=task_id,
         bash_command=" ".join(command),
         cwd=str(PROJECT),
-        env={"PYTHONUNBUFFERED": "1"},
+        # A job waits for another run of the same lake, or for the zombie of its own earlier try, and then fails.
+        env={"PYTHONUNBUFFERED": "1", "LTE_WAIT_SECONDS": os.environ.get("LTE_WAIT_SECONDS", "3600")},
         append_env=True,
         skip_on_exit_code=None,
         **settings,

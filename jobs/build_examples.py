@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_off(JOB, "ranker", enabled=config.deployment.ranker.enabled):
         return
     basis_version = configured_basis(config.deployment)
-    with open_lake(config.deployment, JOB) as lake:
+    with open_lake(config.deployment, JOB, config.ds) as lake:
         lake.renew(TRAINING_EXAMPLES)
         anchors = missing_anchors(lake, config.deployment, config.ds, basis_version)
         n_rows = write_examples(lake, config.deployment, anchors, basis_version)

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from jobs.config.loading import default_config, load_deployment
 from jobs.config.sections import Deployment
+from jobs.ownership.lease import hold_lease
+from jobs.ownership.mark import require_own_lake
 from jobs.runtime.entry import FAILED_EXIT_CODE, run_job
 from jobs.runtime.flags import parse_ds
 from jobs.runtime.text import printable
@@ -39,6 +41,10 @@ examples:
   lte rollback                          switch back to the snapshot that was live before; again: forth
   lte erase 2375                        remove a user from tables, table history and online store
   lte maintain                          compact tables, delete files beyond the rollback horizon
+  lte lease                             which run writes the lake now; --break ends the lease of a dead one
+  lte repair                            bring a damaged basis back to its last good version
+
+LTE_WAIT_SECONDS=600 waits up to 600 s for another run of the same lake; without it, a second run is refused (exit 1).
 """
 
 
@@ -51,7 +57,9 @@ def _print(as_json: bool, value: Any, text: str) -> None:
 def _run(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.commands.run import run_day
 
-    results = run_day(args.config, args.ds)
+    # The tasks inherit the lease, so no other run comes in between two of them.
+    with hold_lease(deployment, "lte run", args.ds):
+        results = run_day(args.config, args.ds)
     lines = [
         f"{r.task:18}{'not started' if r.exit_code is None else f'exit {r.exit_code}':14}{r.seconds:7.1f} s"
         for r in results
@@ -84,6 +92,7 @@ def _recommend(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
+    require_own_lake(deployment)
     if deployment.publish.store == "redis":
         from jobs.store.opening import open_store
 
@@ -170,6 +179,21 @@ def _maintain(args: argparse.Namespace, deployment: Deployment) -> None:
     _print(args.json, done, "\n".join(lines) or "no table yet")
 
 
+def _lease(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.commands.maintain import lease_holders
+
+    found = lease_holders(deployment, is_broken=args.is_broken)
+    ended = "ended: " if args.is_broken else ""
+    _print(args.json, found, "\n".join(ended + row["text"] for row in found) or "no run writes the lake")
+
+
+def _repair(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.commands.maintain import repair
+
+    done = repair(deployment)
+    _print(args.json, done, done["text"])
+
+
 # Commands with flags of their own.
 TOOLS = {
     "make-sample": ("jobs.samples.complete_journey", "write The Complete Journey as landing files"),
@@ -226,6 +250,9 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "rollback", _rollback, "switch back to the snapshot that was live before", ranker, force)
     _command(commands, "erase", _erase, "remove a user from the tables, their history and the online store", user)
     _command(commands, "maintain", _maintain, "compact tables and delete files beyond the rollback horizon")
+    broken = ("--break", {"dest": "is_broken", "action": "store_true", "help": "end the lease of a run that is dead"})
+    _command(commands, "lease", _lease, "which run writes the lake now", broken)
+    _command(commands, "repair", _repair, "bring a damaged table item_embeddings back to its last good version")
     for name, (_, help_text) in TOOLS.items():
         commands.add_parser(name, help=f"{help_text} (lte {name} --help)", add_help=False)
     return parser

@@ -47,7 +47,7 @@ _JUDGED_SCHEMA = LTE_DRIFT.row_type([name for name in LTE_DRIFT.columns if name 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare ``--ds`` with the days before it."""
     config = parse_config(argv, JOB, __doc__)
-    with open_lake(config.deployment, JOB) as lake:
+    with open_lake(config.deployment, JOB, config.ds) as lake:
         lake.record_metrics(config.ds, JOB, write_drift(lake, config.deployment, config.ds))
 
 

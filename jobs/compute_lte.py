@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compute all configured methods and windows as of ``--ds``."""
     config = parse_config(argv, JOB, __doc__)
     basis_version = configured_basis(config.deployment)
-    with open_lake(config.deployment, JOB) as lake:
+    with open_lake(config.deployment, JOB, config.ds) as lake:
         write_lte(lake, config.deployment, config.ds, basis_version)
         lake.record_metrics(config.ds, JOB, lte_metrics(lake, config.deployment.lte, config.ds))
 

@@ -1,10 +1,13 @@
 """Extend the semantic basis by the catalogue's new items: items -> item_embeddings (ADR 0004).
 
-Only items without a vector in the configured basis are encoded; vectors that are there never change.
+Only items without a vector in the configured basis are encoded; vectors that are there never change. Items are
+committed in portions, so that a run that was killed loses minutes. Each commit is conditional on the version of the
+table that its numbers follow, so that two runs never number two items alike.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +15,16 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.errors import PythonException
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from jobs.basis.basis import BasisError, catalogue_versions, encoder_config
 from jobs.basis.encode import NONE, TEXT_COLUMNS, EncodeTask
+from jobs.basis.repair import numbering_of
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.runtime.entry import run_job, say
 from jobs.runtime.flags import parse_config
@@ -27,6 +33,13 @@ from lte_models.encoders.loading import basis_version
 from schemas import ITEM_EMBEDDINGS, ITEMS
 
 JOB = "embed_items"
+
+# A commit holds at least so many items, so that small catalogues are encoded at once; 8 MB of vectors at D = 512.
+MIN_PORTION = 4096
+# Each portion reads the days of the catalogue that it is from: so there are not too many portions ...
+MAX_PORTIONS = 64
+# ... unless their vectors would not fit: 128 MB at D = 512.
+MAX_PORTION = 65_536
 
 # A text with any of these is certainly not empty.
 VISIBLE = r"[\p{L}\p{N}\p{P}\p{S}]"
@@ -39,19 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(argv, JOB, __doc__)
     encoder = encoder_config(config.deployment.basis)
     landing = Path(config.deployment.paths.landing)
-    with open_lake(config.deployment, JOB) as lake:
+    with open_lake(config.deployment, JOB, config.ds) as lake:
         metrics = extend_basis(
             lake, encoder, ds=config.ds, landing=landing, partitions=config.deployment.engine.partitions
         )
         lake.record_metrics(config.ds, JOB, metrics)
-
-
-@dataclass(frozen=True)
-class BasisState:
-    """What a basis holds before a run: ``n_items`` vectors, numbered from 0 without a gap."""
-
-    version: str
-    n_items: int
 
 
 def extend_basis(lake: Lake, encoder: EncoderConfig, *, ds: date, landing: Path, partitions: int) -> Metrics:
@@ -73,21 +78,105 @@ def extend_basis(lake: Lake, encoder: EncoderConfig, *, ds: date, landing: Path,
         BasisError: The basis in the lake is damaged.
         lte_models.encoders.base.EncoderError: The encoder cannot be built, or gave a vector that cannot be used.
     """
-    state = _basis_state(lake, basis_version(encoder))
-    task = EncodeTask(encoder, state.version, str(landing))
+    lake.create(ITEM_EMBEDDINGS)
+    task = EncodeTask(encoder, basis_version(encoder), str(landing))
+    # Everything is computed from this version, and the first commit fails if the table has another one by then.
+    version = lake.version(ITEM_EMBEDDINGS)
+    assert version is not None  # for the type checker: the table was just made
+    n_held = numbering_of(lake, task.basis_version, version).rows
     items = lake.read(ITEMS)
     catalogue = catalogue_versions(items, ds)
-    known = lake.read(ITEM_EMBEDDINGS, where={"basis_version": state.version})
+    known = lake.read(ITEM_EMBEDDINGS, version=version, where={"basis_version": task.basis_version})
     fresh = with_content(items, catalogue.join(known.select("item_id"), "item_id", "left_anti"))
-    numbered = numbered_ids(encodable_ids(fresh, task), state.n_items)
-    n_encoded = numbered.count()
-    n_backdated = landed_earlier(known, catalogue).count()
-    say(JOB, f"ds {ds}: basis {state.version} holds {state.n_items} items, {n_encoded} are new")
-    rows = embedded(fresh.join(numbered, "item_id"), task, partitions) if n_encoded else None
+    moved = landed_earlier(known, catalogue).toArrow()
     with _worker_errors():
-        _write(lake, state, rows, backdated(known, catalogue) if n_backdated else None)
-    counts = {"n_encoded": float(n_encoded), "n_backdated": float(n_backdated)}
+        ids = sorted(encodable_ids(fresh, task).toArrow()["item_id"].to_pylist())
+    say(JOB, f"ds {ds}: basis {task.basis_version} holds {n_held} items, {len(ids)} are new")
+    if moved.num_rows:
+        version = _backdate(lake, task.basis_version, moved, version)
+    additions = Additions(fresh, ids, n_held, task, partitions)
+    add_items(lake, additions, version)
+    if ids or moved.num_rows:
+        numbering_of(lake, task.basis_version)
+    counts: Metrics = {"n_encoded": float(len(ids)), "n_backdated": float(moved.num_rows)}
     return counts | _coverage(lake, items, catalogue, task)
+
+
+@dataclass(frozen=True)
+class Additions:
+    """Items that get a vector.
+
+    Attributes:
+        fresh: Their rows of items, with first_ds.
+        ids: Their ids in order; the numbers follow this order.
+        start: Number of the first one.
+        task: The encoder and its basis.
+        partitions: Partitions that encode at once.
+    """
+
+    fresh: DataFrame
+    ids: Sequence[str]
+    start: int
+    task: EncodeTask
+    partitions: int
+
+
+def portion_size(n_items: int) -> int:
+    """Items in one commit: a kill loses at most the encoding of these, and each commit reads the catalogue once."""
+    return min(max(MIN_PORTION, math.ceil(n_items / MAX_PORTIONS)), MAX_PORTION)
+
+
+def add_items(lake: Lake, additions: Additions, version: int) -> int:
+    """Encode and commit items in portions, each on the version that the portion before it made.
+
+    Args:
+        lake: Writes item_embeddings.
+        additions: Which items.
+        version: Version of item_embeddings that the numbers follow.
+
+    Returns:
+        The last version.
+
+    Raises:
+        jobs.lake.lake.ConcurrentWriteError: Another process changed the table: its numbers and these would collide.
+        BasisError: The engine lost rows.
+    """
+    size, total = portion_size(len(additions.ids)), len(additions.ids)
+    for first in range(0, total, size):
+        ids = additions.ids[first : first + size]
+        rows = _encoded(lake, additions, ids, additions.start + first)
+        version = lake.extend(rows, ITEM_EMBEDDINGS, version=version)
+        say(JOB, f"{first + len(ids)} of {total} new items are in the basis")
+    return version
+
+
+def _encoded(lake: Lake, additions: Additions, ids: Sequence[str], start: int) -> pa.Table:
+    """Rows of item_embeddings of some items, in the order of their numbers."""
+    indices = pa.array(range(start, start + len(ids)), pa.int32())
+    numbered = lake.spark.createDataFrame(pa.table({"item_id": pa.array(ids, pa.string()), "item_index": indices}))
+    chosen = additions.fresh.join(F.broadcast(numbered), "item_id")
+    with _worker_errors():
+        rows = embedded(chosen, additions.task, additions.partitions).toArrow().sort_by("item_index")
+    if rows["item_index"].to_pylist() != indices.to_pylist():
+        raise BasisError(
+            f"table item_embeddings, basis_version {additions.task.basis_version}: expected {len(ids)} encoded items "
+            f"from {ids[0]!r} on, got {rows.num_rows}: did the table items change meanwhile? Run embed_items again"
+        )
+    return rows
+
+
+def _backdate(lake: Lake, basis: str, moved: pa.Table, version: int) -> int:
+    """Give items of the basis their earlier first_ds; vectors and numbers stay."""
+    where = {"basis_version": basis}
+    batches = lake.batches(ITEM_EMBEDDINGS, where=where, version=version)
+    return lake.rewrite((_earlier(batch, moved) for batch in batches), ITEM_EMBEDDINGS, where, version=version)
+
+
+def _earlier(batch: pa.RecordBatch, moved: pa.Table) -> pa.RecordBatch:
+    """Rows of the basis with the days of ``moved``: item_id, landed_ds."""
+    found = pc.index_in(batch["item_id"].cast(pa.string()), moved["item_id"].combine_chunks())
+    days = pc.coalesce(moved["landed_ds"].combine_chunks().take(found), batch["first_ds"])
+    return batch.set_column(batch.schema.get_field_index("first_ds"), "first_ds", days)
 
 
 @contextmanager
@@ -102,35 +191,6 @@ def _worker_errors() -> Iterator[None]:
         raise EncoderError(found[1]) from error
 
 
-def _basis_state(lake: Lake, version: str) -> BasisState:
-    """Check that the basis is numbered without gap or repetition, as every reader of the matrix assumes."""
-    rows = lake.read(ITEM_EMBEDDINGS, where={"basis_version": version})
-    found = rows.agg(
-        F.count("*").alias("rows"),
-        F.countDistinct("item_id").alias("items"),
-        F.countDistinct("item_index").alias("indices"),
-        F.coalesce(F.max("item_index") + 1, F.lit(0)).alias("end"),
-    ).collect()[0]
-    if len({found["rows"], found["items"], found["indices"], found["end"]}) != 1:
-        raise BasisError(
-            f"table item_embeddings, basis_version {version}: {found['rows']} rows, {found['items']} item ids, "
-            f"{found['indices']} indices below {found['end']} should be one number: two runs wrote at once? Restore "
-            f"an earlier version (now {lake.version(ITEM_EMBEDDINGS)})"
-        )
-    return BasisState(version, found["rows"])
-
-
-def _write(lake: Lake, state: BasisState, fresh: DataFrame | None, moved: DataFrame | None) -> None:
-    """Write everything in one commit: new rows are added; rows that moved to an earlier day replace the basis."""
-    if moved is not None:
-        rows = moved if fresh is None else moved.unionByName(fresh)
-        lake.replace(rows, ITEM_EMBEDDINGS, {"basis_version": state.version}, is_retried=False)
-    elif fresh is not None:
-        lake.append(fresh, ITEM_EMBEDDINGS)
-    if fresh is not None or moved is not None:
-        _basis_state(lake, state.version)
-
-
 def with_content(items: DataFrame, versions: DataFrame) -> DataFrame:
     """Add the columns of items to some of its keys (item_id, landing_ds), reading only the days that they are of.
 
@@ -138,13 +198,6 @@ def with_content(items: DataFrame, versions: DataFrame) -> DataFrame:
     """
     days = [row["landing_ds"] for row in versions.select("landing_ds").distinct().collect()]
     return items.where(F.col("landing_ds").isin(days)).join(versions, ["item_id", "landing_ds"])
-
-
-def numbered_ids(item_ids: DataFrame, start: int) -> DataFrame:
-    """Number items from ``start`` in the order of their ids: item_id, item_index."""
-    everything = Window.partitionBy(F.lit(0))  # numbers are global; these are ids only
-    index = F.row_number().over(everything.orderBy("item_id")) - 1 + F.lit(start)
-    return item_ids.select("item_id", index.cast("int").alias("item_index"))
 
 
 def landed_earlier(known: DataFrame, catalogue: DataFrame) -> DataFrame:
@@ -155,12 +208,6 @@ def landed_earlier(known: DataFrame, catalogue: DataFrame) -> DataFrame:
     landed = catalogue.select("item_id", F.col("first_ds").alias("landed_ds"))
     both = known.select("item_id", "first_ds").join(landed, "item_id")
     return both.where(F.col("landed_ds") < F.col("first_ds")).select("item_id", "landed_ds")
-
-
-def backdated(known: DataFrame, catalogue: DataFrame) -> DataFrame:
-    """The rows of the basis, each with the earliest first_ds; vectors and numbers as they were."""
-    joined = known.join(landed_earlier(known, catalogue), "item_id", "left")
-    return joined.withColumn("first_ds", F.coalesce("landed_ds", "first_ds")).select(*ITEM_EMBEDDINGS.columns)
 
 
 def encodable_ids(fresh: DataFrame, task: EncodeTask) -> DataFrame:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     window = config.deployment.autoencoder.window
     basis_version = configured_basis(config.deployment)
     folder = bundle_folder(config.deployment, METHOD, config.ds)
-    with open_lake(config.deployment, JOB) as lake:
+    with open_lake(config.deployment, JOB, config.ds) as lake:
         is_trained = knows_an_item(lake, config.ds, window)
         task = encode_task(lake, folder, basis_version, window) if is_trained else None
         rows = autoencoder_ltes(lake, task, config.ds, window)

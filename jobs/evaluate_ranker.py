@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     leave_a_core_free()
     basis_version = configured_basis(config.deployment)
-    with open_lake(config.deployment, JOB) as lake:
+    with open_lake(config.deployment, JOB, config.ds) as lake:
         if was_too_early(lake, config.ds):
             print(f"ds={config.ds}: train_ranker had too few days, nothing to judge; what is live stays", flush=True)
             lake.record_metrics(config.ds, JOB, nobody_came(0).metrics | {"went_live": 0.0})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
         target: _held_days(lake, table, batch) for target, table in (("interactions", INTERACTIONS), ("items", ITEMS))
     }
     refuse_missing_days(batch, {target: [landing for landing, _ in days] for target, days in held.items()})
-    staging = f"{lake.root}/{STAGING}/{ds}"
+    staging = f"{lake.root}/{STAGING}/{ds}-{secrets.token_hex(8)}"
     try:
         staged = _staged(lake, deployment, batch, staging)
         _say_first_faults(staged)
@@ -223,7 +224,9 @@ def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date])
     require_conserved(staged.counts)
     _write_quarantine(lake, batch, staged, {INTERACTIONS: merged, ITEMS: items})
     if batch.of("items"):
-        lake.replace(items.where("position = 1").select(*ITEMS.columns), ITEMS, {"landing_ds": batch.days})
+        expected = sum(staged.counts[file].n_accepted for file in batch.of("items"))
+        rows = items.where("position = 1").select(*ITEMS.columns)
+        lake.replace(rows, ITEMS, {"landing_ds": batch.days}, expected_rows=expected)
     _write_event_days(lake, affected, wanted)
     _write_interactions(lake, merged, wanted, _states(existing))
     # Before the log: once the files are in it, no later run knows that they filled a hole.
@@ -335,7 +338,7 @@ def _remove(staging: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read flags, open the lake, ingest."""
     config = parse_config(argv, JOB, __doc__)
-    with open_lake(config.deployment, JOB) as lake:
+    with open_lake(config.deployment, JOB, config.ds) as lake:
         ingest(lake, config.deployment, config.ds)
 
 

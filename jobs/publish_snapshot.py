@@ -103,7 +103,7 @@ def publish_day(config: PublishConfig) -> str:
         return f"ds={config.ds}: a backfill never publishes; the live snapshot stays as it is"
     store = open_store(config.deployment)
     try:
-        with open_lake(config.deployment, f"publish_snapshot {config.ds}") as lake:
+        with open_lake(config.deployment, "publish_snapshot", config.ds) as lake:
             require_gates(lake, config.ds)
             source = snapshot_source(lake, config.deployment, config.ds)
             require_ranker(config, source)

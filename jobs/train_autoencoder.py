@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     leave_a_core_free()
     basis_version = configured_basis(config.deployment)
-    with open_lake(config.deployment, JOB) as lake:
+    with open_lake(config.deployment, JOB, config.ds) as lake:
         write_histories(lake, config.deployment, config.ds, basis_version)
         try:
             metrics = train(lake, config.deployment, config.ds, basis_version)

@@ -77,7 +77,7 @@ class GateError(RuntimeError):
 def main(argv: Sequence[str] | None = None) -> None:
     """Validate ``--ds``."""
     config = parse_config(argv, JOB, __doc__)
-    with open_lake(config.deployment, JOB) as lake:
+    with open_lake(config.deployment, JOB, config.ds) as lake:
         outcomes = validate_day(lake, config.deployment, config.ds)
     print(summary(outcomes, config.ds, docs_index(config.deployment, config.ds)), flush=True)
     require_success(outcomes, config.ds)

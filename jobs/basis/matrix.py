@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from jobs.basis.basis import BasisError
 from jobs.config.addresses import is_url
 from jobs.config.window import day_number
-from jobs.lake.delta_files import arrow_batches
+from jobs.lake.delta_files import ahead, arrow_batches
 from jobs.lake.lake import Lake
 from jobs.lake.vectors import FloatMatrix, VectorError, vector_matrix
 from lte_models.files import replacing
@@ -180,16 +179,7 @@ def _new_matrix(path: Path, shape: tuple[int, int]) -> FloatMatrix:
 def _basis_batches(key: BasisKey, columns: list[str]) -> Iterator[pa.RecordBatch]:
     where = {"basis_version": key.basis_version}
     batches = arrow_batches(key.path, version=key.version, columns=columns, where=where)
-    return _ahead(batch for batch in batches if batch.num_rows)
-
-
-def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Decode the next batch while the last one is being used."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, batches, None)
-        while (batch := waiting.result()) is not None:
-            waiting = pool.submit(next, batches, None)
-            yield batch
+    return ahead(batch for batch in batches if batch.num_rows)
 
 
 def _n_items(key: BasisKey) -> int:

@@ -15,6 +15,7 @@ from jobs.config.sections import Deployment
 from jobs.lake.lake import open_lake
 from jobs.lake.reader import lake_reader
 from jobs.landing.event_days import refresh_event_days
+from jobs.ownership.lease import hold_lease
 from jobs.store.opening import open_store
 from jobs.store.publish import delete_user
 from jobs.store.rows import user_key
@@ -50,6 +51,11 @@ def erase_user(deployment: Deployment, user_id: str) -> dict[str, Any]:
         jobs.store.snapshot.OnlineStoreError: The store does not answer.
     """
     user_key(user_id)
+    with hold_lease(deployment, "lte erase"):
+        return _erase(deployment, user_id)
+
+
+def _erase(deployment: Deployment, user_id: str) -> dict[str, Any]:
     rows = lake_reader(deployment).rows(INTERACTIONS, columns=["event_date"], where={"user_id": user_id})
     days = {row["event_date"] for row in rows}
     with open_lake(deployment, "erase") as lake:

@@ -70,7 +70,7 @@ def recommendations(deployment: Deployment, user_id: str, *, ds: date | None = N
     try:
         reader = SnapshotReader(store)
         day = ds or reader.manifest().ds
-        with open_lake(deployment, JOB) as lake:
+        with open_lake(deployment, JOB, is_reading=True) as lake:
             served = served_ranker(lake, deployment, day, k)
             batch = example_of(lake, deployment, served, user_id)
             found = recommend(served, reader, user_id, batch, k)

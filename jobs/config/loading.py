@@ -18,7 +18,18 @@ from jobs.config.window import ConfigError
 ENV_PREFIX = "LTE_"
 
 # Names that scripts and Airflow tasks use beside the configuration.
-RESERVED_ENV = frozenset({"LTE_CONFIG", "LTE_PYTHON", "LTE_HOME", "LTE_CODE_VERSION", "LTE_RETRIES", "LTE_LAST_DAY"})
+RESERVED_ENV = frozenset(
+    {
+        "LTE_CONFIG",
+        "LTE_PYTHON",
+        "LTE_HOME",
+        "LTE_CODE_VERSION",
+        "LTE_RETRIES",
+        "LTE_LAST_DAY",
+        "LTE_LEASE",  # the run that a task belongs to, see jobs.ownership.lease
+        "LTE_WAIT_SECONDS",
+    }
+)
 
 
 def default_config() -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import DataType, IntegralType, NullType, NumericType, StructField
 
 from jobs.lake.predicates import Predicate, TableError, _values
@@ -82,6 +83,30 @@ def conformed(df: DataFrame, table: Table, where: Predicate | None = None) -> Da
         message = f"table {table.name}: row outside {name} = {allowed}: "
         cast = cast.withColumn(name, _refused(is_outside, F.col(name), message, F.col(name)))
     return _through_arrow(cast, table).select(*(_constant_or_column(field, where or {}) for field in table.schema))
+
+
+def fitted(rows: pa.Table, table: Table) -> pa.Table:
+    """The same checks for rows in memory: columns by name, types without loss, no null where none is allowed.
+
+    Args:
+        rows: Columns in any order.
+        table: Declaration to fit.
+
+    Returns:
+        The declared columns in declared order.
+
+    Raises:
+        TableError: Rows or columns do not fit.
+    """
+    if sorted(rows.column_names) != sorted(table.columns):
+        raise TableError(f"table {table.name}: expected columns {table.columns}, got {rows.column_names}")
+    for field in table.schema:
+        if not field.nullable and rows[field.name].null_count:
+            raise TableError(f"table {table.name}, column {field.name}: null is not allowed")
+    try:
+        return rows.select(table.columns).cast(to_arrow_schema(table.row_type()))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise TableError(f"table {table.name}: {error}") from error
 
 
 def _constant_or_column(field: StructField, where: Predicate) -> Column:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import deltalake
 import pyarrow as pa
@@ -79,6 +80,18 @@ def _file_batches(fragment: pads.ParquetFileFragment, schema: pa.Schema) -> Iter
                 for field in schema
             ]
             yield pa.record_batch(arrays, schema=schema)
+
+
+def ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Decode the next batch in a thread while the last one is being used.
+
+    The deltalake package cannot read in the thread in which it writes, so a rewrite reads through here.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, batches, None)
+        while (batch := waiting.result()) is not None:
+            waiting = pool.submit(next, batches, None)
+            yield batch
 
 
 def _arrow_filter(where: Predicate) -> pc.Expression | None:

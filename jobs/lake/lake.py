@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -20,18 +20,21 @@ from typing import Any, Literal
 
 import deltalake
 import pyarrow as pa
-from deltalake.exceptions import DeltaError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructField
 
 from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
-from jobs.lake.conform import conformed
-from jobs.lake.delta_files import _delete_checksums, _delta, arrow_batches, table_path, table_version
+from jobs.lake.conform import conformed, fitted
+from jobs.lake.delta_files import _delete_checksums, _delta, ahead, arrow_batches, table_path, table_version
 from jobs.lake.predicates import Predicate, TableError, _delta_text, predicate_sql, standing_alone
 from jobs.lake.sessions import spark_session
+from jobs.ownership.lease import hold_lease
+from jobs.ownership.mark import require_own_lake
 from schemas import METRICS, Table
 
 # A job's metrics of one ds: ``name`` or ``(name, label)`` to value.
@@ -71,6 +74,31 @@ def _write_errors(table: Table) -> Iterator[None]:
         raise
 
 
+def _anybody() -> None:
+    """Let anybody write: the lake of a test or a benchmark, which has it alone."""
+
+
+def _nobody() -> None:
+    raise TableError("the lake was opened for reading: nothing is written; open it with is_reading=False")
+
+
+# A commit that does not try again on top of another writer's: it holds for the version that it was computed from.
+ONE_ATTEMPT = deltalake.CommitProperties(max_commit_retries=0)
+
+
+@contextmanager
+def _commit_errors(table: Table) -> Iterator[None]:
+    """Turn errors of the deltalake package into ours."""
+    try:
+        yield
+    except CommitFailedError as error:
+        raise ConcurrentWriteError(
+            f"table {table.name}: another process committed meanwhile; nothing was written, run the job again: {error}"
+        ) from error
+    except DeltaError as error:
+        raise TableError(f"table {table.name}: {' '.join(str(error).split())[:500]}") from error
+
+
 @dataclass(frozen=True)
 class Lake:
     """The Delta tables of one deployment.
@@ -79,11 +107,13 @@ class Lake:
         spark: Session of any engine.
         root: Folder or URI under which every table has its folder.
         rollback_days: How long replaced files stay readable; vacuum keeps younger ones.
+        may_write: Asked before each write; raises where this process must not write, see :func:`open_lake`.
     """
 
     spark: SparkSession
     root: str
     rollback_days: int = 14
+    may_write: Callable[[], object] = _anybody
 
     def path(self, table: Table) -> str:
         """Folder of ``table``."""
@@ -116,11 +146,16 @@ class Lake:
         return df.where(predicate_sql(where)) if where else df
 
     def batches(
-        self, table: Table, *, columns: Sequence[str] | None = None, where: Predicate | None = None
+        self,
+        table: Table,
+        *,
+        columns: Sequence[str] | None = None,
+        where: Predicate | None = None,
+        version: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Stream rows as Arrow record batches in bounded memory; nothing where the table is not there yet."""
         if self.version(table) is not None:
-            yield from arrow_batches(self.path(table), columns=columns, where=where)
+            yield from arrow_batches(self.path(table), version=version, columns=columns, where=where)
 
     def create(self, table: Table) -> None:
         """Create the table with its types, comments, constraints and retention, unless it is there.
@@ -133,6 +168,7 @@ class Lake:
         delta = _delta(self.path(table))
         later = _later_columns(table, [field.name for field in delta.schema().fields])
         if later:
+            self.may_write()
             schema = deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": _delta_fields(later)}))
             delta.alter.add_columns(list(schema.fields))
 
@@ -148,6 +184,7 @@ class Lake:
             self._create(table, "overwrite")
 
     def _create(self, table: Table, mode: Literal["ignore", "overwrite"]) -> None:
+        self.may_write()
         if not is_url(self.root):
             Path(self.root).mkdir(parents=True, exist_ok=True)
         delta = deltalake.DeltaTable.create(
@@ -188,6 +225,7 @@ class Lake:
         *,
         within: Predicate | None = None,
         is_retried: bool = True,
+        expected_rows: int | None = None,
     ) -> int:
         """Replace exactly the rows with these column values, atomically: running twice equals running once.
 
@@ -199,19 +237,36 @@ class Lake:
                 one value saves the engine a sort of all rows.
             is_retried: Whether to write again after another writer's commit. Not for rows that were computed from
                 this table's own rows: another writer's change would be lost.
+            expected_rows: How many rows ``df`` has, where the caller knows.
 
         Returns:
             Number of rows that are there now.
 
         Raises:
-            TableError: Rows or columns do not fit the declaration, or a row lies outside ``where`` or ``within``.
+            TableError: Rows or columns do not fit the declaration, a row lies outside ``where`` or ``within``, or the
+                table does not hold as many rows as were written.
             ConcurrentWriteError: Other writers won every attempt.
         """
         self.create(table)
         rows = conformed(df, table, {**where, **(within or {})})
         options = {"replaceWhere": predicate_sql(where)}
+        before = self.version(table)
         self._committed(rows, table, options, attempts=MAX_ATTEMPTS if is_retried else 1)
-        return self.read(table, where=where).count()
+        n_rows = self.read(table, where=where).count()
+        n_written = expected_rows if expected_rows is not None else self._n_written(table, where, before)
+        if n_written not in (None, n_rows):
+            raise TableError(
+                f"table {table.name}, {predicate_sql(where)}: expected {n_written} rows after the write, got {n_rows}: "
+                "did another process write or delete rows? Run the job again"
+            )
+        return n_rows
+
+    def _n_written(self, table: Table, where: Predicate, before: int | None) -> int | None:
+        """Rows that the engine says it committed; None where the commit also rewrote other rows, or is not alone."""
+        newest = self.history(table, 1)[0]
+        written = newest.get("operationMetrics", {}).get("numOutputRows")
+        is_own = before is not None and newest["version"] == before + 1
+        return int(written) if written is not None and is_own and set(where) <= set(table.partition_by) else None
 
     def replace_rows(
         self, rows: Sequence[tuple[object, ...]], table: Table, where: Predicate, *, is_retried: bool = True
@@ -224,7 +279,7 @@ class Lake:
             where: What is replaced; all rows lie inside.
             is_retried: See :meth:`replace`.
         """
-        return self.replace(self._rows(rows, table), table, where, is_retried=is_retried)
+        return self.replace(self._rows(rows, table), table, where, is_retried=is_retried, expected_rows=len(rows))
 
     def append_rows(self, rows: Sequence[tuple[object, ...]], table: Table) -> None:
         """Add a few rows that this process holds, see :meth:`append`; values in the order of the table's columns."""
@@ -233,9 +288,76 @@ class Lake:
     def _rows(self, rows: Sequence[tuple[object, ...]], table: Table) -> DataFrame:
         return self.spark.createDataFrame(list(rows), table.row_type())
 
+    def extend(self, rows: pa.Table, table: Table, *, version: int) -> int:
+        """Add rows to exactly this version of a table; the commit fails if another one came first.
+
+        For rows whose values follow from what the table holds, such as consecutive numbers.
+
+        Args:
+            rows: The table's columns in any order, in memory.
+            table: Which table.
+            version: Version that the rows follow from.
+
+        Returns:
+            The new version.
+
+        Raises:
+            TableError: Rows or columns do not fit the declaration.
+            ConcurrentWriteError: The table has another version by now.
+        """
+        delta = self._at(table, version)
+        with _commit_errors(table):
+            deltalake.write_deltalake(delta, fitted(rows, table), mode="append", commit_properties=ONE_ATTEMPT)
+        return self._committed_version(table, version)
+
+    def rewrite(self, batches: Iterator[pa.RecordBatch], table: Table, where: Predicate, *, version: int) -> int:
+        """Replace rows of exactly this version of a table by a stream; the commit fails if another one came first.
+
+        Args:
+            batches: The new rows, all inside ``where``; the table's columns in any order.
+            table: Which table.
+            where: Partitions that are replaced.
+            version: Version that the rows follow from.
+
+        Returns:
+            The new version.
+
+        Raises:
+            TableError: Rows or columns do not fit the declaration.
+            ConcurrentWriteError: The table has another version by now.
+        """
+        delta = self._at(table, version)
+        parts = (
+            part for batch in ahead(batches) for part in fitted(pa.Table.from_batches([batch]), table).to_batches()
+        )
+        reader = pa.RecordBatchReader.from_batches(to_arrow_schema(table.row_type()), parts)
+        predicate = predicate_sql(where, _delta_text)
+        with _commit_errors(table):
+            deltalake.write_deltalake(
+                delta, reader, mode="overwrite", predicate=predicate, commit_properties=ONE_ATTEMPT
+            )
+        return self._committed_version(table, version)
+
+    def _at(self, table: Table, version: int) -> deltalake.DeltaTable:
+        self.may_write()
+        delta = _delta(self.path(table))
+        if delta.version() != version:
+            raise ConcurrentWriteError(
+                f"table {table.name}: expected version {version}, got {delta.version()}: another process wrote it "
+                "meanwhile; run the job again"
+            )
+        return delta
+
+    def _committed_version(self, table: Table, version: int) -> int:
+        """The version that a commit on ``version`` made; a commit with one attempt makes no other."""
+        newest = self.version(table)
+        assert newest is not None  # for the type checker
+        return min(newest, version + 1)
+
     def _committed(self, rows: DataFrame, table: Table, options: dict[str, str], attempts: int = MAX_ATTEMPTS) -> None:
         mode = "overwrite" if options else "append"
         for attempt in range(1, attempts + 1):
+            self.may_write()
             try:
                 with _write_errors(table):
                     rows.write.format("delta").mode(mode).options(**FILE_OPTIONS, **options).save(self.path(table))
@@ -247,6 +369,7 @@ class Lake:
 
     def delete(self, table: Table, where: Predicate) -> int:
         """Delete rows; returns how many there were."""
+        self.may_write()
         if self.version(table) is None:
             return 0
         done = _delta(self.path(table)).delete(predicate_sql(where, _delta_text))
@@ -257,6 +380,7 @@ class Lake:
 
         Rows stay, because others count them. What counts as having it: :func:`standing_alone`.
         """
+        self.may_write()
         if self.version(table) is None:
             return 0
         pattern = _delta_text(standing_alone(value))
@@ -287,6 +411,7 @@ class Lake:
         Raises:
             TableError: The version is gone (vacuumed) or never was.
         """
+        self.may_write()
         try:
             _delta(self.path(table)).restore(version)
         except DeltaError as error:
@@ -294,6 +419,7 @@ class Lake:
 
     def compact(self, table: Table) -> dict[str, Any]:
         """Rewrite small files into larger ones; rows stay as they are."""
+        self.may_write()
         return dict(_delta(self.path(table)).optimize.compact())
 
     def _retention(self) -> dict[str, str]:
@@ -308,6 +434,7 @@ class Lake:
 
         A table that was created with another horizon gets this one, so that engines that clean up on their own heed it.
         """
+        self.may_write()
         delta = _delta(self.path(table))
         wanted = self._retention()
         if any(delta.metadata().configuration.get(name) != value for name, value in wanted.items()):
@@ -321,6 +448,7 @@ class Lake:
 
         The table cannot be restored to a moment before this.
         """
+        self.may_write()
         delta = _delta(self.path(table))
         delta.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
         kept = delta.metadata().configuration.get(LOG_RETENTION, f"interval {MIN_LOG_DAYS} days")
@@ -342,7 +470,26 @@ def _later_columns(table: Table, found: Sequence[str]) -> list[StructField]:
 
 
 @contextmanager
-def open_lake(deployment: Deployment, app_name: str) -> Iterator[Lake]:
-    """Open a session on the deployment's engine and its lake; both are closed at the end, also after an error."""
-    with spark_session(deployment.engine, app_name) as spark:
-        yield Lake(spark, deployment.paths.lake, deployment.retention.rollback_days)
+def open_lake(
+    deployment: Deployment, app_name: str, ds: date | None = None, *, is_reading: bool = False
+) -> Iterator[Lake]:
+    """Open a session on the deployment's engine and its lake; both are closed at the end, also after an error.
+
+    Args:
+        deployment: Whose lake.
+        app_name: Task or command, for the engine's logs and for others who find the lake held.
+        ds: Data day, for others who find the lake held.
+        is_reading: Whether nothing is written: then the lake is not held, and others may write it meanwhile.
+
+    Raises:
+        jobs.ownership.lease.LeaseHeldError: Another run writes the lake.
+        jobs.config.window.ConfigError: The lake belongs to another deployment.
+    """
+    root, days = deployment.paths.lake, deployment.retention.rollback_days
+    if is_reading:
+        require_own_lake(deployment)
+        with spark_session(deployment.engine, app_name) as spark:
+            yield Lake(spark, root, days, _nobody)
+        return
+    with hold_lease(deployment, app_name, ds) as lease, spark_session(deployment.engine, app_name) as spark:
+        yield Lake(spark, root, days, lease.check)

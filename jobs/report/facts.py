@@ -234,7 +234,7 @@ def _runs(lake: LakeReader, deployment: Deployment) -> Rows:
 def _distributions(deployment: Deployment, ds: date) -> tuple[Distributions, str]:
     """Counted by the engine; where it does not start, the report says why and goes on."""
     try:
-        with open_lake(deployment, f"build_report {ds}") as lake:
+        with open_lake(deployment, "build_report", ds, is_reading=True) as lake:
             return count_distributions(lake, ds), ""
     except _ENGINE_ERRORS as error:
         return Distributions(), f"{type(error).__name__}: {str(error)[:500]}"

@@ -13,7 +13,19 @@ from jobs.cli import TOOLS, dispatch
 from jobs.config.loading import load_deployment
 from jobs.ranker.live import POINTER, live_folder
 
-COMMANDS = ("run", "status", "user", "recommend", "check-config", "items", "rollback", "erase", "maintain")
+COMMANDS = (
+    "run",
+    "status",
+    "user",
+    "recommend",
+    "check-config",
+    "items",
+    "rollback",
+    "erase",
+    "maintain",
+    "lease",
+    "repair",
+)
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

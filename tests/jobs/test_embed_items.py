@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jobs.basis.encode
+import jobs.embed_items
 import rounding
 from jobs.basis.basis import (
     BasisError,
@@ -22,9 +23,10 @@ from jobs.basis.basis import (
     single_basis,
 )
 from jobs.basis.encode import EncodeTask
+from jobs.basis.repair import repair_basis
 from jobs.config.sections import BasisSection, Deployment
-from jobs.embed_items import extend_basis, main, with_content
-from jobs.lake.lake import Lake
+from jobs.embed_items import extend_basis, main, portion_size, with_content
+from jobs.lake.lake import ConcurrentWriteError, Lake
 from jobs.runtime.entry import run_job
 from lte_models.encoders.base import EncoderConfig, EncoderError, aggregate
 from lte_models.encoders.images import decode_image
@@ -328,8 +330,82 @@ def test_a_basis_numbered_twice_is_refused(
     add_items(lake, item("a", "red dress"))
     run(lake, clip)
     lake.append(lake.read(ITEM_EMBEDDINGS), ITEM_EMBEDDINGS)  # what two runs at once would leave
-    with pytest.raises(BasisError, match=rf"{basis_version(clip)}: 2 rows, 1 item ids, 1 indices below 1"):
+    with pytest.raises(BasisError, match=rf"{basis_version(clip)}: .*got 2 rows, 1 item ids, 1 indices below 1"):
         run(lake, clip)
+
+
+def test_repair_brings_back_the_last_good_basis(
+    lake: Lake, clip: EncoderConfig, run: Callable[..., dict[Any, float]]
+) -> None:
+    with pytest.raises(BasisError, match="nothing to repair"):
+        repair_basis(lake)
+    add_items(lake, item("a", "red dress"), item("b", "blue shirt"))
+    run(lake, clip)
+    good, version = embeddings(lake), lake.version(ITEM_EMBEDDINGS)
+    assert str(repair_basis(lake)).endswith("2 rows, nothing to repair")
+    assert lake.version(ITEM_EMBEDDINGS) == version
+    lake.append(lake.read(ITEM_EMBEDDINGS), ITEM_EMBEDDINGS)
+    lake.append(lake.read(ITEM_EMBEDDINGS), ITEM_EMBEDDINGS)  # damaged twice: the version before is damaged, too
+    done = repair_basis(lake)
+    assert (done.to_version, done.n_rows_before, done.n_rows_after) == (version, 8, 2)
+    assert "got 8 rows, 2 item ids, 2 indices below 2" in str(done)
+    assert embeddings(lake) == good
+    add_items(lake, item("c", "black hat", landing_ds=NEXT))
+    assert run(lake, clip, NEXT)["n_encoded"] == 1
+    assert embeddings(lake)["c"]["item_index"] == 2
+
+
+def test_a_kill_loses_the_portion_that_was_being_encoded(
+    lake: Lake, clip: EncoderConfig, run: Callable[..., dict[Any, float]], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(jobs.embed_items, "MIN_PORTION", 2)
+    monkeypatch.setattr(jobs.embed_items, "MAX_PORTIONS", 3)
+    add_items(lake, *(item(name, f"text {name}") for name in "edcba"))
+    encoded_portion = jobs.embed_items._encoded
+
+    def killed(lake: Lake, additions: Any, ids: Any, start: int) -> Any:
+        if "c" in ids:
+            raise KeyboardInterrupt
+        return encoded_portion(lake, additions, ids, start)
+
+    monkeypatch.setattr(jobs.embed_items, "_encoded", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(lake, clip)
+    assert sorted(embeddings(lake)) == ["a", "b"]
+    monkeypatch.setattr(jobs.embed_items, "_encoded", encoded_portion)
+    capsys.readouterr()
+    assert run(lake, clip)["n_encoded"] == 3
+    assert {name: row["item_index"] for name, row in embeddings(lake).items()} == dict(
+        zip("abcde", range(5), strict=True)
+    )
+    shown = capsys.readouterr().err
+    assert "2 of 3 new items are in the basis" in shown
+    assert "3 of 3 new items are in the basis" in shown
+
+
+def test_a_run_whose_table_changed_meanwhile_writes_nothing(
+    lake: Lake, clip: EncoderConfig, run: Callable[..., dict[Any, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs number from one maximum: the second commit is refused, and a rerun numbers on."""
+    add_items(lake, item("a", "red dress"), item("b", "blue shirt", landing_ds=NEXT))
+    encoded_portion = jobs.embed_items._encoded
+
+    def beside_another_run(*arguments: Any) -> Any:
+        rows = encoded_portion(*arguments)
+        monkeypatch.setattr(jobs.embed_items, "_encoded", encoded_portion)
+        run(lake, clip, DAY)
+        return rows
+
+    monkeypatch.setattr(jobs.embed_items, "_encoded", beside_another_run)
+    with pytest.raises(ConcurrentWriteError, match="item_embeddings: expected version"):
+        run(lake, clip, NEXT)
+    assert {name: row["item_index"] for name, row in embeddings(lake).items()} == {"a": 0}
+    run(lake, clip, NEXT)
+    assert {name: row["item_index"] for name, row in embeddings(lake).items()} == {"a": 0, "b": 1}
+
+
+def test_a_portion_is_at_least_so_large_and_there_are_at_most_so_many() -> None:
+    assert [portion_size(n) for n in (0, 4096, 4096 * 64, 4096 * 64 + 1, 10**8)] == [4096, 4096, 4096, 4097, 65536]
 
 
 # --- the job

@@ -1,0 +1,101 @@
+"""Small files beside the tables, on a disk or in an object store, one of which can be made only if it is not there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from jobs.config.addresses import is_url
+from jobs.config.window import ConfigError
+
+
+class ObjectStoreError(RuntimeError):
+    """The folder of the lake cannot be read or written; the message names folder and file."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The files under one folder or URI.
+
+    Attributes:
+        root: Folder or URI, for messages.
+        store: Where they are. Each write is atomic: readers see all of a file or nothing.
+    """
+
+    root: str
+    store: ObjectStore
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Make a file unless it is there, by one conditional write; says whether this call made it."""
+        with self._errors(name):
+            try:
+                obstore.put(self.store, name, content, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a file, whether it is there or not."""
+        with self._errors(name):
+            obstore.put(self.store, name, content, mode="overwrite")
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file; None where there is none."""
+        with self._errors(name):
+            try:
+                return bytes(obstore.get(self.store, name).bytes())
+            except FileNotFoundError:
+                return None
+
+    def age_seconds(self, name: str) -> float | None:
+        """Seconds since a file was written, by this machine's clock; None where there is none."""
+        with self._errors(name):
+            try:
+                return time.time() - obstore.head(self.store, name)["last_modified"].timestamp()
+            except FileNotFoundError:
+                return None
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder, sorted."""
+        with self._errors(folder):
+            return sorted(found["path"] for part in obstore.list(self.store, folder) for found in part)
+
+    def delete(self, name: str) -> None:
+        """Delete a file, which may be gone already."""
+        with self._errors(name):
+            try:
+                obstore.delete(self.store, name)
+            except FileNotFoundError:
+                return
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            # a store's error has its reason in the first line, and many lines for its authors
+            raise ObjectStoreError(f"{self.root}, file {name}: {str(error).splitlines()[0]}") from error
+
+
+def objects_of(root: str) -> Objects:
+    """The files under a folder or URI; a folder that is not there yet is made by the first write.
+
+    Raises:
+        ConfigError: The URI has a scheme that knows no conditional write.
+    """
+    if not is_url(root):
+        return Objects(root, LocalStore(Path(root).absolute(), mkdir=True))
+    try:
+        return Objects(root, from_url(root))
+    except BaseError as error:
+        raise ConfigError(
+            f"paths.lake = {root!r}: expected a folder or a URI with s3://, gs://, az:// or abfss://, where a file can "
+            f"be made only if it is not there; {str(error).splitlines()[0]}"
+        ) from error
