@@ -13,14 +13,12 @@ from pyspark.sql import functions as F
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake, open_lake
-from jobs.lake.predicates import Predicate
 from jobs.ranker.live import live_manifest, require_pair
 from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import RUN_TYPES, job_parser
 from jobs.runtime.progress import say
-from jobs.store.journal import log_switches
 from jobs.store.opening import open_store
 from jobs.store.protocol import OnlineStore
 from jobs.store.publish import (
@@ -30,9 +28,9 @@ from jobs.store.publish import (
     SnapshotSource,
     publish,
 )
+from jobs.store.tables import SERVED_COLUMNS, log_switches, served_slice, validated_state
 from schemas import GATE_RESULTS, USER_LTE
 
-SERVED_COLUMNS = ("user_id", "embedding", "n_items")
 SAMPLE_ROWS = 200
 PROGRESS_CHUNKS = 25
 
@@ -95,8 +93,8 @@ def publish_day(config: PublishConfig) -> str:
         What was done, for a person.
 
     Raises:
-        PublishRefusedError: A gate of ds failed or did not run, the slice is empty or mixes bases, another basis is
-            live, or the live ranker reads other LTEs.
+        PublishRefusedError: A gate of ds failed or did not run, the slice is empty, mixes bases or changed since the
+            gates, another basis is live, or the live ranker reads other LTEs.
         jobs.store.snapshot.OnlineStoreError: The store failed; what was live still is.
     """
     if config.is_backfill:
@@ -106,6 +104,7 @@ def publish_day(config: PublishConfig) -> str:
         with open_lake(config.deployment, "publish_snapshot", config.ds) as lake:
             require_gates(lake, config.ds)
             source = snapshot_source(lake, config.deployment, config.ds)
+            require_validated(lake, source)
             require_ranker(config, source)
             return _outcome(publish_and_log(lake, store, source, config), store)
     except NewerIsLiveError as error:
@@ -147,6 +146,25 @@ def require_gates(lake: Lake, ds: date) -> None:
         raise PublishRefusedError(f"ds={ds} is not published, gates failed: {named}")
 
 
+def require_validated(lake: Lake, source: SnapshotSource) -> None:
+    """Refuse rows whose number is not what the gates saw; their checksum is compared while they are loaded.
+
+    Raises:
+        PublishRefusedError: The gates of the day recorded no rows, or another number.
+    """
+    state = validated_state(lake, source.ds)
+    again = f"run validate for ds={source.ds} and publish again"
+    if state is None:
+        raise PublishRefusedError(
+            f"table runs has no row of validate for ds={source.ds}, which says what the gates saw: {again}"
+        )
+    if source.row_count != state.n_rows:
+        raise PublishRefusedError(
+            f"{source}: expected {state}, as the gates saw them, got {source.row_count} rows: rows changed since; find "
+            f"out why, then {again}"
+        )
+
+
 def require_ranker(config: PublishConfig, source: SnapshotSource) -> None:
     """Refuse LTEs that the live ranker does not read; before the first ranker went live any will do.
 
@@ -177,12 +195,13 @@ def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSou
     Raises:
         PublishRefusedError: The slice is empty, or holds vectors of several bases.
     """
-    where: Predicate = {"ds": ds, "method": deployment.publish.method, "lte_window": deployment.publish.window}
+    where = served_slice(deployment, ds)
     slice_rows = lake.read(USER_LTE, where=where)
     counts = {row["basis_version"]: row["count"] for row in slice_rows.groupBy("basis_version").count().collect()}
     if len(counts) != 1:
         place = " ".join(f"{name}={value}" for name, value in where.items())
-        raise PublishRefusedError(f"table user_lte, {place}: rows of one basis are wanted, found {counts or 'none'}")
+        raise PublishRefusedError(f"table user_lte, {place}: expected rows of one basis, got {counts or 'none'}")
+    validated = validated_state(lake, ds)
     sample = slice_rows.select(*SERVED_COLUMNS).orderBy(F.md5("user_id")).limit(SAMPLE_ROWS)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -197,6 +216,7 @@ def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSou
         row_count=next(iter(counts.values())),
         batches=batches,
         sample=lambda: sample.toArrow().to_batches(),
+        validated=validated.checksum if validated else None,
     )
 
 

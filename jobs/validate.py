@@ -43,6 +43,15 @@ from jobs.runtime.day import INGEST_JOB, LTE_JOB
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import parse_config
 from jobs.runtime.pages import claim, docs_index
+from jobs.store.rows import BadRowError
+from jobs.store.tables import (
+    VALIDATE_JOB,
+    SliceState,
+    forget_validated,
+    record_validated,
+    served_slice,
+    slice_state,
+)
 from lte_models.averages.drift import BasisExtent, basis_extent
 from schemas import (
     EVENT_DAYS,
@@ -61,7 +70,7 @@ from schemas import (
     Table,
 )
 
-JOB = "validate"
+JOB = VALIDATE_JOB
 FAILURES_SHOWN = 20
 ROWS_SHOWN = 600
 
@@ -97,13 +106,15 @@ def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[Outcome]:
         One outcome an expectation.
 
     Raises:
-        GateError: user_lte has no rows of ds.
+        GateError: user_lte has no rows of ds, or rows of the served slice changed while the gates read them.
         jobs.basis.basis.BasisError: The basis is damaged.
     """
     # An earlier pass is about rows that may be others by now: publishing asks for these rows, and for nothing else.
     lake.delete(GATE_RESULTS, {"ds": ds})
+    forget_validated(lake, ds)
     claim(Path(deployment.paths.data_docs), deployment, "paths.data_docs")
     basis_version = served_basis(lake, deployment, ds)
+    seen = servable_state(lake, deployment, ds)
     matrix = load_matrix(pinned_basis(lake, basis_version))
     extent = basis_extent(matrix.vectors, matrix.known_ages(ds) >= 0)
     run = GateRun(ds)
@@ -111,6 +122,9 @@ def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[Outcome]:
     outcomes = [outcome for check in checked for outcome in run.rows(*check)]
     measured = one_a_label(measures(lake, deployment, ds, basis_version))
     outcomes += [outcome for each in measured for outcome in run.measured(each)]
+    require_unchanged(lake, deployment, ds, seen)
+    if seen is not None:
+        record_validated(lake, ds, basis_version, seen)
     write_outcomes(lake, outcomes, ds)
     lake.record_metrics(ds, JOB, gate_metrics(outcomes, measured))
     run.write_docs(docs_index(deployment, ds).parent)
@@ -123,12 +137,36 @@ def served_basis(lake: Lake, deployment: Deployment, ds: date) -> str:
     Raises:
         GateError: There is no such slice.
     """
-    where: Predicate = {"ds": ds, "method": deployment.publish.method, "lte_window": deployment.publish.window}
+    where = served_slice(deployment, ds)
     first = lake.read(USER_LTE, where=where).select("basis_version").orderBy("basis_version").first()
     if first is None:
         place = ", ".join(f"{name}={value}" for name, value in where.items())
         raise GateError(f"table user_lte, {place}: no rows to validate: run compute_lte first")
     return str(first["basis_version"])
+
+
+def servable_state(lake: Lake, deployment: Deployment, ds: date) -> SliceState | None:
+    """The rows that are to be published; None where one cannot be served: then a gate fails and names it."""
+    try:
+        return slice_state(lake, deployment, ds)
+    except BadRowError:
+        return None
+
+
+def require_unchanged(lake: Lake, deployment: Deployment, ds: date, seen: SliceState | None) -> None:
+    """Refuse rows that changed while the gates read them: nobody would know which of them were judged.
+
+    Raises:
+        GateError: They changed.
+    """
+    if seen is None or lake.version(USER_LTE) == seen.version:
+        return
+    now = servable_state(lake, deployment, ds)
+    if now is None or not now.is_same(seen):
+        raise GateError(
+            f"table user_lte, ds={ds}: expected {seen} to the end of the validation, got {now}: another job wrote "
+            "meanwhile; run validate again"
+        )
 
 
 def table_checks(

@@ -33,7 +33,7 @@ RUNS = Table(
     schema=StructType(
         [
             column("basis_version", StringType(), "Basis that the job used.", nullable=True),
-            column("input_fingerprint", StringType(), "Hash over the days and the basis that the job read."),
+            column("input_fingerprint", StringType(), "Hash over what the job read, or the rows that the gates saw."),
             column("code_version", StringType(), "Version of this package."),
             column("ds", DateType(), "Data day."),
             column("job", StringType(), "Job."),

@@ -11,11 +11,11 @@ from jobs.config.sections import Deployment
 from jobs.lake.lake import open_lake
 from jobs.ranker.live import LiveRanker, live_manifest, previous_manifest, require_pair, switch_back
 from jobs.registry.bundles import ModelError
-from jobs.store.journal import log_switches
 from jobs.store.opening import _live_snapshot, open_store
 from jobs.store.protocol import OnlineStore
 from jobs.store.publish import rollback
 from jobs.store.snapshot import Manifest as SnapshotManifest
+from jobs.store.tables import log_switches
 from lte_models.training.manifest import BundleError
 
 

@@ -70,7 +70,8 @@ def _file_batches(fragment: pads.ParquetFileFragment, schema: pa.Schema) -> Iter
     """Decode a file some rows at a time: a dataset's own scan holds whole row groups, and of several files at once."""
     constants = pads.get_partition_keys(fragment.partition_expression)
     with fragment.filesystem.open_input_file(fragment.path) as source:
-        file = pq.ParquetFile(source, buffer_size=READ_BUFFER_BYTES)
+        # Apache Spark writes a checksum with each page; a page without one, as Sail writes it, passes.
+        file = pq.ParquetFile(source, buffer_size=READ_BUFFER_BYTES, page_checksum_verification=True)
         stored = [name for name in schema.names if name in file.schema_arrow.names]
         for batch in file.iter_batches(READ_ROWS, columns=stored):
             arrays = [

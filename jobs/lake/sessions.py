@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import cast
+from typing import Any, cast
 
+import grpc
 from pyspark.sql import SparkSession
+from pyspark.sql.connect.client import DefaultChannelBuilder
 from pyspark.sql.connect.session import SparkSession as RemoteSparkSession
 
 from jobs.config.sections import EngineSection
 from jobs.config.window import ConfigError
+from jobs.lake.loopback import WAIT_SECONDS, LoopbackError, PrivatePort, StrangerError, descriptors
 
+LOG = logging.getLogger(__name__)
 SCALA_VERSION = "2.13"
 SPARK_LINE = "4.2"
+SERVER_ATTEMPTS = 5
 
 
 def delta_jar() -> str:
@@ -62,11 +68,10 @@ def _sail_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession
     os.environ.setdefault("SAIL_EXECUTION__DEFAULT_PARALLELISM", str(engine.partitions))
     from pysail.spark import SparkConnectServer  # reads the environment when it is loaded
 
-    server = SparkConnectServer()
-    server.start()
-    _, port = server.listening_address
+    server, builder = _private_server(SparkConnectServer)
     try:
-        spark = SparkSession.builder.remote(f"sc://localhost:{port}").appName(app_name).create()
+        os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"  # functions make columns of Connect then
+        spark = cast(SparkSession, RemoteSparkSession.builder.channelBuilder(builder).appName(app_name).create())
         for name, value in engine.conf.items():
             spark.conf.set(name, value)
         try:
@@ -75,6 +80,56 @@ def _sail_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession
             _stop_alone(spark)
     finally:
         server.stop()
+
+
+class _OneConnection(DefaultChannelBuilder):
+    """Gives every session the same channel: the engine's port admits no second connection."""
+
+    def __init__(self, url: str) -> None:
+        # An idle channel would be closed after 30 minutes, which a training between two queries can take.
+        super().__init__(url, channelOptions=[("grpc.client_idle_timeout_ms", 2**31 - 1)])
+        self._channel = super().toChannel()
+
+    def toChannel(self) -> grpc.Channel:  # noqa: N802, PySpark's name
+        """The channel."""
+        return self._channel
+
+
+def _private_server(new_server: Callable[[], Any]) -> tuple[Any, _OneConnection]:
+    """Start an engine in this process and connect to it; its port is closed to every other process of the machine.
+
+    A server that another process reached before its port was closed is stopped at once, and another one is started.
+
+    Raises:
+        LoopbackError: Other processes reached each of some servers.
+    """
+    for _ in range(SERVER_ATTEMPTS):
+        server, before = new_server(), descriptors()
+        server.start()
+        try:
+            return server, _private_channel(server.listening_address[1], before)
+        except StrangerError as error:
+            server.stop()
+            LOG.warning("%s; the engine was stopped and is started anew", error)
+        except BaseException:
+            server.stop()
+            raise
+    raise LoopbackError(f"other processes of this machine reached the engine {SERVER_ATTEMPTS} times: who are they?")
+
+
+def _private_channel(port: int, before: frozenset[int]) -> _OneConnection:
+    try:
+        private = PrivatePort(port, before)
+    except StrangerError:
+        raise
+    except (LoopbackError, OSError) as error:
+        LOG.warning("other users of this machine can reach the engine while the job runs: %s", error)
+        return _OneConnection(f"sc://localhost:{port}")
+    builder = _OneConnection(f"sc://localhost:{port}")
+    ready = grpc.channel_ready_future(builder.toChannel())  # connects now, in gRPC's own threads
+    private.admit_own()
+    ready.result(timeout=WAIT_SECONDS)
+    return builder
 
 
 def _stop_alone(spark: SparkSession) -> None:

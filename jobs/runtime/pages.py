@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,9 @@ from pathlib import Path
 
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
-from jobs.runtime.entry import say
 from lte_models.files import write_atomically
 
+LOG = logging.getLogger(__name__)
 OWNER = ".deployment"
 
 
@@ -45,7 +46,7 @@ def claim(folder: Path, deployment: Deployment, key: str) -> None:
         require_owner(folder, name, key)
         if read_owner(folder) is None:
             if (folder / OWNER).exists():
-                say("claim", f"{folder / OWNER} is empty, as a full disk leaves a file: written again for {name!r}")
+                LOG.warning("%s is empty, as a full disk leaves a file: written again for %r", folder / OWNER, name)
             # Beside and renamed, both flushed: a kill or a full disk leaves no half mark.
             write_atomically(folder / OWNER, name)
 

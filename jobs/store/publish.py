@@ -59,6 +59,7 @@ class SnapshotSource:
         row_count: Users of the slice, counted by a query of its own.
         batches: Starts a new scan: batches of user_id (string), embedding (list of float32), n_items (int32).
         sample: Some rows of the slice in the same form, read by a query of their own.
+        validated: Checksum of the rows that the gates saw; None where nothing is to be compared.
     """
 
     ds: date
@@ -69,6 +70,7 @@ class SnapshotSource:
     row_count: int
     batches: Callable[[], Iterable[pa.RecordBatch]]
     sample: Callable[[], Iterable[pa.RecordBatch]]
+    validated: str | None = None
 
     def __str__(self) -> str:
         return f"user_lte ds={self.ds} method={self.method} lte_window={self.lte_window}"
@@ -119,7 +121,7 @@ def publish(
 
     Raises:
         NewerIsLiveError: A newer ds is live.
-        PublishRefusedError: Another basis is live, or the slice is empty.
+        PublishRefusedError: Another basis is live, the slice is empty, or its rows are not those that the gates saw.
         VerificationError: The store did not give back what was loaded.
         BadRowError: The slice holds a row that cannot be served.
         OnlineStoreError: The store failed, or another process is publishing.
@@ -259,6 +261,7 @@ def _is_live(writer: StoreWriter, live: Manifest, source: SnapshotSource) -> boo
     for chunk in row_chunks(source.batches()):
         for key, value in chunk.items():
             checksum.add(key, value)
+    _require_validated(source, checksum)
     if str(checksum) != live.checksum:
         return False
     try:
@@ -267,6 +270,15 @@ def _is_live(writer: StoreWriter, live: Manifest, source: SnapshotSource) -> boo
         LOG.warning("the live version is damaged and is loaded again: %s", error)
         return False
     return True
+
+
+def _require_validated(source: SnapshotSource, found: Checksum) -> None:
+    """Refuse rows that are not those that the gates saw."""
+    if source.validated not in (None, str(found)):
+        raise PublishRefusedError(
+            f"{source}: expected checksum {source.validated} of the rows that the gates saw, got {found}: rows changed "
+            "since; find out why, then run validate and publish again"
+        )
 
 
 def _prune(writer: StoreWriter, pointer: Pointer) -> None:
@@ -304,6 +316,7 @@ def _load(writer: StoreWriter, version: str, source: SnapshotSource, on_step: On
         dim = chunk.dim
     if row_count != source.row_count:
         raise VerificationError(f"{source}: {row_count} rows were read, {source.row_count} were counted")
+    _require_validated(source, checksum)
     on_step("seal", version)
     manifest = _manifest(version, source, dim=dim, checksum=str(checksum))
     writer.seal(manifest)

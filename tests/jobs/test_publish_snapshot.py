@@ -33,12 +33,19 @@ from jobs.publish_snapshot import (
 )
 from jobs.ranker.live import make_live
 from jobs.registry.bundles import bundle_folder
-from jobs.store.journal import log_switches
 from jobs.store.opening import open_store
 from jobs.store.publish import PublishRefusedError, audit, publish, rollback
 from jobs.store.reader import SnapshotReader
 from jobs.store.redis_store import RedisStore
 from jobs.store.snapshot import StoreAuthError
+from jobs.store.tables import (
+    SERVED_COLUMNS,
+    SliceState,
+    forget_validated,
+    log_switches,
+    record_validated,
+    rows_checksum,
+)
 from lte_models.training.bundle import save_bundle
 from lte_models.training.manifest import Manifest
 from schemas import GATE_RESULTS, LIVE_SNAPSHOT, USER_LTE, Table
@@ -78,6 +85,14 @@ def write_gates(lake: Lake, ds: date, *, failed: tuple[str, ...] = ()) -> None:
         for name in ("norm at most 1", "drift p99", "no nulls")
     ]  # fmt: skip
     lake.replace(frame(lake.spark, GATE_RESULTS, rows), GATE_RESULTS, {"ds": ds})
+    record_seen(lake, ds)
+
+
+def record_seen(lake: Lake, ds: date) -> None:
+    """What validate records of the slice that the test deployment serves."""
+    where = {"ds": ds, "method": "uniform", "lte_window": "365-60"}
+    checksum, n_rows = rows_checksum(lake.batches(USER_LTE, columns=SERVED_COLUMNS, where=where))
+    record_validated(lake, ds, "basis-a", SliceState(lake.version(USER_LTE) or 0, n_rows, checksum))
 
 
 @pytest.fixture
@@ -141,8 +156,51 @@ def test_the_same_day_again_says_so_and_logs_nothing(
     assert "unchanged, these rows were live already: ds=2017-11-05" in capsys.readouterr().out
     assert log_rows(job_lake) == [(1, "publish", DAY, 2, "lmdb")]
     write_ltes(job_lake, DAY, {"ann": [1.0, 0.5], "bob": [0.0, 0.0]})  # late events: the day was computed again
+    with pytest.raises(PublishRefusedError, match=r"expected checksum .* of the rows that the gates saw"):
+        main(flags)
+    record_seen(job_lake, DAY)
     main(flags)
     assert log_rows(job_lake) == [(1, "publish", DAY, 2, "lmdb"), (2, "publish", DAY, 2, "lmdb")]
+
+
+def test_rows_that_are_not_those_that_the_gates_saw_are_refused(job_lake: Lake, deployment: Deployment) -> None:
+    users = {f"u{number}": [1.0, float(number)] for number in range(20)}
+    write_ltes(job_lake, BEFORE, users)
+    write_gates(job_lake, BEFORE)
+    publish_day(PublishConfig(deployment, BEFORE))
+    write_ltes(job_lake, DAY, users)
+    write_gates(job_lake, DAY)
+    job_lake.delete(USER_LTE, {"ds": DAY, "user_id": [f"u{number}" for number in range(15)]})
+    for force in (False, True):
+        with pytest.raises(PublishRefusedError, match=r"expected 20 rows with checksum .*, got 5 rows.*run validate"):
+            publish_day(PublishConfig(deployment, DAY, force=force))
+    write_ltes(job_lake, DAY, users | {"u7": [1.0, 7.5]})  # as many rows, one of them another
+    with pytest.raises(PublishRefusedError, match="expected checksum"):
+        publish_day(PublishConfig(deployment, DAY))
+    assert [row[2] for row in log_rows(job_lake)] == [BEFORE]
+    write_ltes(job_lake, DAY, users)  # the same rows in another Delta version
+    assert publish_day(PublishConfig(deployment, DAY)).startswith("live: ds=2017-11-05, 20 users")
+
+
+def test_a_flipped_byte_does_not_go_live(job_lake: Lake, deployment: Deployment) -> None:
+    value = 1.2345678
+    write_ltes(job_lake, DAY, {f"u{number}": [value, 1.0 + number] for number in range(20)})
+    write_gates(job_lake, DAY)
+    stored = np.float32(value).tobytes()
+    [path] = [file for file in (Path(job_lake.root) / "user_lte").rglob("*.parquet") if stored in file.read_bytes()]
+    content = bytearray(path.read_bytes())
+    content[content.index(stored)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PublishRefusedError, match="expected checksum"):
+        publish_day(PublishConfig(deployment, DAY))
+
+
+def test_a_day_whose_gates_recorded_no_rows_is_refused(job_lake: Lake, deployment: Deployment) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, DAY)
+    forget_validated(job_lake, DAY)
+    with pytest.raises(PublishRefusedError, match="table runs has no row of validate for ds=2017-11-05"):
+        publish_day(PublishConfig(deployment, DAY))
 
 
 @pytest.mark.parametrize("flags", [["--run-type", "backfill"], ["--backfill"], ["--backfill", "--run-type", "manual"]])
@@ -208,7 +266,7 @@ def test_an_older_day_again_is_no_failure_and_leaves_live_alone(
 def test_a_slice_of_two_bases_or_of_none_is_refused(job_lake: Lake, deployment: Deployment) -> None:
     write_gates(job_lake, DAY)
     with pytest.raises(
-        PublishRefusedError, match=r"user_lte, ds=2017-11-05 method=uniform lte_window=365-60: rows.*found none"
+        PublishRefusedError, match=r"user_lte, ds=2017-11-05 method=uniform lte_window=365-60: expected rows.*got none"
     ):
         publish_day(PublishConfig(deployment, DAY))
     write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
@@ -219,7 +277,7 @@ def test_a_slice_of_two_bases_or_of_none_is_refused(job_lake: Lake, deployment: 
     ]  # fmt: skip
     lake_slice = {"ds": DAY, "method": "uniform", "lte_window": "365-60"}
     job_lake.replace(frame(job_lake.spark, USER_LTE, both), USER_LTE, lake_slice)
-    with pytest.raises(PublishRefusedError, match=r"rows of one basis are wanted, found .*'basis-b': 1"):
+    with pytest.raises(PublishRefusedError, match=r"expected rows of one basis, got .*'basis-b': 1"):
         publish_day(PublishConfig(deployment, DAY))
 
 

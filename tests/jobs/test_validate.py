@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -25,6 +26,7 @@ from jobs.lake.lake import Lake
 from jobs.publish_snapshot import require_gates
 from jobs.runtime.pages import docs_index
 from jobs.store.publish import PublishRefusedError
+from jobs.store.tables import slice_state, validated_state
 from jobs.validate import GateError, landed_since, last_passed, require_success, summary, table_checks, validate_day
 from lte_builders import BASIS, DS, key_of, put, put_basis, schema_of
 from lte_models.averages.drift import basis_extent
@@ -72,6 +74,7 @@ def test_a_good_day_passes_and_leaves_results_metrics_and_pages(shop) -> None:
     assert [outcome for outcome in outcomes if not outcome.success] == []
     require_success(outcomes, DS)
     require_gates(lake, DS)  # what publishing asks for
+    assert validated_state(lake, DS) == slice_state(lake, deployment, DS)
     rows = lake.read(GATE_RESULTS, where={"ds": DS}).collect()
     assert len(rows) == len(outcomes) == len({(row["table"], row["expectation"]) for row in rows})
     metrics = {(r["metric"], r["label"]): r["value"] for r in lake.read(METRICS, where={"job": "validate"}).collect()}
@@ -140,6 +143,29 @@ def test_a_failed_gate_names_all_and_blocks_publishing(lake, deployment, deploym
     page = docs_index(deployment, DS).parent / address
     assert HOSTILE not in page.read_text()
     assert last_passed(lake, DS + timedelta(days=1)) is None  # so the next day reads again what landed on this one
+
+
+@pytest.mark.slow
+def test_rows_that_change_while_the_gates_read_them_are_not_recorded(
+    lake, deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = without_models(deployment)
+    fill(lake, configured)
+    where = {"ds": DS, "method": "uniform", "lte_window": "365-60"}
+    seen = slice_state(lake, configured, DS)
+    assert seen.n_rows == 3
+
+    def meddling(lake_: Lake, basis_version: str) -> Measured:
+        lake.delete(USER_LTE, {**where, "user_id": "v"})
+        return measure_basis(lake_, basis_version)
+
+    monkeypatch.setattr("jobs.validate.measure_basis", meddling)
+    with pytest.raises(
+        GateError, match=rf"expected {re.escape(str(seen))} to the end .*, got 2 rows.*run validate again"
+    ):
+        validate_day(lake, configured, DS)
+    assert validated_state(lake, DS) is None
+    assert lake.read(GATE_RESULTS, where={"ds": DS}).count() == 0
 
 
 def test_user_lte_without_rows_is_named(lake, deployment) -> None:

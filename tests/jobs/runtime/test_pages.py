@@ -28,14 +28,15 @@ def test_a_folder_belongs_to_the_first_deployment(deployment: Deployment, tmp_pa
 
 @pytest.mark.parametrize("left", [b"", b"\0\0\0\0", b"\n", b"\xff\xfe"])
 def test_an_empty_or_torn_mark_is_written_again_and_said(
-    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: bytes
+    deployment: Deployment, tmp_path: Path, caplog: pytest.LogCaptureFixture, left: bytes
 ) -> None:
     (tmp_path / OWNER).write_bytes(left)
     claim(tmp_path, deployment, "paths.reports")
     assert (tmp_path / OWNER).read_text() == "test"
-    assert f"{OWNER} is empty" in capsys.readouterr().err
+    assert f"{OWNER} is empty" in caplog.text
+    caplog.clear()
     claim(tmp_path, deployment, "paths.reports")
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
 
 
 def test_a_disk_without_room_leaves_no_mark(

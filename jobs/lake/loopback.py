@@ -1,0 +1,184 @@
+"""Keeps other users of a machine away from the engine's port on loopback.
+
+Sail's Spark Connect server runs whatever code a client sends, and it knows no authentication: without this module, any
+local user could run code as the job's user while a job runs. TCP on loopback does not say whose a connection is, so
+the kernel is told to admit one connection, which this process makes itself, and to drop all later ones (a socket
+filter on the listening socket; no privilege is needed, and traffic of the admitted connection is not touched).
+
+While the own connection is made, a filter drops every packet that carries data. So a stranger may connect meanwhile,
+but no byte from a stranger reaches the server, and the connection is cut. What is left are some tenths of a millisecond
+between the server's start and the first filter: whoever connected in them is found, and the server must be stopped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import stat
+import struct
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+
+# <linux/filter.h>: instructions of the classic BPF machine, (code, jump if true, jump if false, constant).
+Instruction = tuple[int, int, int, int]
+PASS, DROP = (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0)
+DROP_ALL: tuple[Instruction, ...] = (DROP,)
+DROP_DATA: tuple[Instruction, ...] = (
+    (0x30, 0, 0, 12),  # the byte of the TCP header whose upper half is the header's length in words
+    (0x54, 0, 0, 0xF0),
+    (0x74, 0, 0, 2),  # in bytes
+    (0x07, 0, 0, 0),  # keep it
+    (0x80, 0, 0, 0),  # length of the segment
+    (0x1C, 0, 0, 0),  # less the header: bytes of data
+    (0x15, 0, 1, 0),  # none: pass, otherwise drop
+    PASS,
+    DROP,
+)
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
+POLL_SECONDS = 0.001
+WAIT_SECONDS = 30.0
+
+
+class LoopbackError(RuntimeError):
+    """The engine's port could not be closed to other users of the machine."""
+
+
+class StrangerError(LoopbackError):
+    """Another process connected before the port was closed; what it sent may have run."""
+
+
+def descriptors() -> frozenset[int]:
+    """File descriptors of this process, to be told apart from those that a server opens."""
+    # One of the numbers is that of the folder while it was listed: it is free again.
+    return frozenset(number for number in map(int, os.listdir("/proc/self/fd")) if _is_open(number))  # noqa: PTH208
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+class PrivatePort:
+    """A listening port of this process that admits one connection of this process and nobody else.
+
+    Use: make the object as soon as the server listens, start the own connection, then call :meth:`admit_own`.
+    """
+
+    def __init__(self, port: int, before: frozenset[int] = frozenset()) -> None:
+        """Drop all data from now on, and cut what connected before.
+
+        Args:
+            port: Where a server of this process listens on 127.0.0.1.
+            before: Descriptors that were open before the server started; every microsecond counts here.
+
+        Raises:
+            StrangerError: Another process connected before: stop the server.
+            LoopbackError: The system has no socket filters, or no such socket is found.
+        """
+        if not sys.platform.startswith("linux"):
+            raise LoopbackError(f"port {port}: socket filters are needed, {sys.platform} has none")
+        self._port = port
+        self._filter_listener(DROP_DATA, before)
+        # Connections are accepted in order: when this one is there, so is every one that came before the filter.
+        with socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS) as last:
+            barrier = last.getsockname()[1]
+            self._accepted_from(barrier).close()
+            if self._cut_all_but(barrier):
+                raise StrangerError(
+                    f"port {port}: another process of this machine connected before the port was closed"
+                )
+
+    def admit_own(self) -> None:
+        """Wait for a connection of this process, admit its data, close the port to all others.
+
+        Raises:
+            LoopbackError: No connection of this process came.
+        """
+        own = self._own_source_port()
+        with self._accepted_from(own) as accepted:
+            self._filter_listener(DROP_ALL)
+            self._cut_all_but(own)
+            accepted.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+    def _filter_listener(self, program: Sequence[Instruction], before: frozenset[int] = frozenset()) -> None:
+        with ExitStack() as opened:
+            listeners = [each for each in self._sockets(opened, before) if _is_listening(each)]
+            if not listeners:
+                raise LoopbackError(f"port {self._port}: no socket of this process listens there")
+            for listener in listeners:
+                _attach(listener, program)
+
+    def _own_source_port(self) -> int:
+        """Port that this process's connection comes from; the socket is the client's, so its peer is our port."""
+        for _ in _polls():
+            with ExitStack() as opened:
+                for each in _all_sockets(opened):
+                    if _peer_port(each) == self._port:
+                        return int(each.getsockname()[1])
+        raise LoopbackError(f"port {self._port}: no connection of this process within {WAIT_SECONDS:g} s")
+
+    def _accepted_from(self, source_port: int) -> socket.socket:
+        """The server's socket of a connection, as soon as the server accepted it; the caller closes the copy."""
+        for _ in _polls():
+            with ExitStack() as opened:
+                for each in self._sockets(opened):
+                    if _peer_port(each) == source_port:
+                        return each.dup()
+        raise LoopbackError(f"port {self._port}: a connection was not accepted within {WAIT_SECONDS:g} s")
+
+    def _cut_all_but(self, source_port: int) -> int:
+        """Cut the server's other connections; returns how many there were."""
+        n_cut = 0
+        with ExitStack() as opened:
+            for each in self._sockets(opened):
+                if not _is_listening(each) and _peer_port(each) != source_port:
+                    n_cut += 1
+                    with suppress(OSError):  # gone by itself
+                        each.shutdown(socket.SHUT_RDWR)
+        return n_cut
+
+    def _sockets(self, opened: ExitStack, before: frozenset[int] = frozenset()) -> Iterator[socket.socket]:
+        """The server's sockets: those of this process whose own port is ours."""
+        return (each for each in _all_sockets(opened, before) if each.getsockname()[1] == self._port)
+
+
+def _attach(listener: socket.socket, program: Sequence[Instruction]) -> None:
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
+    address = struct.pack("HL", len(program), ctypes.addressof(code))
+    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, address)
+
+
+def _all_sockets(opened: ExitStack, before: frozenset[int] = frozenset()) -> Iterator[socket.socket]:
+    """Copies of the TCP sockets of this process, without the descriptors ``before``; ``opened`` closes the copies."""
+    for descriptor in descriptors() - before:
+        # A descriptor that another thread closes meanwhile is no matter.
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                each = opened.enter_context(socket.socket(fileno=os.dup(descriptor)))
+                is_internet = each.family in (socket.AF_INET, socket.AF_INET6)
+                if is_internet and each.type == socket.SOCK_STREAM:
+                    yield each
+
+
+def _is_listening(each: socket.socket) -> bool:
+    return bool(each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _peer_port(each: socket.socket) -> int | None:
+    try:
+        return int(each.getpeername()[1])
+    except OSError:
+        return None
+
+
+def _polls() -> Iterator[None]:
+    end = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < end:
+        yield
+        time.sleep(POLL_SECONDS)
