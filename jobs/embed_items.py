@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from jobs.basis.basis import BasisError, catalogue_versions, encoder_config
-from jobs.basis.encode import NONE, TEXT_COLUMNS, EncodeTask
+from jobs.basis.encode import NONE, PICTURE_BATCH_BYTES, TEXT_COLUMNS, EncodeTask
 from jobs.basis.repair import numbering_of
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.runtime.entry import run_job, say
@@ -54,12 +54,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     landing = Path(config.deployment.paths.landing)
     with open_lake(config.deployment, JOB, config.ds) as lake:
         metrics = extend_basis(
-            lake, encoder, ds=config.ds, landing=landing, partitions=config.deployment.engine.partitions
+            lake,
+            encoder,
+            ds=config.ds,
+            landing=landing,
+            partitions=config.deployment.engine.partitions,
+            picture_batch_bytes=config.deployment.landing.max_picture_batch_bytes,
         )
         lake.record_metrics(config.ds, JOB, metrics)
 
 
-def extend_basis(lake: Lake, encoder: EncoderConfig, *, ds: date, landing: Path, partitions: int) -> Metrics:
+def extend_basis(
+    lake: Lake,
+    encoder: EncoderConfig,
+    *,
+    ds: date,
+    landing: Path,
+    partitions: int,
+    picture_batch_bytes: int = PICTURE_BATCH_BYTES,
+) -> Metrics:
     """Give each item of the catalogue as of ``ds`` a vector in the encoder's basis, as far as it can have one.
 
     Args:
@@ -68,6 +81,7 @@ def extend_basis(lake: Lake, encoder: EncoderConfig, *, ds: date, landing: Path,
         ds: Data day.
         landing: Folder that ``image_path`` is relative to.
         partitions: Partitions that encode at once.
+        picture_batch_bytes: Decoded bytes of pictures that a partition holds at once.
 
     Returns:
         ``n_catalogue`` items as of ds, ``n_in_basis`` of them with a vector, ``n_left_out`` without (neither text nor
@@ -79,7 +93,7 @@ def extend_basis(lake: Lake, encoder: EncoderConfig, *, ds: date, landing: Path,
         lte_models.encoders.base.EncoderError: The encoder cannot be built, or gave a vector that cannot be used.
     """
     lake.create(ITEM_EMBEDDINGS)
-    task = EncodeTask(encoder, basis_version(encoder), str(landing))
+    task = EncodeTask(encoder, basis_version(encoder), str(landing), picture_batch_bytes)
     # Everything is computed from this version, and the first commit fails if the table has another one by then.
     version = lake.version(ITEM_EMBEDDINGS)
     assert version is not None  # for the type checker: the table was just made

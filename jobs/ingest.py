@@ -26,6 +26,7 @@ from jobs.landing.checks import RowRules
 from jobs.landing.erased import erased_users
 from jobs.landing.event_days import DAYS_BACK, _existing, _states, _write_event_days
 from jobs.landing.files import LandingError, LandingFile, filesystem, landing_files, misplaced_files
+from jobs.landing.formats.pieces import ReadLimits
 from jobs.landing.merge import (
     Batch,
     Counts,
@@ -41,7 +42,7 @@ from jobs.landing.merge import (
     require_conserved,
     state_columns,
 )
-from jobs.landing.rows import FILE_LINE, TALLY_LINE, landing_rows, quarantine_rows, staged_schema, value_columns
+from jobs.landing.rows import FILE_LINE, TALLY_LINE, Tally, landing_rows, quarantine_rows, staged_schema, value_columns
 from jobs.runtime.entry import run_job, say
 from jobs.runtime.flags import parse_config
 from schemas import INGEST_LOG, INTERACTIONS, ITEMS, METRICS, QUARANTINE, Table
@@ -50,6 +51,7 @@ from schemas.ingest import TARGETS
 JOB = "ingest"
 STAGING = "_staging/ingest"
 SHOWN_FAULTS = 3
+FRACTIONS = "have an id like 17.0, which is another id than 17; write whole numbers without a fraction"
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ def _held_days(lake: Lake, table: Table, batch: Batch) -> list[tuple[date, date 
 
 def _staged(lake: Lake, deployment: Deployment, batch: Batch, staging: str) -> Staged:
     """Read the files once, keep the rows, and count them."""
-    rules = RowRules(deployment.interactions.types, deployment.interactions.earliest, erased_users(lake))
+    limits = ReadLimits(deployment.landing.max_file_bytes, deployment.landing.max_batch_bytes)
+    rules = RowRules(deployment.interactions.types, deployment.interactions.earliest, erased_users(lake), limits)
     rows: dict[str, DataFrame] = {}
     counts = {file: FileCounts() for file in batch.files}
     for target in TARGETS:
@@ -193,10 +196,9 @@ def _counted(written: DataFrame, files: Mapping[str, LandingFile], counts: Count
     refused = {row.source_file: row for row in special if row.line == FILE_LINE}
     for row in special:
         if row.line == TALLY_LINE:
-            tally = json.loads(row.detail)
-            counts[files[row.source_file]].n_read = tally["rows"]
-            if tally["ignored"]:
-                say(JOB, f"{row.source_file}: columns ignored: {', '.join(tally['ignored'])}")
+            tally = Tally(**json.loads(row.detail))
+            counts[files[row.source_file]].n_read = tally.rows
+            _say_tally(row.source_file, tally)
     for row in faults.agg(F.count("*").alias("n")).collect():
         if row.source_file not in refused:
             counts[files[row.source_file]].faults[row.reason] = row.n
@@ -207,6 +209,13 @@ def _counted(written: DataFrame, files: Mapping[str, LandingFile], counts: Count
     if refused:
         rows = rows.where((F.col("line") == FILE_LINE) | ~F.col("source_file").isin(list(refused)))
     return rows
+
+
+def _say_tally(name: str, tally: Tally) -> None:
+    if tally.ignored:
+        say(JOB, f"{name}: columns ignored: {', '.join(tally.ignored)}")
+    if tally.fractions:
+        say(JOB, f"WARNING: {name}: {tally.fractions} rows {FRACTIONS}")
 
 
 def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date]) -> None:

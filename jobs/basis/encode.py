@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image
 
 from jobs.lake.vectors import list_column
 from jobs.runtime.entry import say
 from lte_models.encoders.base import EncoderConfig, Float32Array, ItemEncoder, aggregate, item_text
-from lte_models.encoders.images import ImageError, decode_image, image_bytes
+from lte_models.encoders.images import ImageError, decode_image, decoded_bytes, image_bytes
 from lte_models.encoders.loading import load_encoder
 
 TEXT_COLUMNS = ("title", "description", "category", "brand")
@@ -30,6 +31,9 @@ MAX_KEPT_TEXTS = 32_768
 
 # An engine's batch has some 10,000 rows: too many pictures to hold twice.
 MAX_PICTURED_ROWS = 1024
+
+# Decoded bytes of pictures that are held at once, where a deployment sets nothing.
+PICTURE_BATCH_BYTES = 256 << 20
 
 # A picture that can be read now, of an item whose vector was made without it, and an item that names none.
 LATER, NONE = "came_later", "none"
@@ -43,11 +47,13 @@ class EncodeTask:
         encoder: Builds the model, once a process.
         basis_version: The basis that the driver named; a worker with other weights fails.
         landing: Folder that ``image_path`` is relative to, as the workers see it.
+        picture_batch_bytes: Decoded bytes of the pictures that are held at once (landing.max_picture_batch_bytes).
     """
 
     encoder: EncoderConfig
     basis_version: str
     landing: str
+    picture_batch_bytes: int = PICTURE_BATCH_BYTES
 
     @property
     def image_columns(self) -> tuple[str, ...]:
@@ -81,6 +87,7 @@ class EncodeTask:
             encoded = image_bytes(row.get("image"), row.get("image_path"), Path(self.landing))
             if encoded is None:
                 return NONE
+            self._require_room(encoded)
             decode_image(encoded)
         except ImageError as error:
             return error.reason
@@ -108,22 +115,30 @@ class EncodeTask:
             }
         )
 
+    def _require_room(self, encoded: bytes) -> int:
+        """Decoded bytes of a picture; one that no batch has room for is not decoded."""
+        n_bytes = decoded_bytes(encoded)
+        if n_bytes > self.picture_batch_bytes:
+            expected = f"at most {self.picture_batch_bytes} decoded bytes (landing.max_picture_batch_bytes)"
+            raise ImageError("too_large", f"expected {expected}, got {n_bytes}")
+        return n_bytes
+
     def _encode_pictures(self, items: _Items, rows: Sequence[dict[str, Any]], encoder: ItemEncoder) -> None:
         """Decode and encode a few pictures at a time: decoded ones are large. One that is unusable is passed over."""
-        pictured = [number for number, row in enumerate(rows) if row["image"] or row["image_path"]]
-        for start in range(0, len(pictured), self.encoder.batch_size):
-            numbers, pictures = [], []
-            for number in pictured[start : start + self.encoder.batch_size]:
-                try:
-                    encoded = image_bytes(rows[number]["image"], rows[number]["image_path"], Path(self.landing))
-                    assert encoded is not None  # for the type checker: the row names a picture
-                    pictures.append(decode_image(encoded))
-                except ImageError:
-                    continue  # counted from the table afterwards, by picture_problems
-                numbers.append(number)
-                items.image_digests[number] = hashlib.sha256(encoded).hexdigest()
-            if numbers:
-                items.images[numbers] = encoder.encode_images(pictures)
+        batch = _PictureBatch(items, encoder)
+        for number, row in enumerate(rows):
+            try:
+                encoded = image_bytes(row["image"], row["image_path"], Path(self.landing))
+                if encoded is None:
+                    continue
+                n_bytes = self._require_room(encoded)
+                if batch.n_bytes + n_bytes > self.picture_batch_bytes or len(batch.numbers) == self.encoder.batch_size:
+                    batch.encode()
+                batch.add(number, decode_image(encoded), n_bytes)
+            except ImageError:
+                continue  # counted from the table afterwards, by picture_problems
+            items.image_digests[number] = hashlib.sha256(encoded).hexdigest()
+        batch.encode()
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -173,6 +188,28 @@ class _Items:
             texts = self.texts[rows] if "text" in source else None
             whole[rows] = aggregate(images, texts, [self.ids[row] for row in rows])
         return whole
+
+
+class _PictureBatch:
+    """Decoded pictures that wait to be encoded together."""
+
+    def __init__(self, items: _Items, encoder: ItemEncoder) -> None:
+        self._items, self._encoder = items, encoder
+        self.numbers: list[int] = []
+        self._pictures: list[Image.Image] = []
+        self.n_bytes = 0
+
+    def add(self, number: int, picture: Image.Image, n_bytes: int) -> None:
+        """Keep the picture of item ``number``."""
+        self.numbers.append(number)
+        self._pictures.append(picture)
+        self.n_bytes += n_bytes
+
+    def encode(self) -> None:
+        """Fill in the vectors of the pictures, and let the pictures go."""
+        if self.numbers:
+            self._items.images[self.numbers] = self._encoder.encode_images(self._pictures)
+        self.numbers, self._pictures, self.n_bytes = [], [], 0
 
 
 def _encode_texts(items: _Items, encoder: ItemEncoder, kept: dict[str, Float32Array]) -> int:

@@ -45,6 +45,9 @@ Offsets = Annotated[
     ),
 ]
 
+# The least that a reader of landing files holds at once: the longest line.
+MIB = 1 << 20
+
 # What open_clip reads where the configuration names no other.
 CLIP_MODEL, CLIP_WEIGHTS = "ViT-B-32", "laion2b_s34b_b79k"
 
@@ -110,6 +113,22 @@ class InteractionsSection:
     )
     earliest: date = date(2000, 1, 1)
     max_bad_share: Share = 0.01
+
+
+@section
+class LandingSection:
+    """How much memory landing files may take: a file of a few kilobytes can become gigabytes when it is decoded.
+
+    Attributes:
+        max_file_bytes: Bytes that a compressed file may become, at most; a larger one is refused whole.
+        max_batch_bytes: Decoded bytes of rows that a worker holds at once; a Parquet page of which a single one is
+            larger, and more than four times its size in the file, is refused with its file.
+        max_picture_batch_bytes: Bytes of decoded pictures that a worker holds at once; a larger picture is not used.
+    """
+
+    max_file_bytes: Annotated[int, Field(ge=MIB)] = 8 << 30
+    max_batch_bytes: Annotated[int, Field(ge=MIB)] = 64 << 20
+    max_picture_batch_bytes: Annotated[int, Field(ge=MIB)] = 256 << 20
 
 
 @section
@@ -416,6 +435,7 @@ class Deployment:
     paths: PathsSection
     engine: EngineSection = field(default_factory=EngineSection)
     interactions: InteractionsSection = field(default_factory=InteractionsSection)
+    landing: LandingSection = field(default_factory=LandingSection)
     basis: BasisSection = field(default_factory=BasisSection)
     lte: LteSection = field(default_factory=LteSection)
     drift: DriftSection = field(default_factory=DriftSection)

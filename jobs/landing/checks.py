@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeAlias
@@ -13,22 +13,42 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.landing.erased import ErasedUsers
+from jobs.landing.formats.pieces import ReadLimits, RoundedFloat
 from schemas import MAX_ID_BYTES
 
 Values: TypeAlias = "pa.Array | list[Any]"
 TIMESTAMP = pa.timestamp("us", "UTC")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-ISO_8601 = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?)?$"
+ISO_8601 = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}(:?[0-5]\d)?)?)?$"
 ISO_ZONE = r"\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
+# The calendar of ISO 8601 text begins in year 1: Arrow knows a year 0, Python does not.
+NO_YEAR = "0000-"
+BELOW_MICROSECONDS = r"(\.\d{6})\d+"
 NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$"
-BLANK = r"^[\s\p{Z}]*$"
 
-# Invisible characters make two ids that look the same; an id is taken as it is or not at all, never trimmed.
-MALFORMED_ID = r"^[\s\p{Z}]|[\s\p{Z}]$|\p{Cc}"
+# What leaves no mark on a screen: control and format characters, Unicode's default-ignorable code points (fillers,
+# variation selectors, joiners), blanks that are no spaces (Braille, musical, Khitan), and code points of no character.
+INVISIBLE = (
+    r"\p{Cc}\p{Cf}\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{2060}-\x{206F}\x{2800}\x{3164}"
+    r"\x{FE00}-\x{FE0F}\x{FFA0}\x{FFF0}-\x{FFF8}\x{16FE4}\x{1BCA0}-\x{1BCA3}\x{1D159}\x{1D173}-\x{1D17A}"
+    r"\x{E0000}-\x{E0FFF}\x{FDD0}-\x{FDEF}" + "".join(rf"\x{{{plane:X}FFFE}}\x{{{plane:X}FFFF}}" for plane in range(17))
+)
+BLANK = rf"^[\s\p{{Z}}{INVISIBLE}]*$"
+
+# Spaces that look like U+0020 within a text. The wide one of Japanese and Chinese names (U+3000) does not.
+OTHER_SPACES = r"\x{00A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}"
+
+# Two ids that look the same are two people for a reader; an id is taken as it is or not at all, never trimmed.
+MALFORMED_ID = rf"^[\s\p{{Z}}]|[\s\p{{Z}}]$|[{INVISIBLE}{OTHER_SPACES}]"
+
+# Ids that a program wrote as decimal fractions: another file's 17 is another user than 17.0.
+FRACTION_ID = r"^[+-]?\d+\.0+$"
 OUTSIDE_LANDING = r"^[/\\]|(^|[/\\])\.\.([/\\]|$)|://"
 SECONDS_TO_YEAR_10000 = 253_402_300_800
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-LARGEST_EXACT_FLOAT = 2.0**53
+
+# From here on a float stands for more than one whole number: 2^53 is what 2^53 + 1 is rounded to, too.
+FIRST_AMBIGUOUS = {pa.float16(): 2.0**11, pa.float32(): 2.0**24, pa.float64(): 2.0**53}
 
 
 @dataclass(frozen=True)
@@ -39,11 +59,13 @@ class RowRules:
         types: Interaction types.
         earliest: First UTC day an event may be of.
         erased: Users whose rows stay out.
+        limits: Decoded bytes of a file and of a batch.
     """
 
     types: tuple[str, ...]
     earliest: date
     erased: ErasedUsers | None = None
+    limits: ReadLimits = field(default_factory=ReadLimits)
 
 
 @dataclass(frozen=True)
@@ -70,21 +92,36 @@ def reasons_of(n_rows: int, *pairs: tuple[pa.Array, str]) -> pa.Array:
     return pc.case_when(masks, *[pa.scalar(reason) for _, reason in pairs])
 
 
+def plain(values: Values) -> Values:
+    """Values without an encoding around them: no dictionary, no runs."""
+    if isinstance(values, list):
+        return values
+    if pa.types.is_dictionary(values.type):
+        return plain(values.dictionary_decode())
+    if pa.types.is_run_end_encoded(values.type):
+        return plain(pc.run_end_decode(values))
+    return values
+
+
 def text_values(values: Values) -> Checked:
-    """Values as strings: integers and whole floats in decimal, others ``wrong_type`` or ``wrong_encoding``."""
+    """Values as strings: integers and whole floats in decimal, others ``wrong_type`` or ``wrong_encoding``.
+
+    NaN is null: it is what a table without nulls holds in their place.
+    """
+    values = plain(values)
     if isinstance(values, list):
         return _each_text(values)
     kind = values.type
-    if pa.types.is_dictionary(kind):
-        return text_values(values.dictionary_decode())
     if pa.types.is_integer(kind) or pa.types.is_null(kind):
         return _good(values.cast(pa.string()))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return _decoded(values.cast(pa.binary()))
     if _is_bytes(kind):
         return _decoded(values.cast(pa.binary()))
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_decimal(kind):
         return _each_text(values.to_pylist())
+    if pa.types.is_floating(kind):
+        return _whole_floats(values)
     return Checked(pa.nulls(len(values), pa.string()), reasons_of(len(values), (values.is_valid(), "wrong_type")))
 
 
@@ -92,6 +129,16 @@ def _is_bytes(kind: pa.DataType) -> bool:
     types = pa.types
     kinds = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
     return any(is_of(kind) for is_of in kinds)
+
+
+def _whole_floats(values: pa.Array) -> Checked:
+    """Whole numbers of a float column as text, as far as no other whole number is the same float."""
+    wide = values.cast(pa.float64())
+    is_there = pc.invert(wide.is_null(nan_is_null=True))
+    is_exact = pc.and_(pc.less(pc.abs(wide), FIRST_AMBIGUOUS[values.type]), pc.equal(pc.floor(wide), wide))
+    is_good = pc.and_(is_there, pc.fill_null(is_exact, False))
+    whole = pc.if_else(is_good, wide, pa.scalar(None, pa.float64())).cast(pa.int64())
+    return Checked(whole.cast(pa.string()), reasons_of(len(values), (pc.and_not(is_there, is_good), "wrong_type")))
 
 
 def _good(values: pa.Array) -> Checked:
@@ -111,7 +158,7 @@ def _each_text(values: list[Any]) -> Checked:
 
 
 def _one_text(value: Any) -> tuple[str | None, str | None]:
-    if value is None:
+    if value is None or _is_nan(value):
         return None, None
     try:
         if isinstance(value, bytes):
@@ -121,35 +168,43 @@ def _one_text(value: Any) -> tuple[str | None, str | None]:
             return value, None
     except UnicodeError:
         return None, "wrong_encoding"
-    is_whole = isinstance(value, int) or (not isinstance(value, list | dict) and _is_whole(value))
-    if isinstance(value, bool) or not is_whole:
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if not is_number or not (isinstance(value, int) or _is_whole(value)):
         return None, "wrong_type"
     return str(int(value)), None
 
 
 def _is_whole(value: Any) -> bool:
     """Whether a float or decimal is a whole number, and no other number was rounded to it."""
-    is_exact = isinstance(value, Decimal) or abs(value) <= LARGEST_EXACT_FLOAT
-    return math.isfinite(value) and is_exact and value == int(value)
+    if isinstance(value, RoundedFloat) or not math.isfinite(value):
+        return False
+    is_exact = isinstance(value, Decimal) or abs(value) < FIRST_AMBIGUOUS[pa.float64()]
+    return bool(is_exact and value == int(value))
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def id_check(name: str, *, default: str | None = None, is_required: bool = True) -> Check:
-    """Check of an id: 1 to 128 UTF-8 bytes, no control characters, no space at its ends.
+    """Check of an id: 1 to 128 UTF-8 bytes, no invisible characters, no space at its ends or that only looks like one.
 
     Args:
         name: Column, for the reasons.
         default: What a missing value becomes where the column is not required.
-        is_required: Whether null and blank are bad (``null_…``).
+        is_required: Whether null and blank (nothing visible) are bad (``null_…``).
     """
 
     def check(values: Values) -> Checked:
         text = text_values(values)
-        is_blank = pc.fill_null(pc.match_substring_regex(text.values, BLANK), True)
+        is_long = pc.fill_null(pc.greater(pc.binary_length(text.values), MAX_ID_BYTES), False)
+        short = pc.if_else(is_long, "x", text.values)  # a long text is oversize whatever is in it: not searched
+        is_blank = pc.fill_null(pc.match_substring_regex(short, BLANK), True)
         own = reasons_of(
             len(text.values),
+            (is_long, f"oversize_{name}"),
             (pc.and_(is_blank, is_required), f"null_{name}"),
-            (pc.and_not(pc.match_substring_regex(text.values, MALFORMED_ID), is_blank), f"malformed_{name}"),
-            (pc.and_not(pc.greater(pc.binary_length(text.values), MAX_ID_BYTES), is_blank), f"oversize_{name}"),
+            (pc.and_not(pc.match_substring_regex(short, MALFORMED_ID), is_blank), f"malformed_{name}"),
         )
         filled = pc.if_else(is_blank, pa.scalar(default, pa.string()), text.values)
         return Checked(filled, pc.coalesce(text.reasons, own))
@@ -191,6 +246,7 @@ def price_check(values: Values) -> Checked:
 
 
 def _numbers(values: Values) -> tuple[pa.Array, pa.Array]:
+    values = plain(values)
     if isinstance(values, list):
         is_number = [
             value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
@@ -200,7 +256,9 @@ def _numbers(values: Values) -> tuple[pa.Array, pa.Array]:
         return pa.array(floats, pa.float64()), reasons_of(len(values), (wrong, "wrong_type"))
     kind = values.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind):
-        return values.cast(pa.float64(), safe=False), pa.nulls(len(values), pa.string())
+        numbers = values.cast(pa.float64(), safe=False)
+        numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+        return numbers, pa.nulls(len(values), pa.string())
     text = text_values(values)
     is_number = pc.fill_null(pc.match_substring_regex(text.values, NUMBER), False)
     numbers = pc.if_else(is_number, text.values, pa.scalar(None, pa.string())).cast(pa.float64())
@@ -209,13 +267,14 @@ def _numbers(values: Values) -> tuple[pa.Array, pa.Array]:
 
 def _float(value: float | None) -> float | None:
     try:
-        return None if value is None else float(value)
+        return None if value is None or _is_nan(value) else float(value)
     except OverflowError:
         return math.inf
 
 
 def bytes_check(values: Values) -> Checked:
     """Check of a picture: bytes, in Parquet only; whether they are a picture is found out by the encoder."""
+    values = plain(values)
     if not isinstance(values, list) and _is_bytes(values.type):
         return _good(values.cast(pa.binary()))
     n_rows = len(values)
@@ -248,6 +307,7 @@ def _micros(day: date) -> int:
 
 
 def _timestamps(values: Values) -> tuple[pa.Array, pa.Array]:
+    values = plain(values)
     if not isinstance(values, list) and pa.types.is_date(values.type):
         return _timestamps(values.cast(pa.timestamp("ms")))
     if not isinstance(values, list) and pa.types.is_timestamp(values.type):
@@ -260,10 +320,10 @@ def _timestamps(values: Values) -> tuple[pa.Array, pa.Array]:
 
 def _number_mask(values: Values) -> pa.Array:
     if isinstance(values, list):
-        return pa.array([isinstance(value, int | float) for value in values], pa.bool_())
+        return pa.array([isinstance(value, int | float) and not _is_nan(value) for value in values], pa.bool_())
     kind = values.type
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    return pc.and_(values.is_valid(), is_number)
+    return pc.and_not(is_number, values.is_null(nan_is_null=True))
 
 
 def _as_micros(values: pa.Array) -> pa.Array:
@@ -279,11 +339,13 @@ def _as_micros(values: pa.Array) -> pa.Array:
 
 def parse_timestamps(text: pa.Array) -> pa.Array:
     """ISO 8601 text as UTC; without a zone it is UTC already; null where it is no such text or no such day or hour."""
-    is_iso = pc.fill_null(pc.match_substring_regex(text, ISO_8601), False)
-    iso = pc.if_else(is_iso, text, pa.scalar(None, pa.string()))
+    is_iso = pc.and_not(pc.match_substring_regex(text, ISO_8601), pc.starts_with(text, NO_YEAR))
+    iso = pc.if_else(pc.fill_null(is_iso, False), text, pa.scalar(None, pa.string()))
+    # Arrow refuses finer fractions, Python cuts them: cut before either, so that the answer does not depend on which.
+    iso = pc.replace_substring_regex(iso, BELOW_MICROSECONDS, r"\1")
     try:
         return _cast_iso(iso)
-    except pa.ArrowInvalid:  # one impossible day or a fraction finer than microseconds: one by one then
+    except pa.ArrowInvalid:  # one impossible day: each on its own, so that it spoils no other
         return pa.array([_one_timestamp(value) for value in iso.to_pylist()], pa.int64()).cast(TIMESTAMP)
 
 

@@ -1,16 +1,22 @@
-"""Rows as text for the quarantine: JSON with long values cut and undecodable bytes escaped."""
+"""Rows as text for the quarantine: JSON with long values cut, and escapes for what cannot be seen or decoded."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from jobs.runtime.text import printable
+
+# Characters that are kept of a value, and about so many of a row.
 MAX_RAW_VALUE = 200
+MAX_RAW_ROW = 4000
 
 
-def _scalar(value: pa.Scalar) -> Any:
+def scalar_value(value: pa.Scalar) -> Any:
+    """The Python value of an Arrow scalar, or what can be shown of it."""
     try:
         return value.as_py()
     except (ValueError, OverflowError, LookupError):
@@ -21,33 +27,46 @@ def _not_for_python(value: pa.Scalar) -> Any:
     """What can be shown of a scalar that Python cannot hold: no UTF-8, a year past 9999, a zone unknown here."""
     kind = value.type
     if isinstance(value, pa.DictionaryScalar | pa.ExtensionScalar):
-        return _scalar(value.value)
+        return scalar_value(value.value)
     if pa.types.is_nested(kind):
         return f"<{kind}>"
     if pa.types.is_timestamp(kind) and kind.tz not in (None, "UTC"):  # Arrow's moments are in UTC whatever their zone
-        return _scalar(value.cast(pa.timestamp(kind.unit, "UTC")))
+        return scalar_value(value.cast(pa.timestamp(kind.unit, "UTC")))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return value.cast(pa.binary()).as_py()
     return str(value.value)
 
 
-def raw_json(row: dict[str, Any]) -> str:
-    """A row as JSON text; long values are cut, bytes that are no UTF-8 are escaped."""
-    return json.dumps({name: _jsonable(value) for name, value in row.items()}, ensure_ascii=False)
+def raw_json(row: Mapping[str, Any]) -> str:
+    """A row as JSON text for a person: long values are cut, what cannot be seen is escaped, a wide row ends early."""
+    shown: dict[str, Any] = {}
+    room = MAX_RAW_ROW
+    for name, value in row.items():
+        key = printable(_cut(name))
+        shown[key] = _jsonable(value)
+        room -= len(key) + len(str(shown[key]))
+        if room < 0:
+            shown["…"] = f"{len(row) - len(shown)} more"
+            break
+    return json.dumps(shown, ensure_ascii=False)
 
 
 def _jsonable(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and abs(value) < 10**MAX_RAW_VALUE:
         return value
     if isinstance(value, bytes):
         value = value[:MAX_RAW_VALUE].decode("utf-8", "backslashreplace")
-    text = value if isinstance(value, str) else str(value)
-    return printable(text if len(text) <= MAX_RAW_VALUE else f"{text[:MAX_RAW_VALUE]}…")
+    return printable(_cut(value if isinstance(value, str) else _text(value)))
 
 
-def printable(text: str) -> str:
-    r"""Text that UTF-8 can hold: undecodable bytes as ``\xff``, lone surrogates as ``\udc00``."""
+def _text(value: Any) -> str:
     try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        return str(value)
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or lists nested as deeply
+        return f"<{type(value).__name__}: {error}>"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_RAW_VALUE else f"{text[:MAX_RAW_VALUE]}…"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -14,11 +15,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, LongType, StringType, StructField, StructType
 
-from jobs.landing.checks import Checked, RowRules, checks_of, reasons_of
+from jobs.landing.checks import FRACTION_ID, Checked, RowRules, checks_of, reasons_of
 from jobs.landing.erased import ERASED_USER, REDACTED, plain_id
 from jobs.landing.files import LandingFile
-from jobs.landing.raw_text import _scalar, raw_json
-from jobs.landing.readers import FileRefusedError, Ignored, Piece, RawRows, Reject, raw_pieces
+from jobs.landing.formats.pieces import FileRefusedError, Ignored, Piece, RawRows, Reject
+from jobs.landing.raw_text import raw_json, scalar_value
+from jobs.landing.readers import raw_pieces
+from jobs.runtime.text import printable
 from schemas import INTERACTIONS, ITEMS, QUARANTINE
 
 TARGET_TABLES = {"interactions": INTERACTIONS, "items": ITEMS}
@@ -28,6 +31,8 @@ COMPUTED = frozenset({"landing_ds", "event_date"})
 # Pictures make item rows large: a batch of them has to fit into a worker's memory.
 BATCH_ROWS = {"interactions": 65_536, "items": 512}
 BYTES_PER_PARTITION = 32 << 20
+MAX_REJECTS = 4096
+IDS = ("user_id", "item_id", "session_id")
 
 # Line of the row that says how many rows the reader saw in a file; it is no row of the file.
 TALLY_LINE = -1
@@ -81,7 +86,7 @@ def landing_rows(
     Returns:
         One row a data line, with source_file, line, landing_ds, and either the typed values or reason, detail and raw
         (line 0: the file as a whole). One more row a file, line -1, tells in ``detail`` as JSON how many rows its
-        reader saw and which columns it ignored.
+        reader saw, which columns it ignored, and how many ids look like 17.0 (:class:`Tally`).
     """
     bins = balanced(files, max(n_partitions, sum(file.size for file in files) // BYTES_PER_PARTITION))
     read = functools.partial(_read_bins, _Source(landing, target, rules, bins))
@@ -109,27 +114,56 @@ def _read_bins(source: _Source, batches: Iterator[pa.RecordBatch]) -> Iterator[p
 def file_batches(landing: str, file: LandingFile, rules: RowRules) -> Iterator[pa.RecordBatch]:
     """Record batches of one file, as :func:`landing_rows` has them."""
     wanted = [field.name for field in value_columns(file.target)]
-    n_rows, ignored = 0, list[str]()
+    tally = Tally()
+    rejects: list[Reject] = []
     try:
         for piece in raw_pieces(
-            landing, file, wanted=wanted, required=REQUIRED[file.target], batch_rows=BATCH_ROWS[file.target]
+            landing,
+            file,
+            wanted=wanted,
+            required=REQUIRED[file.target],
+            batch_rows=BATCH_ROWS[file.target],
+            limits=rules.limits,
         ):
-            if isinstance(piece, Ignored):
-                ignored.extend(piece.columns)
-                continue
-            n_rows += len(piece.lines) if isinstance(piece, RawRows) else 1
-            yield _typed(piece, file, rules)
+            tally.count(piece)
+            if isinstance(piece, RawRows):
+                yield _typed(piece, file, rules, tally)
+            elif isinstance(piece, Reject):
+                rejects.append(piece)
+            if len(rejects) == MAX_REJECTS:  # a record batch of its own for each would take a hundred times as long
+                yield _faults(rejects, file)
+                rejects = []
     except FileRefusedError as error:
         # The rows before the fault are dropped later: half a file is never taken.
-        n_rows, detail = 1, str(error)
-        yield _faults([Reject(FILE_LINE, error.reason, detail, raw_json({"bytes": file.size}))], file)
-    yield _faults([Reject(TALLY_LINE, "", json.dumps({"rows": n_rows, "ignored": ignored}), "")], file)
+        tally = Tally(rows=1)
+        rejects = [Reject(FILE_LINE, error.reason, printable(str(error)), raw_json({"bytes": file.size}))]
+    yield _faults(rejects, file)
+    yield _faults([Reject(TALLY_LINE, "", json.dumps(dataclasses.asdict(tally)), "")], file)
 
 
-def _typed(piece: Piece, file: LandingFile, rules: RowRules) -> pa.RecordBatch:
-    if isinstance(piece, Reject):
-        return _faults([piece], file)
-    assert isinstance(piece, RawRows)  # for the type checker
+@dataclass
+class Tally:
+    """What a reader saw in a file.
+
+    Attributes:
+        rows: Rows, good and bad.
+        ignored: Columns that nobody asked for, fit to be printed.
+        fractions: Good rows with an id like 17.0.
+    """
+
+    rows: int = 0
+    ignored: list[str] = field(default_factory=list)
+    fractions: int = 0
+
+    def count(self, piece: Piece) -> None:
+        """Count a piece of the file."""
+        if isinstance(piece, Ignored):
+            self.ignored.extend(printable(name) for name in piece.columns)
+        else:
+            self.rows += len(piece.lines) if isinstance(piece, RawRows) else 1
+
+
+def _typed(piece: RawRows, file: LandingFile, rules: RowRules, tally: Tally) -> pa.RecordBatch:
     n_rows = len(piece.lines)
     nothing = pa.nulls(n_rows, pa.string())
     checked = {
@@ -149,9 +183,16 @@ def _typed(piece: Piece, file: LandingFile, rules: RowRules) -> pa.RecordBatch:
     }
     if file.target == "items":
         values["title"] = pc.if_else(is_good, pc.fill_null(values["title"], ""), values["title"])
+    tally.fractions += _n_fractions([values[name] for name in IDS if name in values])
     fixed = {"line": pa.array(piece.lines, pa.int64()), "reason": reasons, "detail": details, "raw": raws}
     fixed["found_user_id"] = found
     return _batch(file, n_rows, {**fixed, **values})
+
+
+def _n_fractions(ids: Sequence[pa.Array]) -> int:
+    """Rows with an id that a program wrote as a decimal fraction."""
+    masks = [pc.fill_null(pc.match_substring_regex(each, FRACTION_ID), False) for each in ids]
+    return int(pc.sum(functools.reduce(pc.or_, masks)).as_py() or 0)
 
 
 def _with_content(checked: Mapping[str, Checked]) -> Checked:
@@ -176,7 +217,7 @@ def _explained(
         if reasons[i].as_py() == ERASED_USER:  # counted, but nothing of the row is kept
             details[i], raws[i] = "", REDACTED
             continue
-        found[i] = plain_id(_scalar(user_ids[i]) if isinstance(user_ids, pa.Array) else user_ids[i])
+        found[i] = plain_id(scalar_value(user_ids[i]) if isinstance(user_ids, pa.Array) else user_ids[i])
         column = next(name for name, each in checked.items() if each.reasons[i].is_valid)
         raws[i] = piece.raw(i)
         value = json.loads(raws[i] or "{}").get(column)

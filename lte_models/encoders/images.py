@@ -11,6 +11,9 @@ from PIL import Image, ImageOps
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_IMAGE_PIXELS = 50_000_000
 
+# Pillow keeps three colours of a pixel in four bytes.
+BYTES_PER_PIXEL = 4
+
 # A long thin strip is a decompression bomb of its own kind: the shorter edge is scaled up to the model's size.
 MAX_ASPECT_RATIO = 50
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -65,6 +68,21 @@ def decode_image(encoded: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
     except Exception as error:  # Pillow's decoders raise many kinds on malformed input; the reason is kept and counted
+        raise ImageError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def decoded_bytes(encoded: bytes) -> int:
+    """Bytes that a picture takes once it is decoded, read from its header: four for each pixel.
+
+    Raises:
+        ImageError: It has no header that can be read.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+            return BYTES_PER_PIXEL * picture.size[0] * picture.size[1]
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", str(error)) from error
+    except Exception as error:  # as in decode_image
         raise ImageError("unreadable", f"{type(error).__name__}: {error}") from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import jobs.basis.encode
@@ -456,3 +457,35 @@ def test_nothing_is_loaded_for_an_empty_partition(monkeypatch: pytest.MonkeyPatc
         yield from ()
 
     assert list(task.encode(none())) == []
+
+
+def test_pictures_are_decoded_as_many_at_once_as_there_is_room_for(
+    clip: EncoderConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fourteen small PNGs may be three gigabytes decoded, so that their number says nothing."""
+    encoder = load_encoder(clip)
+    sizes: list[list[int]] = []
+    encode_images = type(encoder).encode_images
+
+    def recorded(self: object, pictures: list[Any]) -> Any:
+        sizes.append([4 * each.width * each.height for each in pictures])
+        return encode_images(encoder, pictures)
+
+    edges = (100, 100, 50, 100, 160, 100, 50)
+    pictures = [encoded(picture(edge).resize((edge, edge))) for edge in edges]
+    rows = [item(str(at), image=each) | {"item_index": at, "first_ds": DAY} for at, each in enumerate(pictures)]
+    batch = pa.RecordBatch.from_pylist(
+        rows, pa.schema([(name, COLUMN_TYPES.get(name, pa.string())) for name in rows[0]])
+    )
+    whole, small = (EncodeTask(clip, basis_version(clip), str(tmp_path), room) for room in (1 << 20, 90_000))
+    [expected] = list(whole.encode(iter([batch.take([0, 1, 2, 3, 5, 6])])))
+    monkeypatch.setattr(type(encoder), "encode_images", recorded)
+    [found] = list(small.encode(iter([batch.take([0, 1, 2, 3, 5, 6])])))
+    assert sizes == [[40_000, 40_000, 10_000], [40_000, 40_000, 10_000]]
+    vectors = [np.array(each.column("embedding").to_pylist()) for each in (found, expected)]
+    np.testing.assert_allclose(*vectors, atol=1e-6)  # sums of float32 in another order
+    problems = small.picture_problems(iter([batch])).__next__().column("reason").to_pylist()
+    assert problems == [*["came_later"] * 4, "too_large", *["came_later"] * 2]  # 160 x 160 x 4 bytes are above the room
+
+
+COLUMN_TYPES = {"image": pa.binary(), "landing_ds": pa.date32(), "first_ds": pa.date32(), "item_index": pa.int32()}
