@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# `make airflow`: scheduler, DAG processor, API server and UI of this clone, on loopback, until Ctrl-C.
+# `make airflow`: scheduler, DAG processor, API server and UI of one deployment, on loopback, until Ctrl-C.
 # Not `airflow standalone`: its log servers listen on all interfaces, and it leaves its parts behind when it is killed.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh" "${1:-}"
 source "$LTE_HOME/scripts/airflow_db.sh"
+with_database "$@"
 url="$AIRFLOW__API__BASE_URL"
 
 if (exec 3<>"/dev/tcp/127.0.0.1/$AIRFLOW__API__PORT") 2>/dev/null; then
@@ -12,6 +13,10 @@ if (exec 3<>"/dev/tcp/127.0.0.1/$AIRFLOW__API__PORT") 2>/dev/null; then
 fi
 lte check-config --config "$LTE_CONFIG" >/dev/null
 echo "config: $LTE_CONFIG"
+take_home "make airflow on port $AIRFLOW__API__PORT" || {
+  echo "make airflow: this deployment's Airflow is used by: $owner. Wait for its end, or end it" >&2
+  exit 1
+}
 prepare_airflow
 quietly airflow dags reserialize
 # A new DAG is paused, and the runs of a paused DAG, backfills too, stay queued.
@@ -20,9 +25,14 @@ quietly airflow dags unpause --yes lte_daily
 set -m # every part leads a process group of its own, so that what is left of it can be found
 parts=()
 start_part() {
-  "$@" >"$AIRFLOW_HOME/$2.log" 2>&1 </dev/null &
+  local name="$1"
+  shift
+  "$@" >"$AIRFLOW_HOME/$name.log" 2>&1 </dev/null &
   parts+=($!)
 }
+# Airflow's own program: the database is up as long as this script runs.
+program="$(dirname "$(command -v python)")/airflow"
+private() { (umask 077 && exec "$@"); }
 stop_part() {
   kill -TERM -- "-$1" 2>/dev/null || return 0
   for _ in $(seq 40); do
@@ -34,6 +44,7 @@ stop_part() {
 stop_parts() {
   trap - EXIT
   trap '' INT TERM
+  rm -f "$AIRFLOW_HOME/url"
   echo "airflow: stopping; a running job is ended, its task fails"
   # The scheduler first: its tasks report their end to the API server.
   for ((part = ${#parts[@]} - 1; part >= 0; part--)); do stop_part "${parts[part]}"; done
@@ -42,9 +53,10 @@ trap stop_parts EXIT
 trap 'exit 0' INT TERM
 
 echo "airflow: starting; logs in $AIRFLOW_HOME/{api-server,scheduler,dag-processor}.log"
-start_part airflow api-server
-start_part airflow dag-processor
-start_part airflow scheduler --skip-serve-logs
+# It writes the password of the user admin.
+start_part api-server private "$program" api-server
+start_part dag-processor "$program" dag-processor
+start_part scheduler "$program" scheduler --skip-serve-logs
 
 passwords="$AIRFLOW_HOME/simple_auth_manager_passwords.json.generated"
 is_up='import json, sys, urllib.request as u
@@ -56,13 +68,16 @@ until [ -s "$passwords" ] && python -c "$is_up" "$url" 2>/dev/null; do
   done
   sleep 1
 done
+echo "$url" >"$AIRFLOW_HOME/url"
+week_before "${LTE_LAST_DAY:-yesterday}"
 cat <<END
 
 Airflow is ready: $url   user admin, password $(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["admin"])' "$passwords")
 In a second shell:
   source scripts/env.sh${1:+ $1}
-  airflow backfill create --dag-id lte_daily --from-date 2017-11-01 --to-date 2017-11-07
-  airflow backfill create --dag-id lte_daily --from-date 2017-11-01 --to-date 2017-11-07 --reprocess-behavior completed
+  make run${1:+ CONFIG=$1}${LTE_LAST_DAY:+ DS=$LTE_LAST_DAY}    the last two days, through this scheduler
+  airflow backfill create --dag-id lte_daily --from-date $from --to-date $to
+  airflow backfill create --dag-id lte_daily --from-date $from --to-date $to --reprocess-behavior completed
   airflow dags list-runs lte_daily
 Ctrl-C stops it.
 END

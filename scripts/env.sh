@@ -4,7 +4,8 @@
 
 LTE_HOME="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)"
 export LTE_HOME
-export PATH="${VENV:-$LTE_HOME/.venv}/bin:$PATH"
+# scripts/bin has an `airflow` that has its database up.
+export PATH="$LTE_HOME/scripts/bin:${VENV:-$LTE_HOME/.venv}/bin:$PATH"
 
 # Absolute, because tasks do not run where this shell stands.
 LTE_CONFIG="$(realpath -m "${1:-${LTE_CONFIG:-$LTE_HOME/configs/complete_journey.toml}}")"
@@ -17,10 +18,27 @@ case "$LTE_CONFIG" in
   *) case "${LTE_LAST_DAY:-}" in 2017-12-31 | 2025-03-25) unset LTE_LAST_DAY ;; esac ;; # left in this shell by a sample
 esac
 
-# Everything that Airflow keeps for this clone is under .airflow, whatever the variables of another Airflow say.
-export AIRFLOW_HOME="$LTE_HOME/.airflow"
-# One writer at a time: while the scheduler writes, a command waits for its turn; after the default of 5 s it would fail.
-export AIRFLOW__DATABASE__SQL_ALCHEMY_CONN="sqlite:///$AIRFLOW_HOME/airflow.db?timeout=60"
+# One Airflow for each deployment: runs of one configuration must not start tasks on the lake of another. Its name is
+# made of the configuration's path, as seen from this clone, so that it stays when the clone is moved.
+lte_path="$(realpath -m --relative-base="$LTE_HOME" "$LTE_CONFIG")"
+lte_name="$(basename "$lte_path" .toml)"
+lte_name="${lte_name//[^[:alnum:]_-]/_}"
+export AIRFLOW_HOME="$LTE_HOME/.airflow/$lte_name-$(printf '%s' "$lte_path" | sha256sum | cut -c1-8)"
+
+# AIRFLOW_DB=postgres, the default, is a PostgreSQL of its own under AIRFLOW_HOME; scripts/with_database.py starts and
+# stops it. AIRFLOW_DB=sqlite needs no server, but a command beside a running scheduler may fail with "database is
+# locked". A home keeps what it was made with.
+AIRFLOW_DB_KIND="${AIRFLOW_DB:-postgres}"
+[ -n "${AIRFLOW_DB:-}" ] || [ ! -e "$AIRFLOW_HOME/airflow.db" ] || AIRFLOW_DB_KIND=sqlite
+# The socket is not under AIRFLOW_HOME: its path may have 107 bytes, and a clone may lie deeper than that.
+AIRFLOW_DB_SOCKETS="/tmp/lte-airflow-$(id -u)-$(printf '%s' "$AIRFLOW_HOME" | sha256sum | cut -c1-12)"
+export AIRFLOW_DB_KIND AIRFLOW_DB_SOCKETS
+case "$AIRFLOW_DB_KIND" in
+  postgres) AIRFLOW__DATABASE__SQL_ALCHEMY_CONN="postgresql+psycopg2://airflow@/postgres?host=$AIRFLOW_DB_SOCKETS" ;;
+  sqlite) AIRFLOW__DATABASE__SQL_ALCHEMY_CONN="sqlite:///$AIRFLOW_HOME/airflow.db?timeout=60" ;;
+  *) echo "AIRFLOW_DB: expected postgres or sqlite, got '$AIRFLOW_DB_KIND'" >&2; return 2 ;;
+esac
+export AIRFLOW__DATABASE__SQL_ALCHEMY_CONN
 export AIRFLOW__CORE__DAGS_FOLDER="$LTE_HOME/dags"
 export AIRFLOW__CORE__EXECUTOR=LocalExecutor
 export AIRFLOW__CORE__PARALLELISM=4

@@ -21,5 +21,5 @@ compile() {
 compile pyproject.toml --extra dev --output-file constraints.txt
 # The image has the same versions: those that stand in the file are kept where they are needed.
 cp constraints.txt constraints-image.txt
-compile pyproject.toml --extra postgres --group build --output-file constraints-image.txt
+compile pyproject.toml --group build --output-file constraints-image.txt
 compile --group docs --output-file docs/constraints.txt

@@ -2,6 +2,8 @@
 
 What is left out is in the log file that ``scripts/run.sh`` keeps beside it. After a failed task its last lines are
 shown again at the end, so that the reason stands where a person looks first.
+
+Exit code 0 only if the last task, ``day_is_done``, has succeeded: a run without a task has not failed either.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ HOOK_LINE = re.compile(r"^(Tmp dir root location: |Running command: |Output:$|Co
 NEW_STATE = re.compile(r"Task instance state updated .*new_state=(\S+)")
 ERROR = re.compile(r"^\S+ \[(?:error|critical) *\] |^DagRun failed|^(?:\w+\.)*(?:Airflow\w+|\w+Error): ")
 KEPT_LINES = 25
+LAST_TASK = "day_is_done"
 
 
 @dataclass
@@ -31,9 +34,11 @@ class Shown:
     state: str = ""
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
     failed: dict[str, list[str]] = field(default_factory=dict)
+    is_done: bool = False
 
 
 def _task_ended(shown: Shown) -> str:
+    shown.is_done = shown.is_done or (shown.task == LAST_TASK and shown.state == "success")
     if shown.state not in ("success", "skipped"):
         shown.failed[shown.task] = list(shown.lines)
     return f"   {shown.task}: {shown.state or 'no state'} after {time.monotonic() - shown.started:.1f} s"
@@ -57,9 +62,8 @@ def _readable_line(line: str, shown: Shown) -> str | None:
     return f"!! {line}" if ERROR.search(line) else None
 
 
-def readable(lines: Iterable[str]) -> Iterator[str]:
-    """Keep the lines of the jobs, when tasks start and end, and errors."""
-    shown = Shown()
+def readable(lines: Iterable[str], shown: Shown) -> Iterator[str]:
+    """Keep the lines of the jobs, when tasks start and end, and errors; ``shown`` holds what became of the run."""
     for line in lines:
         if (text := _readable_line(line.rstrip(), shown)) is not None:
             yield text
@@ -68,11 +72,15 @@ def readable(lines: Iterable[str]) -> Iterator[str]:
         yield from (f"   {line}" for line in last_lines)
 
 
-def main() -> None:
+def main() -> int:
     """Filter stdin to stdout, a line at a time."""
-    for line in readable(sys.stdin):
+    shown = Shown()
+    for line in readable(sys.stdin, shown):
         print(line, flush=True)
+    if not shown.is_done:
+        print(f"!! the run did not reach its end: {LAST_TASK} has not succeeded", flush=True)
+    return 0 if shown.is_done else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,13 +7,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 from time import monotonic, sleep
 from typing import Any
 
+import psycopg2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -255,10 +258,25 @@ class Served:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "LTE_"))}
         return {**kept, "VENV": str(BIN.parent), "PORT": str(self.port), "OMP_NUM_THREADS": "1"}
 
+    def ask(self, question: str) -> list[tuple[Any, ...]]:
+        """Ask Airflow's database, which is up as long as `make airflow` is; Airflow's own commands take seconds."""
+        url = self.shell('printf "%s" "$AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"').stdout.replace("+psycopg2", "")
+        with closing(psycopg2.connect(url)) as database, database.cursor() as cursor:
+            cursor.execute(question)
+            return cursor.fetchall()
+
     def states(self) -> dict[str, str]:
         """State of the run of each data day."""
-        done = self.shell("airflow dags list-runs lte_daily --output json")
-        return {run["logical_date"][:10]: run["state"] for run in json.loads(done.stdout[done.stdout.index("[{") :])}
+        return dict(self.ask("select to_char(logical_date, 'YYYY-MM-DD'), state from dag_run"))
+
+    def times(self) -> dict[str, tuple[datetime, datetime]]:
+        """When the first job of each data day started and the last one ended."""
+        rows = self.ask(
+            "select to_char(logical_date, 'YYYY-MM-DD'), min(task_instance.start_date), max(task_instance.end_date)"
+            " from task_instance join dag_run using (dag_id, run_id)"
+            " where task_id not in ('day_may_start', 'day_is_done') group by logical_date"
+        )
+        return {day: (first, last) for day, first, last in rows}
 
     def backfill(self, days: list[str], flags: str = "") -> None:
         """Order the days; Airflow refuses until its scheduler has closed the backfill before."""
@@ -268,13 +286,13 @@ class Served:
             assert monotonic() < until, done.stderr[-2000:]
 
     def wait_for(self, days: list[str], seconds: int) -> dict[str, str]:
-        """Wait until the runs of these days have ended; the scheduler is asked rarely, since asking takes seconds."""
+        """Wait until the runs of these days have ended."""
         until = monotonic() + seconds
         while monotonic() < until:
             states = self.states()
             if all(states.get(day) in ("success", "failed") for day in days):
                 return states
-            sleep(5)
+            sleep(1)
         raise AssertionError(f"not done after {seconds} s: {states}\n{self.log()}")
 
     def log(self) -> str:
@@ -287,13 +305,14 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture
-def served(tmp_path: Path, backfill_days: int) -> Iterator[Served]:
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Served]:
+    tmp_path = tmp_path_factory.mktemp("served")
     for folder in ("dags", "scripts"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     # The models' five jobs are half of a day: the long suite runs them too.
-    (tmp_path / "shop.toml").write_text(CONFIG.format(models=str(backfill_days > SHORT_BACKFILL).lower()))
+    with_models = request.config.getoption("--backfill-days") > SHORT_BACKFILL
+    (tmp_path / "shop.toml").write_text(CONFIG.format(models=str(with_models).lower()))
     write_landing(tmp_path / "landing")
     shop = Served(tmp_path, free_port())
     environment = {**shop.environment(), "LTE_LAST_DAY": LAST_DAY.isoformat()}
@@ -323,11 +342,39 @@ def written(lake: Path, days: list[str]) -> dict[tuple[str, str], list[dict[str,
     return {(table, ds): rows(lake, table, ds) for table in ("user_lte", "lte_drift", "gate_results") for ds in days}
 
 
+def in_order(times: Mapping[str, tuple[datetime, datetime]], days: list[str]) -> None:
+    """One day after the other, although Airflow starts up to ten days of a backfill at once."""
+    for earlier, later in pairwise(days):
+        assert times[earlier][1] <= times[later][0], f"{later} began before {earlier} was over"
+
+
+def test_passwords_and_keys_are_for_their_user_alone(served: Served) -> None:
+    home = next((served.home / ".airflow").iterdir())
+    assert home.stat().st_mode & 0o777 == 0o700
+    for name in ("simple_auth_manager_passwords.json.generated", "airflow.cfg"):
+        assert (home / name).stat().st_mode & 0o777 == 0o600, name
+
+
+def test_a_second_make_airflow_is_refused(served: Served) -> None:
+    command = ["bash", "scripts/airflow.sh", "shop.toml"]
+    environment = {**served.environment(), "PORT": str(free_port())}
+    second = subprocess.run(
+        command, cwd=served.home, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert second.returncode == 1
+    assert f"this deployment's Airflow is used by: make airflow on port {served.port}, process " in second.stderr
+
+
 @pytest.mark.timeout(3600)
 def test_backfill_fills_once_rewrites_identically_and_never_publishes(served: Served, backfill_days: int) -> None:
     days = [str(LAST_DAY - timedelta(days=back)) for back in reversed(range(backfill_days))]
     before = str(date.fromisoformat(days[0]) - timedelta(days=1))
-    assert served.shell(f"lte run {before}").returncode == 0
+    # As `make run` does where `make airflow` runs.
+    followed = served.shell(f"python scripts/follow_run.py {before}")
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert "-- ingest" in followed.stdout
+    assert "   day_is_done: success after" in followed.stdout
+    assert "has run: nothing to do" in served.shell(f"python scripts/follow_run.py {before} --unless-done").stdout
     live = json.loads(served.shell("lte status --json").stdout)["live"]
     assert live["ds"] == before
 
@@ -338,15 +385,18 @@ def test_backfill_fills_once_rewrites_identically_and_never_publishes(served: Se
     # All days are there, in order: each day from the second on is compared with the day before.
     assert all({row["offset_days"] for row in first["lte_drift", ds]} >= {1} for ds in days)
 
+    in_order(served.times(), days)
+
     versions = DeltaTable(str(served.home / "lake/user_lte")).version()
     served.backfill(days)
     sleep(15)  # several rounds of the scheduler
-    assert served.states() == dict.fromkeys(days, "success")
+    assert served.states() == dict.fromkeys([before, *days], "success")
     assert DeltaTable(str(served.home / "lake/user_lte")).version() == versions, "nothing may be written again"
 
     served.backfill(days, "--reprocess-behavior completed")
     assert served.wait_for(days, 150 * len(days)) == dict.fromkeys(days, "success"), served.log()
     assert DeltaTable(str(served.home / "lake/user_lte")).version() > versions, "every day must be written again"
     assert written(served.home / "lake", days) == first
+    in_order(served.times(), days)
 
     assert json.loads(served.shell("lte status --json").stdout)["live"] == live, "a backfill must never publish"

@@ -269,8 +269,6 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     programs = postgres_programs()
     if programs is None or not (programs / "initdb").exists():
         pytest.skip("no PostgreSQL: apt-get install postgresql")
-    pytest.importorskip("psycopg2", reason="install the extra: pip install -e '.[postgres]'")
-    pytest.importorskip("asyncpg", reason="install the extra: pip install -e '.[postgres]'")
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to nobody
         as_nobody = ["setpriv", "--reuid", "nobody", "--clear-groups"] if os.getuid() == 0 else []
         if as_nobody:
