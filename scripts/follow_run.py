@@ -22,6 +22,7 @@ DAG = "lte_daily"
 LAST_TASK = "day_is_done"
 ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 LOOK_SECONDS = 2.0
+PATIENCE_SECONDS = 300  # of one answer: the machine may be busy with the jobs themselves
 LOG_LINES = 25
 
 
@@ -48,7 +49,7 @@ class Airflow:
         """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, self.headers)  # noqa: S310  the address of airflow.sh
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310
             return json.load(answer)
 
 

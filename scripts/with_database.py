@@ -30,6 +30,7 @@ ROLE = "airflow"  # owns the database; env.sh names it in the connection
 AS_NOBODY = ("setpriv", "--reuid=nobody", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
 POSTGRES_VERSION = 18  # of the data; the package brings several
 START_TRIES = 5
+LAST_SECONDS = 5.0
 NEEDS_DAY = (["dags", "trigger"], ["dags", "test"], ["backfill", "create"])
 
 
@@ -153,22 +154,32 @@ def _locked(path: Path, kind: int) -> Iterator[int]:
 
 @contextmanager
 def held(database: Database) -> Iterator[int]:
-    """Have the database up; yields the file descriptor whose lock says that it is in use.
+    """Have the database up; yields the file descriptor whose lock says that a command uses it.
 
-    The kernel drops the lock with the last process that has the descriptor, however that process ends. So a command
-    hands it down to what it starts, and the database outlives a wrapper that was killed.
+    The kernel drops a lock with the last process that has its descriptor, however that process ends. A command hands
+    its descriptor down to what it starts, so the database outlives a wrapper that was killed.
     """
-    guard, users = database.home / "postgres.lock", database.home / "postgres.users"
-    with _locked(users, fcntl.LOCK_SH) as file:
+    guard, wrappers = database.home / "postgres.lock", database.home / "postgres.wrappers"
+    with _locked(wrappers, fcntl.LOCK_SH), _locked(database.home / "postgres.users", fcntl.LOCK_SH) as file:
         with _locked(guard, fcntl.LOCK_EX):
             database.start()
         yield file
     with _locked(guard, fcntl.LOCK_EX):
+        if _is_free(wrappers, 0) and _is_free(database.home / "postgres.users", LAST_SECONDS):
+            database.stop()
+
+
+def _is_free(path: Path, seconds: float) -> bool:
+    """Tell whether nobody has the lock, or has it no more after a while: what a command started ends a little later."""
+    until = time.monotonic() + seconds
+    while True:
         try:
-            with _locked(users, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                database.stop()
+            with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                return True
         except BlockingIOError:
-            return  # somebody else uses it, and stops it
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
 
 
 def run(command: Sequence[str], keep: Sequence[int] = ()) -> int:

@@ -110,15 +110,17 @@ def test_a_killed_server_is_started_anew(home: Home) -> None:
 
 
 def test_a_killed_wrapper_takes_no_database_from_its_command(home: Home) -> None:
-    command = [*WITH_DATABASE, "bash", "-c", 'sleep 2; exec "$@"', "bash", *home.psql("select 23")]
-    with subprocess.Popen(command, env=home.variables, stdout=subprocess.PIPE, text=True) as wrapper:
-        while home.server() is None:
-            assert wrapper.poll() is None
-        home.sql("select 1")  # it answers, so the command has begun
-        wrapper.kill()
-        assert home.sql("select 1") == "1"
-        assert home.server() is not None, "the command of the killed wrapper uses it"
+    command = [*WITH_DATABASE, "bash", "-c", 'echo begun; read -r; exec "$@"', "bash", *home.psql("select 23")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=home.variables, text=True, **pipes) as wrapper:
+        assert wrapper.stdin is not None
         assert wrapper.stdout is not None
+        assert wrapper.stdout.readline() == "begun\n"
+        wrapper.kill()
+        # This wrapper is alone now, and waits a while for the end of the command before it leaves the server to it.
+        assert home.sql("select 1") == "1"
+        assert home.server() is not None
+        print("go on", file=wrapper.stdin, flush=True)
         assert wrapper.stdout.read() == "23\n"
     home.sql("select 1")
     assert home.server() is None
