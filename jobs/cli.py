@@ -19,6 +19,7 @@ from jobs.ownership.lease import hold_lease
 from jobs.ownership.mark import require_own_lake
 from jobs.runtime.entry import FAILED_EXIT_CODE, run_job
 from jobs.runtime.flags import parse_ds
+from jobs.runtime.progress import tell
 from jobs.runtime.text import printable
 
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
@@ -93,11 +94,11 @@ def _recommend(args: argparse.Namespace, deployment: Deployment) -> None:
 
 def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
     require_own_lake(deployment)
-    if deployment.publish.store == "redis":
-        from jobs.store.opening import open_store
+    from jobs.store.opening import check_store
 
-        # Connects to nothing, but looks at the address and the files.
-        open_store(deployment).close()
+    unknown = check_store(deployment)
+    if unknown:
+        tell(f"the owner of the online store was not looked up: {unknown}")
     settings = asdict_plain(deployment)
     lines = [f"{args.config}: good"]
     for section, values in settings.items():

@@ -39,11 +39,15 @@ def claim(folder: Path, deployment: Deployment, key: str) -> None:
     Raises:
         ConfigError: It is another deployment's.
     """
+    claim_for(folder, deployment.deployment.name, key)
+
+
+def claim_for(folder: Path, name: str, key: str, what: str = "pages") -> None:
+    """Mark a folder with a deployment's name, see :func:`claim` and :func:`require_owner`."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = deployment.deployment.name
     # Two jobs that find no mark write one after the other, and the second reads what the first wrote.
     with _locked(folder):
-        require_owner(folder, name, key)
+        require_owner(folder, name, key, what)
         if read_owner(folder) is None:
             if (folder / OWNER).exists():
                 LOG.warning("%s is empty, as a full disk leaves a file: written again for %r", folder / OWNER, name)

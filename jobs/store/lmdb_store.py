@@ -7,6 +7,7 @@ pages, so at 512 floats a user costs 4 KiB of disk, three times while publishing
 
     index.mdb        pointer and journal, switched in one transaction
     <version>.mdb    user_id -> value, and the manifest
+    .deployment      name of the deployment that the store belongs to
     writer.lock      held (flock) by the one process that publishes; the kernel frees it when that process dies
 
 An account that may read the folder and not write it reads without LMDB's lock file: it checks after each read that no
@@ -29,6 +30,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
+from jobs.runtime.pages import claim_for, read_owner
 from jobs.store.rows import Buffer, RowChunk
 from jobs.store.snapshot import (
     Manifest,
@@ -238,21 +240,34 @@ class LmdbStore:
 
     name = "lmdb"
 
-    def __init__(self, folder: Path, *, first_map_bytes: int = FIRST_MAP_BYTES, lock_wait_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        deployment: str = "",
+        first_map_bytes: int = FIRST_MAP_BYTES,
+        lock_wait_s: float = 60.0,
+    ) -> None:
         """Name the store; nothing is opened or made before it is used.
 
         Args:
             folder: Where the files are; made by the first publish.
+            deployment: Whose store it is; empty for no mark of ownership.
             first_map_bytes: Map size a load starts with; it doubles as needed.
             lock_wait_s: How long a writer waits for another one.
         """
         self._folder = folder.resolve()
+        self._deployment = deployment
         self._first_map_bytes = first_map_bytes
         self._lock_wait_s = lock_wait_s
         self._last_live: str | None = None
 
     def __repr__(self) -> str:
         return f"LmdbStore({self._folder})"
+
+    def owner(self) -> str | None:
+        """See :class:`jobs.store.protocol.OnlineStore`."""
+        return read_owner(self._folder)
 
     def pointer(self) -> Pointer:
         """See :class:`jobs.store.protocol.OnlineStore`."""
@@ -296,6 +311,8 @@ class LmdbStore:
             lock = (self._folder / "writer.lock").open("a+")
         with lock:
             self._wait_for(lock.fileno())
+            if self._deployment:
+                claim_for(self._folder, self._deployment, "paths.online_store", "snapshots")
             self._recover_index()
             yield LmdbWriter(self, self._index, self._first_map_bytes)
 

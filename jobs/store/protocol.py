@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
+from jobs.config.window import ConfigError
 from jobs.store.rows import Buffer, RowChunk
 from jobs.store.snapshot import Manifest, Pointer, Switch
 
@@ -80,6 +81,9 @@ class OnlineStore(Protocol):
     def name(self) -> str:
         """``lmdb`` or ``redis``."""
 
+    def owner(self) -> str | None:
+        """Deployment that the store is marked with; None for a store without a mark."""
+
     def pointer(self) -> Pointer:
         """The pointer."""
 
@@ -95,11 +99,32 @@ class OnlineStore(Protocol):
         """
 
     def writer(self) -> AbstractContextManager[StoreWriter]:
-        """Hold the store's only lock.
+        """Hold the store's only lock; a store without a mark is marked with this deployment's name first.
 
         Raises:
+            jobs.config.window.ConfigError: The store is another deployment's.
             StoreLockedError: Another process holds it.
         """
 
     def close(self) -> None:
         """Give files and connections back."""
+
+
+def require_own(store: OnlineStore, deployment: str, setting: str, mark: str) -> None:
+    """Refuse a store that is marked with the name of another deployment; one without a mark passes.
+
+    Args:
+        store: The store.
+        deployment: Who is about to use the store.
+        setting: The setting that names the store, with its value.
+        mark: Where the mark is, for a person.
+
+    Raises:
+        ConfigError: It is another deployment's.
+    """
+    found = store.owner()
+    if found not in (None, deployment):
+        raise ConfigError(
+            f"{setting}: holds the snapshots of deployment {found!r}, not of {deployment!r}; give each deployment "
+            f"a store of its own, or delete {mark} where the deployment was renamed"
+        )

@@ -2,6 +2,7 @@
 
     {prefix}:pointer              pointer, JSON
     {prefix}:journal              list of the last switches, JSON
+    {prefix}:deployment           name of the deployment that the store belongs to
     {prefix}:versions             set of all versions of which anything is there
     {prefix}:lock                 token of the one process that publishes; runs out when that process is gone
     {prefix}:{version}:manifest   manifest, JSON
@@ -32,6 +33,7 @@ from redis.backoff import ExponentialBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
+from jobs.store.protocol import require_own
 from jobs.store.rows import Buffer, RowChunk
 from jobs.store.snapshot import (
     Manifest,
@@ -72,6 +74,7 @@ class RedisStore:
         cert_file: str = "",
         key_file: str = "",
         prefix: str = "lte",
+        deployment: str = "",
         timeout_s: float = 10.0,
         retries: int = 5,
         lock_ttl_s: float = 120.0,
@@ -86,6 +89,7 @@ class RedisStore:
             cert_file: PEM file of this client's certificate; Redis asks for one unless told not to.
             key_file: PEM file of its key.
             prefix: All keys start with it.
+            deployment: Whose store it is; empty for no mark of ownership.
             timeout_s: Limit for connecting and for each answer.
             retries: How often a lost connection is tried again, with growing pauses.
             lock_ttl_s: After how long the lock of a dead publisher runs out; each write renews it.
@@ -98,6 +102,7 @@ class RedisStore:
         self._place = _place(url)
         _require_files(url, files)
         self._prefix = prefix
+        self._deployment = deployment
         self._username = username
         self._lock_ttl_ms = round(lock_ttl_s * 1000)
         tls = {TLS_OPTIONS[name]: file for name, file in files.items() if file}
@@ -114,6 +119,12 @@ class RedisStore:
 
     def __repr__(self) -> str:
         return f"RedisStore({self._place}, prefix={self._prefix!r})"
+
+    def owner(self) -> str | None:
+        """See :class:`jobs.store.protocol.OnlineStore`."""
+        with self.errors():
+            found = _bytes(self._client.get(self.key("deployment")))
+        return found.decode(errors="replace") if found else None
 
     def pointer(self) -> Pointer:
         """See :class:`jobs.store.protocol.OnlineStore`."""
@@ -147,6 +158,8 @@ class RedisStore:
             self._lock(token)
             writer = RedisWriter(self, self._client, token, self._lock_ttl_ms)
             try:
+                if self._deployment:
+                    self._claim()
                 yield writer
             finally:
                 writer.unlock()
@@ -192,6 +205,16 @@ class RedisStore:
         if stored is None:
             raise VersionGoneError(f"online store {self!r}: version {live} is no longer kept")
         return Manifest.from_json(stored)
+
+    def _claim(self) -> None:
+        """Mark the store with the deployment's name.
+
+        Raises:
+            ConfigError: It is another deployment's.
+        """
+        # Only where there is no mark: of two deployments that come at once, one wins.
+        self._client.set(self.key("deployment"), self._deployment, nx=True)
+        require_own(self, self._deployment, f"publish.redis_prefix = {self._prefix!r}", self.key("deployment"))
 
     def _lock(self, token: bytes) -> None:
         # A little longer than the lock of a dead publisher lives.
