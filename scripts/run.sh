@@ -14,8 +14,8 @@ if [[ -n "${LTE_LAST_DAY:-}" && "$ds" > "$LTE_LAST_DAY" ]]; then
   exit 2
 fi
 with_database "$@"
-# A person is watching: show the reason of a failure at once instead of trying again.
-export LTE_RETRIES=0
+# A person is watching: show the reason of a failure at once instead of trying again, and who else writes the lake.
+export LTE_RETRIES=0 LTE_WAIT_SECONDS="${LTE_WAIT_SECONDS:-0}"
 day_before="$(date -u -d "$ds - 1 day" +%F)"
 failed() {
   echo "make run: the run of $1 failed; the reason is above, the whole log in $2" >&2

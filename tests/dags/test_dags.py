@@ -60,6 +60,7 @@ def facts(task):
         "retries": task.retries, "delay": task.retry_delay.total_seconds(), "rule": task.trigger_rule,
         "timeout": task.execution_timeout and task.execution_timeout.total_seconds(),
         "command": getattr(task, "bash_command", None), "start_in": getattr(task, "cwd", None),
+        "variables": getattr(task, "env", None),
         "after": sorted(task.upstream_task_ids),
     }
 def loaded(variables):
@@ -222,6 +223,8 @@ def test_jobs_are_processes_with_explicit_flags(tasks: dict[str, Any]) -> None:
         assert f" -P -m jobs.{name} --config " in task["command"]
         assert "--ds {{ ds }}" in task["command"]
         assert task["start_in"] == str(ROOT)
+        # Shorter than the task may take, so that the reason is in its log.
+        assert 60 <= int(task["variables"]["LTE_WAIT_SECONDS"]) < task["timeout"]
     with_run_type = {
         name for name, task in tasks.items() if "--run-type {{ dag_run.run_type.value }}" in str(task["command"])
     }
