@@ -22,7 +22,7 @@ from jobs.report.tables import _link, autoencoder, drifts, gates, ingest_totals,
 from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import job_parser
-from jobs.runtime.pages import claim, docs_index, report_page
+from jobs.runtime.pages import claim, docs_index, report_page, states_file
 from lte_models.files import write_atomically
 
 JOB = "build_report"
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_flags(argv)
     path = report_page(config.deployment, config.ds)
     claim(Path(config.deployment.paths.reports), config.deployment, "paths.reports")
+    if config.states:
+        write_atomically(states_file(config.deployment, config.ds), json.dumps(config.states).encode())
     write_atomically(path, page(gather(config.deployment, config.ds, config.states), config.deployment))
     print(f"report: {path}", flush=True)
 

@@ -5,31 +5,30 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs.config.loading import default_config, load_deployment
+from jobs.config.secrets import MASK, is_secret, masked
 from jobs.config.sections import Deployment
+from jobs.config.window import ConfigError
 from jobs.ownership.lease import hold_lease
 from jobs.ownership.mark import require_own_lake
 from jobs.runtime.entry import FAILED_EXIT_CODE, run_job
-from jobs.runtime.flags import parse_ds
+from jobs.runtime.flags import future_day, parse_ds
 from jobs.runtime.progress import tell
-from jobs.runtime.text import printable
-
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-SECRET_NAME = re.compile(r"secret|password|token|credential|access[._-]?key", re.IGNORECASE)
+from jobs.runtime.text import counted, printable
 
 EPILOG = """
 The deployment is named by --config or the variable LTE_CONFIG. LTE_SECTION__KEY variables override single settings,
 LTE_ENGINE__MASTER='local[2]' for one. Every command takes --json and then prints one JSON value on standard output;
-logs go to standard error. Exit codes: 0 done, 1 an input, a gate or the store failed, 2 wrong flags or configuration.
-What failed is named on standard error: table, column, value and ds.
+logs go to standard error. Exit codes: 0 done, 1 an input, a gate or the store failed, 2 wrong flags or configuration,
+141 nobody reads standard output any more. What failed is named on standard error: table, column, value and ds.
 
 examples:
   lte check-config                      is the configuration right, and what does it amount to?
@@ -39,7 +38,7 @@ examples:
   lte recommend 2375                    what the live ranker would show this user
   lte items --like "red floral dress"   which items lie near some words: a contact sheet
   lte experiment integration            which LTE helps the ranker, with intervals, over seeds and days
-  lte rollback                          switch back to the snapshot that was live before; again: forth
+  lte rollback                          switch back to the snapshot that was live before; again: forward
   lte erase 2375                        remove a user from tables, table history and online store
   lte maintain                          compact tables, delete files beyond the rollback horizon
   lte lease                             which run writes the lake now; --break ends the lease of a dead one
@@ -58,9 +57,12 @@ def _print(as_json: bool, value: Any, text: str) -> None:
 def _run(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.commands.run import run_day
 
+    why = None if args.allow_future else future_day(args.ds)
+    if why:
+        raise ConfigError(why)
     # The tasks inherit the lease, so no other run comes in between two of them.
     with hold_lease(deployment, "lte run", args.ds):
-        results = run_day(args.config, args.ds)
+        results = run_day(args.config, args.ds, *["--allow-future"] * args.allow_future)
     lines = [
         f"{r.task:18}{'not started' if r.exit_code is None else f'exit {r.exit_code}':14}{r.seconds:7.1f} s"
         for r in results
@@ -116,14 +118,14 @@ def asdict_plain(deployment: Deployment) -> dict[str, dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
-        return CREDENTIALS.sub("***@", value)
+        return masked(value)
     if isinstance(value, int | float | bool):
         return value
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     if isinstance(value, date):
         return str(value)
-    return {key: "***" if SECRET_NAME.search(key) else _plain(each) for key, each in value.items()}
+    return {key: MASK if is_secret(key) else _plain(each) for key, each in value.items()}
 
 
 def _items(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -141,18 +143,15 @@ def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
         _rollback_ranker(args, deployment)
         return
     done = roll_back(deployment, force=args.force)
-    _print(
-        args.json, done, f"live is ds={done['ds']} ({done['row_count']:,} users); `lte rollback` again switches forth"
-    )
+    users = counted(done["row_count"], "user")
+    _print(args.json, done, f"live is ds={done['ds']} ({users}); the same command switches forward again")
 
 
 def _rollback_ranker(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.commands.rollback import roll_back_ranker
 
     live = roll_back_ranker(deployment, force=args.force)
-    text = (
-        f"live is the ranker of ds={live.ds}; the LTEs are what they were; `lte rollback --ranker` again switches forth"
-    )
+    text = f"live is the ranker of ds={live.ds}; the LTEs are what they were; the same command switches forward again"
     _print(args.json, asdict(live), text)
 
 
@@ -207,7 +206,7 @@ TOOLS = {
 def _count(text: str) -> int:
     """How many, at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number of at least 1 is wanted")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
@@ -234,18 +233,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"lte {version('long-term-embeddings')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     user = ("user_id", {"metavar": "USER", "help": "user_id"})
     day = ("ds", {"metavar": "DS", "type": parse_ds, "help": "data day, YYYY-MM-DD (UTC)"})
     last = ("--last", {"type": _count, "default": 10, "help": "how many runs to show (10)"})
     nearest = ("--nearest", {"type": _count, "default": 10, "help": "how many items to show (10)"})
-    _command(commands, "run", _run, "run one data day without Airflow", day)
+    future = ("--allow-future", {"action": "store_true", "help": "also take a day after today (made data)"})
+    _command(commands, "run", _run, "run one data day without Airflow", day, future)
     _command(commands, "status", _status, "what is live, the last runs, their gates, and which are stale", last)
     _command(commands, "user", _user, "a user's live LTE: n_items, nearest items, drift since yesterday", user, nearest)
     best = "the live ranker's best items for a user, as a server would find them"
     _command(commands, "recommend", _recommend, best, user, *_recommend_flags())
     _command(commands, "check-config", _check_config, "check the configuration and show what it amounts to")
-    _command(commands, "items", _items, "the items most like words or a picture, on a contact sheet", *_item_flags())
+    _items_command(commands)
     ranker = ("--ranker", {"action": "store_true", "help": "the ranker instead of the snapshot"})
     force = ("--force", {"action": "store_true", "help": "also where the ranker does not read the LTEs"})
     _command(commands, "rollback", _rollback, "switch back to the snapshot that was live before", ranker, force)
@@ -267,10 +268,22 @@ def _recommend_flags() -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def _words(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected words, got nothing")
+    return text
+
+
+def _items_command(commands: Any) -> None:
+    help_text = "the items most like words or a picture, on a contact sheet"
+    parser = _command(commands, "items", _items, help_text, *_item_flags())
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--like", metavar="WORDS", type=_words, help="words to search for")
+    query.add_argument("--like-image", metavar="FILE", type=Path, help="picture to search for")
+
+
 def _item_flags() -> list[tuple[str, dict[str, Any]]]:
     return [
-        ("--like", {"metavar": "WORDS", "help": "words to search for"}),
-        ("--like-image", {"metavar": "FILE", "type": Path, "help": "picture to search for"}),
         ("--out", {"metavar": "PNG", "type": Path, "default": Path("items.png"), "help": "contact sheet (items.png)"}),
         ("--nearest", {"type": _count, "default": 24, "help": "how many items to show (24)"}),
     ]

@@ -21,7 +21,8 @@ from jobs.config.renamed import with_new_keys
 from jobs.config.sections import Deployment, RankerSection
 from jobs.config.window import day_number
 from jobs.lake.lake import Lake, open_lake
-from jobs.lake.reader import lake_reader
+from jobs.lake.reader import LakeReader, lake_reader
+from jobs.landing.erased import erased_users
 from jobs.ranker.examples import ExamplesOfUser, examples_batch, user_events
 from jobs.ranker.items import CandidateItems, load_candidates
 from jobs.ranker.live import live_bundle_folder, require_pair
@@ -55,12 +56,13 @@ def recommendations(deployment: Deployment, user_id: str, *, ds: date | None = N
 
     Args:
         deployment: Whose store, tables and ranker.
-        user_id: The user; a stranger is served, too.
+        user_id: The user; a stranger and an erased user are served, too, as somebody without a history.
         ds: Last day whose interactions count; by default that of the live snapshot.
         k: Items wanted.
 
     Returns:
-        ``user_id``, ``ds``, ``ranker_ds`` and ``items``, best first, as plain values.
+        ``user_id``, ``ds``, ``ranker_ds``, ``notes`` (what the items are not based on, and why) and ``items``, best
+        first, as plain values.
 
     Raises:
         ModelError: No ranker is live, or it reads other LTEs than those that are live.
@@ -72,22 +74,37 @@ def recommendations(deployment: Deployment, user_id: str, *, ds: date | None = N
         day = ds or reader.manifest().ds
         with open_lake(deployment, JOB, is_reading=True) as lake:
             served = served_ranker(lake, deployment, day, k)
-            batch = example_of(lake, deployment, served, user_id)
+            events = events_of(lake, served, user_id)
+            batch = example_of(deployment, served, user_id, events)
             found = recommend(served, reader, user_id, batch, k)
+            last = lake.read(INTERACTIONS).agg(F.max("event_ts").cast("date").alias("last")).first()
+        is_known = bool(events) or reader.get(user_id) is not None
     finally:
         store.close()
     titles = item_titles(lake_reader(deployment), [item_id for item_id, _ in found])
     items = [Recommendation(item_id, titles.get(item_id) or "", round(score, 4)) for item_id, score in found]
     live = {"user_id": user_id, "ds": str(day), "ranker_ds": str(served.manifest.ds)}
-    return live | {"items": [asdict(item) for item in items]}
+    notes = []
+    if last is None or last["last"] is None or day > last["last"]:
+        notes.append(f"ds={day} is beyond the data: the last interactions are of {last and last['last']}")
+    if not is_known:
+        notes.append(_stranger(lake_reader(deployment), user_id, day))
+    return live | {"notes": notes, "items": [asdict(item) for item in items]}
+
+
+def _stranger(lake: LakeReader, user_id: str, ds: date) -> str:
+    """Why a user has no history."""
+    erased = erased_users(lake)
+    is_erased = erased is not None and erased.holds(user_id)
+    why = "was erased" if is_erased else f"has no interactions up to ds={ds} and no LTE"
+    return f"user {user_id} {why}; the items are those for somebody without a history"
 
 
 def recommendations_text(found: Mapping[str, Any]) -> str:
     """The same for a person."""
-    lines = [f"user {found['user_id']}, up to ds={found['ds']}, ranker of ds={found['ranker_ds']}"]
-    return "\n".join(
-        [*lines, *(f"  {item['score']:8.4f}  {item['item_id']}  {item['title']}" for item in found["items"])]
-    )
+    head = f"user {found['user_id']}, up to ds={found['ds']}, ranker of ds={found['ranker_ds']}"
+    items = (f"  {item['score']:8.4f}  {item['item_id']}  {item['title']}" for item in found["items"])
+    return "\n".join([head, *found["notes"], *items])
 
 
 @dataclass(frozen=True)
@@ -129,20 +146,32 @@ def served_ranker(lake: Lake, deployment: Deployment, ds: date, k: int = N_RETRI
     return ServedRanker(bundle.manifest, retriever, shop, ds)
 
 
-def example_of(lake: Lake, deployment: Deployment, served: ServedRanker, user_id: str) -> ExampleBatch:
-    """The user's interactions up to the end of ds, as the ranker reads them; a stranger has none.
+def events_of(lake: Lake, served: ServedRanker, user_id: str) -> list[dict[str, Any]]:
+    """The user's interactions up to the end of ds; a stranger has none.
 
     Args:
         lake: Reads interactions and the basis.
-        deployment: Half-life.
-        served: Numbers the items and the interaction types.
+        served: Numbers the interaction types.
         user_id: The user.
     """
     items = known_items(read_basis(lake, served.manifest.basis_version), served.ds)
     own = lake.read(INTERACTIONS).where(F.col("user_id") == user_id)
-    # as the ranker was trained, whatever is configured now; a type that it does not know is none to it
+    # Types as the ranker was trained, whatever is configured now. A type the ranker never saw counts as unknown.
     found = user_events(own, items, served.manifest.config["types"], [served.ds]).toArrow().to_pylist()
-    events = found[0]["events"] if found else []
+    return found[0]["events"] if found else []
+
+
+def example_of(
+    deployment: Deployment, served: ServedRanker, user_id: str, events: Sequence[Mapping[str, Any]]
+) -> ExampleBatch:
+    """The user's interactions as the ranker reads them.
+
+    Args:
+        deployment: Half-life.
+        served: Numbers the items.
+        user_id: The user.
+        events: Interactions up to the end of ds.
+    """
     rows = serving_rows(user_id, events, served.ds, deployment.lte.half_life_days)
     settings = RankerSection(**with_new_keys("ranker", served.manifest.config["settings"]))
     return example_collate(served.shop, settings)(rows)

@@ -29,12 +29,13 @@ class TaskResult:
         return "failed" if self.exit_code else "success"
 
 
-def run_day(config: Path, ds: date) -> list[TaskResult]:
+def run_day(config: Path, ds: date, *flags: str) -> list[TaskResult]:
     """Run one data day without Airflow; logs go to standard error.
 
     Args:
         config: The deployment's file.
         ds: Data day.
+        flags: Flags for every task.
 
     Returns:
         One result a task, in order. A failure stops what depends on it; the report is built all the same.
@@ -42,9 +43,9 @@ def run_day(config: Path, ds: date) -> list[TaskResult]:
     results: dict[str, TaskResult] = {}
     for task, needed in NEEDS.items():
         is_blocked = any(results[each].exit_code != 0 for each in needed)
-        results[task] = TaskResult(task, None, 0.0) if is_blocked else _run_task(task, config, ds)
+        results[task] = TaskResult(task, None, 0.0) if is_blocked else _run_task(task, config, ds, *flags)
     states = {task: result.state for task, result in results.items()}
-    report = _run_task(REPORT_TASK, config, ds, "--states", json.dumps(states))
+    report = _run_task(REPORT_TASK, config, ds, "--states", json.dumps(states), *flags)
     return [*results.values(), report]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -13,16 +15,31 @@ from jobs.config.sections import Deployment
 from jobs.lake.reader import LakeReader, lake_reader
 from jobs.lte.inputs import read_staleness, stale_reason
 from jobs.ranker.live import live_ranker
-from jobs.runtime.pages import docs_index, report_page
-from jobs.store.opening import live_manifest
-from schemas import GATE_RESULTS, RUNS
+from jobs.runtime.flags import today
+from jobs.runtime.pages import docs_index, report_page, states_file
+from jobs.runtime.text import counted
+from jobs.store.opening import live_manifest, open_store, previous_manifest
+from schemas import GATE_RESULTS, LIVE_SNAPSHOT, METRICS, RUNS
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One data day: which jobs ran, how many gates failed, why it is stale, if it is, and where its pages are."""
+    """One data day.
+
+    Attributes:
+        ds: Data day.
+        jobs: Jobs that noted what they read.
+        gates_passed: Expectations that held.
+        gates_failed: Table and name of those that did not hold.
+        stale: Why the run is out of date; None where it is not.
+        gates_skipped: Expectations with nothing to judge.
+        report: Page of the run; None before there is one.
+        data_docs: Data Docs of the run; None before there are any.
+        failed: Tasks that failed in the newest run of the day.
+        not_started: Tasks that did not start because another had failed.
+    """
 
     ds: date
     jobs: tuple[str, ...]
@@ -32,6 +49,8 @@ class RunStatus:
     gates_skipped: int = 0
     report: str | None = None
     data_docs: str | None = None
+    failed: tuple[str, ...] = ()
+    not_started: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,14 +60,21 @@ class Status:
     Attributes:
         deployment: Its name.
         live: Manifest of the online store's live snapshot, or None.
-        ranker: The live ranker (bundle, ds, weights_sha256, previous), or None.
-        runs: Newest first.
+        ranker: The live ranker (bundle, ds, weights_sha256, previous, score), or None. ``score`` has metric, value,
+            best_baseline and baseline on the day that made the ranker live, or is None.
+        runs: Newest first; runs that failed before they computed anything, too.
+        published: When (UTC) and how (publish, rollback, erase) the live snapshot went live, or None.
+        age_days: Whole days from the data day of the live snapshot to today (UTC).
+        rollback: Manifest of the snapshot that `lte rollback` makes live, or None.
     """
 
     deployment: str
     live: dict[str, Any] | None
     ranker: dict[str, Any] | None
     runs: tuple[RunStatus, ...]
+    published: dict[str, str] | None = None
+    age_days: int | None = None
+    rollback: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain values, days as text."""
@@ -72,24 +98,77 @@ def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
     runs: dict[date, list[dict[str, Any]]] = {}
     for row in lake.rows(RUNS):
         runs.setdefault(row["ds"], []).append(row)
-    newest = sorted(runs, reverse=True)[:last]
+    states = {ds: _states(deployment, ds) for ds in {*runs, *_days_with_states(deployment)}}
+    newest = sorted(states, reverse=True)[:last]
     staleness = read_staleness(lake)
-    states = tuple(
+    shown = tuple(
         replace(
-            _run_status(lake, ds, runs[ds], stale_reason(staleness, deployment, runs[ds])),
+            _run_status(lake, ds, runs.get(ds, []), stale_reason(staleness, deployment, runs.get(ds, []))),
+            failed=tuple(task for task, state in states[ds].items() if state == "failed"),
+            not_started=tuple(task for task, state in states[ds].items() if state == "upstream_failed"),
             report=_existing(report_page(deployment, ds)),
             data_docs=_existing(docs_index(deployment, ds)),
         )
         for ds in newest
     )
-    return Status(deployment.deployment.name, live_manifest(deployment), _ranker(deployment), states)
+    live = live_manifest(deployment)
+    return Status(
+        deployment.deployment.name,
+        live,
+        _ranker(lake, deployment),
+        shown,
+        published=_published(lake, deployment) if live else None,
+        age_days=(today() - date.fromisoformat(live["ds"])).days if live else None,
+        rollback=previous_manifest(deployment),
+    )
 
 
-def _ranker(deployment: Deployment) -> dict[str, Any] | None:
+def _days_with_states(deployment: Deployment) -> Iterator[date]:
+    """Days whose run left what became of its tasks."""
+    for file in Path(deployment.paths.reports).glob("ds=*/tasks.json"):
+        with contextlib.suppress(ValueError):  # a folder of somebody else
+            yield date.fromisoformat(file.parent.name.removeprefix("ds="))
+
+
+def _states(deployment: Deployment, ds: date) -> dict[str, str]:
+    try:
+        states = json.loads(states_file(deployment, ds).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return states if isinstance(states, dict) else {}
+
+
+def _published(lake: LakeReader, deployment: Deployment) -> dict[str, str] | None:
+    """The newest switch, by the store's journal, and when the publication log noted it."""
+    store = open_store(deployment)
+    try:
+        switches = store.journal()
+    finally:
+        store.close()
+    when = lake.last_write(LIVE_SNAPSHOT)
+    if not switches or when is None:
+        return None
+    return {"action": switches[-1].action, "at": when.strftime("%Y-%m-%d %H:%M UTC")}
+
+
+def _ranker(lake: LakeReader, deployment: Deployment) -> dict[str, Any] | None:
     if is_url(deployment.paths.lake):
         return None  # models need a lake that is a folder
     live = live_ranker(deployment)
-    return asdict(live) if live else None
+    return asdict(live) | {"score": _score(lake, date.fromisoformat(live.ds))} if live else None
+
+
+def _score(lake: LakeReader, ds: date) -> dict[str, Any] | None:
+    """NDCG of the candidate of a day and of the best baseline, over the same users."""
+    rows = lake.rows(METRICS, columns=["metric", "label", "value"], where={"ds": ds, "job": "evaluate_ranker"})
+    values = {row["label"]: row for row in rows if row["metric"].startswith("ndcg_at_") and "/" not in row["label"]}
+    ours = values.pop("candidate", None)
+    values.pop("live", None)  # another ranker, no baseline
+    best = max(values.values(), key=lambda row: float(row["value"]), default=None)
+    if ours is None:
+        return None
+    baseline = {"best_baseline": best and best["label"], "baseline": best and best["value"]}
+    return {"metric": ours["metric"], "value": ours["value"], **baseline}
 
 
 def _existing(path: Path) -> str | None:
@@ -107,9 +186,14 @@ def _run_status(lake: LakeReader, ds: date, rows: list[dict[str, Any]], stale: s
 def status_text(status: Status) -> str:
     """The status for a person."""
     lines = [f"deployment  {status.deployment}", f"live LTEs   {_live_text(status.live)}"]
+    if status.live:
+        lines.append(f"            {_published_text(status)}")
     lines += [f"live ranker {_ranker_text(status.ranker)}", "", "runs"]
     for run in status.runs:
         lines.append(f"  {run.ds}  {_gates_text(run)}")
+        if run.failed:
+            after = f"; {counted(len(run.not_started), 'task')} after it did not start" if run.not_started else ""
+            lines.append(f"              FAILED: {', '.join(run.failed)}{after}")
         if run.stale:
             lines.append(f"              STALE: {run.stale}; run it again: lte run {run.ds}")
     if not status.runs:
@@ -136,13 +220,31 @@ def _ranker_text(ranker: Row | None) -> str:
     if ranker is None:
         return "none yet"
     before = f"; before it: {ranker['previous']}" if ranker["previous"] else ""
-    return f"ds={ranker['ds']}, weights {ranker['weights_sha256'][:12]}{before}"
+    return f"ds={ranker['ds']}, weights {ranker['weights_sha256'][:12]}{_score_text(ranker['score'])}{before}"
+
+
+def _score_text(score: Row | None) -> str:
+    if score is None:
+        return ""
+    name, k = score["metric"].split("_at_")
+    best = f" (best baseline: {score['best_baseline']} {score['baseline']:.4f})" if score["best_baseline"] else ""
+    return f", {name.upper()} at {k} {score['value']:.4f}{best}"
+
+
+def _published_text(status: Status) -> str:
+    """How and when the live snapshot went live, how old its day is, and what a rollback would make live."""
+    how = {"publish": "published", "rollback": "rolled back to", "erase": "a user erased"}
+    at = status.published
+    when = f"{how.get(at['action'], at['action'])} {at['at']}" if at else "no publication log"
+    back = f"`lte rollback` makes ds={status.rollback['ds']} live" if status.rollback else "nothing to roll back to"
+    return f"{when}; the day is {counted(status.age_days or 0, 'day')} old; {back}"
 
 
 def _live_text(live: Row | None) -> str:
     if live is None:
         return "nothing yet"
+    users, window = counted(live["row_count"], "user"), live["lte_window"].replace("-", ",")
     return (
-        f"ds={live['ds']}, {live['row_count']:,} users, {live['method']} [{live['lte_window'].replace('-', ',')}], "
+        f"ds={live['ds']}, {users}, {live['method']} [{window}], "
         f"basis {live['basis_version']}, dim {live['dim']}, code {live['code_version']}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import deltalake
 import pyarrow as pa
@@ -37,6 +38,17 @@ def table_version(path: str) -> int | None:
         return _delta(path).version()
     except TableNotFoundError:
         return None
+
+
+def last_write(path: str) -> datetime | None:
+    """When rows were last written to the Delta table at ``path``, UTC; None where there is none yet.
+
+    Compaction and clean-up write no rows and do not count.
+    """
+    if table_version(path) is None:
+        return None
+    commits = [commit for commit in _delta(path).history() if commit.get("operation") in ("WRITE", "MERGE")]
+    return datetime.fromtimestamp(commits[0]["timestamp"] / 1000, UTC) if commits else None
 
 
 def arrow_batches(

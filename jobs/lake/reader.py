@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
 from jobs.config.sections import Deployment
-from jobs.lake.delta_files import arrow_batches, table_path, table_version
+from jobs.lake.delta_files import arrow_batches, last_write, table_path, table_version
 from jobs.lake.predicates import Predicate
 from schemas import Table
 
@@ -33,6 +34,10 @@ class LakeReader:
     ) -> list[dict[str, Any]]:
         """Rows of a slice; none where the table is not there yet."""
         return [row for batch in self.batches(table, columns=columns, where=where) for row in batch.to_pylist()]
+
+    def last_write(self, table: Table) -> datetime | None:
+        """When rows were last written to a table, UTC; None before the first time."""
+        return last_write(table_path(self.root, table))
 
 
 def lake_reader(deployment: Deployment) -> LakeReader:

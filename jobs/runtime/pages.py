@@ -28,6 +28,11 @@ def report_page(deployment: Deployment, ds: date) -> Path:
     return Path(deployment.paths.reports) / f"ds={ds}" / "index.html"
 
 
+def states_file(deployment: Deployment, ds: date) -> Path:
+    """What became of each task of a run, as JSON: task to state. It lies beside the report of the run."""
+    return report_page(deployment, ds).with_name("tasks.json")
+
+
 def claim(folder: Path, deployment: Deployment, key: str) -> None:
     """Make a folder this deployment's own; two deployments would overwrite each other's days.
 

@@ -58,6 +58,11 @@ def _shown(code: int) -> str:
 _ESCAPES = _Escapes()
 
 
+def counted(n: int, noun: str) -> str:
+    """A count with its noun: ``1 user``, ``2,375 users``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def log_line(text: str, limit: int = MAX_LINE_BYTES) -> str:
     """Make one line of a log: printable, and cut where it is too long, with how much is missing.
 

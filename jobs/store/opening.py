@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -98,3 +99,19 @@ def live_manifest(deployment: Deployment) -> dict[str, Any] | None:
         return None
     finally:
         reader.close()
+
+
+def previous_manifest(deployment: Deployment) -> dict[str, Any] | None:
+    """Manifest of the snapshot that a rollback makes live, as plain values; None where there is none.
+
+    Raises:
+        jobs.store.snapshot.OnlineStoreError: The store does not answer.
+    """
+    store = open_store(deployment)
+    try:
+        previous = store.pointer().previous
+        kept = {switch.manifest.version: switch.manifest for switch in store.journal()}
+        found: dict[str, Any] | None = json.loads(kept[previous].to_json()) if previous in kept else None
+        return found
+    finally:
+        store.close()

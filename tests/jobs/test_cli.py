@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from deployments import CONFIG
 from jobs import cli
-from jobs.cli import TOOLS, dispatch
+from jobs.cli import TOOLS, _print, dispatch
 from jobs.config.loading import load_deployment
 from jobs.ranker.live import POINTER, live_folder
 
@@ -63,9 +65,11 @@ def test_configuration_is_shown_without_its_secrets(
 ) -> None:
     deployment_file.write_text(
         CONFIG.replace(
-            "partitions = 2", 'partitions = 2\nconf = { "spark.hadoop.fs.s3a.secret.key" = "hush1", a = "b" }'
+            "partitions = 2",
+            'partitions = 2\nconf = { "spark.hadoop.fs.s3a.secret.key" = "hush1", a = "-Dx.keyPassword=hush6 -Db=c" }',
         )
-        + '[publish]\nredis_url = "rediss://me:hush2@store:6380/0"\n'
+        + '[publish]\nredis_url = "rediss://me:hush2@store:6380/0?password=hush4"\n'
+        + '[tracking]\nuri = "postgresql://mlflow:hush5@db/mlflow"\n'
     )
     monkeypatch.setenv("LTE_PUBLISH__REDIS_PASSWORD", "hush3")
     monkeypatch.setenv("LTE_LTE__HALF_LIFE_DAYS", "30")
@@ -74,8 +78,11 @@ def test_configuration_is_shown_without_its_secrets(
     settings = json.loads(text)
     assert settings["lte"]["half_life_days"] == 30.0  # the variable overrides the default
     assert settings["publish"]["redis_password"] == "set"
-    assert settings["publish"]["redis_url"] == "rediss://***@store:6380/0"
-    assert settings["engine"]["conf"] == {"spark.hadoop.fs.s3a.secret.key": "***", "a": "b"}
+    assert settings["publish"]["redis_url"] == "rediss://***@store:6380/0?password=***"
+    assert settings["engine"]["conf"] == {
+        "spark.hadoop.fs.s3a.secret.key": "***",
+        "a": "-Dx.keyPassword=*** -Db=c",
+    }
     dispatch(["check-config", "--config", str(deployment_file)])
     assert "hush" not in text + capsys.readouterr().out
 
@@ -87,7 +94,12 @@ def test_configuration_is_shown_without_its_secrets(
         (["run", "yesterday"], 2, "yesterday"),
         (["run", "2017-02-30"], 2, "2017-02-30"),
         (["status", "--last", "few"], 2, "few"),
-        (["recommend", "u1", "-k", "0"], 2, "'0': a whole number of at least 1"),
+        (["recommend", "u1", "-k", "0"], 2, "expected a whole number of at least 1, got '0'"),
+        (["run", "2024-W09-4"], 2, "expected a day like 2017-12-30, got '2024-W09-4'"),
+        (["run", "20240229"], 2, "expected a day like"),
+        (["items"], 2, "--like --like-image"),
+        (["items", "--like", " "], 2, "expected words"),
+        (["items", "--like", "red", "--like-image", "a.png"], 2, "not allowed with"),
         (["fly"], 2, "fly"),
         (["check-config", "--config", "no/such.toml"], 2, "no/such.toml"),
     ],
@@ -102,6 +114,32 @@ def test_wrong_flags_and_files_are_named_and_exit_two(
     assert "Traceback" not in told.err
 
 
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        dispatch(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"lte {version('long-term-embeddings')}\n"
+
+
+def test_a_day_after_today_is_refused_without_a_flag(
+    deployment_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jobs.runtime.flags.today", lambda: date(2024, 2, 28))
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr("jobs.commands.run.run_day", lambda _, ds, *flags: started.append((str(ds), *flags)) or [])
+    run = ("run", "--config", str(deployment_file))
+    assert code_of(monkeypatch, *run, "2024-02-29") == 2
+    assert "ds: expected a day up to today, 2024-02-28 (UTC), got 2024-02-29" in capsys.readouterr().err
+    dispatch([*run, "2024-02-28"])
+    dispatch([*run, "2024-02-29", "--allow-future"])
+    assert started == [("2024-02-28",), ("2024-02-29", "--allow-future")]
+
+
+def test_a_message_shows_what_is_hidden_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    _print(False, None, "title a\x1b[2Jb\n  \u202eid\udcff")
+    assert capsys.readouterr().out == "title a\\x1b[2Jb\n  \\u202eid\\xff\n"
+
+
 def test_before_the_first_day_every_command_says_so(
     deployment_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,7 +147,10 @@ def test_before_the_first_day_every_command_says_so(
     dispatch(["status", *flags])
     assert "live LTEs   nothing yet" in capsys.readouterr().out
     dispatch(["status", "--json", *flags])
-    assert json.loads(capsys.readouterr().out) == {"deployment": "test", "live": None, "ranker": None, "runs": []}
+    assert json.loads(capsys.readouterr().out) == {
+        "deployment": "test", "live": None, "ranker": None, "runs": [], "published": None, "age_days": None,
+        "rollback": None,
+    }  # fmt: skip
     folder = live_folder(load_deployment(deployment_file, environ={}))
     folder.mkdir(parents=True)
     pointer = {"bundle": "ds=2017-01-02-abc", "ds": "2017-01-02", "weights_sha256": "abc" * 9, "previous": ""}

@@ -3,7 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from pyspark.sql import SparkSession
 
 from deployments import CONFIG
 from jobs.commands.recommend import (
+    ServedRanker,
+    events_of,
     example_of,
     recommend,
     recommendations,
@@ -23,6 +25,7 @@ from jobs.commands.recommend import (
 from jobs.commands.rollback import roll_back, roll_back_ranker
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
+from jobs.landing.erased import user_hash
 from jobs.ranker.live import live_ranker, make_live
 from jobs.ranker.readers import ExampleReader, stage_examples, user_ids
 from jobs.ranker.scorers import ranker_scorer
@@ -32,9 +35,10 @@ from jobs.store.publish import SnapshotSource, publish
 from jobs.store.reader import SnapshotReader
 from jobs.store.snapshot import NoLiveSnapshotError
 from jobs.train_ranker import train
-from lte_models.ranker.examples import ExampleCollate
+from lte_models.ranker.examples import ExampleBatch, ExampleCollate
 from lte_models.training.bundle import load_bundle
 from ranker_shop import BASIS, DIM, DS, N_ITEMS, make_shop, settings, shop_rows, vectors
+from schemas import ERASURES
 
 ANCHOR = DS - timedelta(days=1)
 
@@ -75,6 +79,10 @@ def _published(deployment: Deployment, users: list[str], *, window: str = "365-6
     return SnapshotReader(store)
 
 
+def _example(lake: Lake, deployment: Deployment, served: ServedRanker, user: str) -> ExampleBatch:
+    return example_of(deployment, served, user, events_of(lake, served, user))
+
+
 @pytest.fixture
 def online(shop: tuple[Lake, Deployment], tmp_path: Path) -> Deployment:
     """The deployment with an online store of its own."""
@@ -89,7 +97,7 @@ def test_a_server_finds_what_the_evaluation_ranks_first(
     lake, _ = shop
     served = served_ranker(lake, online, ANCHOR)
     reader = _published(online, ["u00", "u12"])
-    found = recommend(served, reader, user, example_of(lake, online, served, user), 5)
+    found = recommend(served, reader, user, _example(lake, online, served, user), 5)
     # the example that training and evaluation read, with the LTE of its own past
     rows = stage_examples(lake, [ANCHOR], BASIS, tmp_path / "rows")
     batch = next(iter(ExampleReader(rows, ExampleCollate(served.shop.row_of_index), 1000).in_order()))
@@ -106,7 +114,7 @@ def test_the_command_shows_what_a_server_would_find_on_the_live_day(
 ) -> None:
     lake, _ = shop
     served = served_ranker(lake, online, ANCHOR)
-    expected = recommend(served, _published(online, ["u00"]), "u00", example_of(lake, online, served, "u00"), 3)
+    expected = recommend(served, _published(online, ["u00"]), "u00", _example(lake, online, served, "u00"), 3)
     found = recommendations(online, "u00", k=3)
     assert (found["user_id"], found["ds"], found["ranker_ds"]) == ("u00", str(ANCHOR), str(DS))
     assert [item["item_id"] for item in found["items"]] == [item_id for item_id, _ in expected]
@@ -115,19 +123,36 @@ def test_the_command_shows_what_a_server_would_find_on_the_live_day(
     assert text.startswith(f"user u00, up to ds={ANCHOR}, ranker of ds={DS}\n")
     assert all(f"  {item['item_id']}  {item['title']}" in text for item in found["items"])
     assert json.loads(json.dumps(found)) == found
+    assert found["notes"] == []
+
+
+def test_what_the_items_are_not_based_on_is_said(shop: tuple[Lake, Deployment], online: Deployment) -> None:
+    lake, _ = shop
+    _published(online, ["u00"])
+    [note] = recommendations(online, "nobody", k=1)["notes"]
+    assert note.startswith(f"user nobody has no interactions up to ds={ANCHOR} and no LTE; the items are those for")
+    salt = "00ff"
+    row = {"user_hash": user_hash(salt, "gone"), "salt": salt, "erased_ts": datetime(2024, 1, 1, tzinfo=UTC)}
+    counts = {"n_rows": 1, "n_files": 0, "n_versions": 0, "is_kept_out": True, "bundles": "[]"}
+    lake.replace_rows([row | counts], ERASURES, {"user_hash": row["user_hash"]})
+    later = recommendations(online, "gone", ds=DS + timedelta(days=9), k=1)
+    beyond, erased = later["notes"]
+    assert beyond == f"ds={DS + timedelta(days=9)} is beyond the data: the last interactions are of {DS}"
+    assert erased.startswith("user gone was erased; the items are those for")
+    assert recommendations_text(later).splitlines()[1:3] == [beyond, erased]
 
 
 def test_interactions_are_coded_as_the_ranker_was_trained(shop: tuple[Lake, Deployment], online: Deployment) -> None:
     lake, _ = shop
     served = served_ranker(lake, online, ANCHOR)
-    expected = example_of(lake, online, served, "u00").types
+    expected = _example(lake, online, served, "u00").types
     assert expected.unique().tolist() == [2]  # "purchase" comes second
     for types in (("purchase", "click"), ("cart", "click", "purchase")):  # as configured after the training
         changed = replace(online, interactions=replace(online.interactions, types=types))
-        assert example_of(lake, changed, served, "u00").types.equal(expected)
+        assert _example(lake, changed, served, "u00").types.equal(expected)
     # a type that the ranker does not know is none to it: code 0
     manifest = replace(served.manifest, config={**served.manifest.config, "types": ["click"]})
-    unknown = example_of(lake, online, replace(served, manifest=manifest), "u00")
+    unknown = _example(lake, online, replace(served, manifest=manifest), "u00")
     assert unknown.types.unique().tolist() == [0]
 
 
@@ -146,13 +171,13 @@ def test_a_stranger_gets_recommendations_too(shop: tuple[Lake, Deployment], onli
     lake, _ = shop
     served = served_ranker(lake, online, ANCHOR)
     reader = _published(online, ["u00"])
-    assert len(recommend(served, reader, "nobody", example_of(lake, online, served, "nobody"), 3)) == 3
+    assert len(recommend(served, reader, "nobody", _example(lake, online, served, "nobody"), 3)) == 3
 
 
 def test_a_pair_that_does_not_match_is_not_served(shop: tuple[Lake, Deployment], online: Deployment) -> None:
     lake, _ = shop
     served = served_ranker(lake, online, ANCHOR)
-    batch = example_of(lake, online, served, "u00")
+    batch = _example(lake, online, served, "u00")
     with pytest.raises(NoLiveSnapshotError):
         recommend(served, SnapshotReader(open_store(online)), "u00", batch, 3)
     with pytest.raises(ModelError, match="lte_window '365-60' against '365-0'"):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import typing
 from dataclasses import FrozenInstanceError, replace
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -271,6 +271,10 @@ def test_flags_of_a_job(deployment_file: Path) -> None:
     assert (config.ds, config.deployment.deployment.name) == (date(2017, 3, 4), "test")
     with pytest.raises(SystemExit):
         parse_config(["--config", str(deployment_file), "--ds", "04.03.2017"], "ingest")
+    tomorrow = str(datetime.now(UTC).date() + timedelta(days=2))  # two days: midnight may pass in between
+    with pytest.raises(SystemExit):
+        parse_config(["--config", str(deployment_file), "--ds", tomorrow], "ingest")
+    parse_config(["--config", str(deployment_file), "--ds", tomorrow, "--allow-future"], "ingest")
     with pytest.raises(SystemExit):
         parse_config(["--config", str(deployment_file)], "ingest")
 
