@@ -17,7 +17,7 @@ SITE_VENV := build/site-venv
 SITE_READY := $(SITE_VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install lock pages docs run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments test-spark test-control clean distclean
+.PHONY: help install lock pages docs run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments test-spark test-control test-concurrency clean distclean
 
 help: ## this list
 	@echo "make TARGET [CONFIG=configs/complete_journey.toml] [DS=2017-12-31] [PORT=8080] [VENV=.venv]"
@@ -49,16 +49,19 @@ run: $(READY) ## from nothing to a live snapshot: the sample's last two days thr
 # A file's tests stay in one process and its setup is made once; the long files come early in the alphabet and go first.
 test: $(READY) ## the tests, in two processes (PYTEST_ARGS="-k drift" for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
-		-m "not control" --spark-jobs none $(PYTEST_ARGS)
+		-m "not control and not pairs" --spark-jobs none $(PYTEST_ARGS)
 
 test-fast: $(READY) ## the tests that take seconds: no scheduler, no Apache Spark
-	@$(BIN)/python -m pytest -m "not slow and not airflow and not spark" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not airflow and not spark and not pairs" $(PYTEST_ARGS)
 
 test-spark: $(READY) ## a cluster, and all jobs' tests on Apache Spark; make test has them on Sail (5 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --spark-jobs only $(PYTEST_ARGS)
 
 test-control: $(READY) ## the made shop's negative control, with trained rankers (5 minutes)
 	@$(BIN)/python -m pytest -m control $(PYTEST_ARGS)
+
+test-concurrency: $(READY) ## random pairs of jobs at once, with kills (PYTEST_ARGS="--pairs 200 --pairs-seed 1"; 40 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system/test_concurrency.py -m pairs $(PYTEST_ARGS)
 
 test-backfill: $(READY) ## a week's backfill under a real scheduler, all jobs, twice (20 minutes)
 	@$(BIN)/python -m pytest tests/system/test_airflow.py -k backfill --backfill-days 7

@@ -29,6 +29,8 @@ settings.load_profile("default")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Sizes of what `make test` runs small."""
     parser.addoption("--backfill-days", type=int, default=2, help="days of the backfill under a real scheduler (2)")
+    parser.addoption("--pairs", type=int, default=200, help="random pairs of jobs of make test-concurrency (200)")
+    parser.addoption("--pairs-seed", type=int, default=1, help="seed of the random pairs (1)")
     which = ("all", "none", "only")
     parser.addoption("--spark-jobs", choices=which, default="all", help="what `make test` leaves to `make test-spark`")
 
