@@ -34,6 +34,7 @@ from jobs.experiments.statistics import (
     contrast_rows,
     plain_row,
     value_rows,
+    with_verdicts,
 )
 from jobs.experiments.tables import experiment_text, write_csv, write_plot
 from jobs.experiments.training import CUTOFF, AnyWork, AutoencoderWork, Work, remove_staged, result_file, result_name
@@ -101,7 +102,8 @@ def run_experiments(
     found = {}
     with open_lake(deployment, JOB) as lake:
         for name in names:
-            rows = [_whole(row, name, deployment, inputs) for row in experiment_rows(name, results, deployment, inputs)]
+            found_rows = with_verdicts(experiment_rows(name, results, deployment, inputs))
+            rows = [_whole(row, name, deployment, inputs) for row in found_rows]
             write_rows(lake, rows, inputs.last_day, name)
             write_files(rows, deployment, name)
             found[name] = rows

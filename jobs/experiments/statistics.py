@@ -5,7 +5,7 @@ Axes: B user-days of the test days, T their targets, S seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lte_models.arrays import Float64Array
-from lte_models.evaluation.metrics import Comparison, compare, history_bucket, query_metrics
+from lte_models.evaluation.comparison import compare, holm, spread, verdict
+from lte_models.evaluation.metrics import history_bucket, query_metrics
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 MAIN_METRIC = "ndcg"
 NEXT_ITEM_METRIC = "next_item_ndcg"  # each next item on its own, as the paper's section 5.2 has it
 SHORT_GROUPS = ("0", "1-5", "6-20", ">20")
-SIGNIFICANT = 0.05
-
-# A difference holds if every seed has its sign, and so many of the days.
-MIN_SAME_DAYS = 0.8
 
 
 @dataclass(frozen=True)
@@ -77,62 +74,6 @@ def groups() -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How a difference holds over seeds and days.
-
-    Attributes:
-        seed_low: Smallest uplift of a seed over all days.
-        seed_high: Largest.
-        n_same: Seed-days whose uplift has the sign of the whole.
-        n_seed_days: Seeds times days with user-days.
-        verdict: In words.
-    """
-
-    seed_low: float
-    seed_high: float
-    n_same: int
-    n_seed_days: int
-    verdict: str
-
-
-def uplift(model: Float64Array, baseline: Float64Array) -> float:
-    """Relative difference of two means; 0 where both are 0, infinite where only the baseline is."""
-    first, second = float(model.mean()), float(baseline.mean())
-    if second == 0:
-        return 0.0 if first == 0 else float("inf")
-    return first / second - 1
-
-
-def spread(model: Float64Array, baseline: Float64Array, days: IntArray, found: Comparison) -> Spread:
-    """Judge a difference over seeds and days (issue: one that does not hold is called what it is).
-
-    It holds if p is below .05, every seed has the sign of the whole over all days, and at least four of five days have
-    it over all seeds.
-
-    Args:
-        model: float [S, B], one row a seed.
-        baseline: float [S, B], the same seeds; one row where the baseline has no seed.
-        days: int [B].
-        found: The comparison of the means over seeds.
-    """
-    baseline = np.broadcast_to(baseline, model.shape)
-    sign = np.sign(found.uplift)
-    by_seed = [uplift(ours, theirs) for ours, theirs in zip(model, baseline, strict=True)]
-    parts = [days == day for day in np.unique(days)]
-    cells = [uplift(ours[day], theirs[day]) for ours, theirs in zip(model, baseline, strict=True) for day in parts]
-    by_day = [uplift(model[:, day], baseline[:, day]) for day in parts]
-    n_same, n_seeds, n_days = (int((np.sign(each) == sign).sum()) for each in (cells, by_seed, by_day))
-    text = f"{n_same} of {len(cells)} seed-days, {n_seeds} of {len(by_seed)} seeds, {n_days} of {len(by_day)} days"
-    if found.p >= SIGNIFICANT:
-        verdict = f"does not hold: not significant ({text})"
-    elif n_seeds < len(by_seed) or n_days < MIN_SAME_DAYS * len(by_day):
-        verdict = f"does not hold over seeds and days ({text})"
-    else:
-        verdict = f"holds in {text}"
-    return Spread(min(by_seed), max(by_seed), n_same, len(cells), verdict)
-
-
-@dataclass(frozen=True)
 class Compared:
     """Two ways to rank the same user-days.
 
@@ -154,7 +95,7 @@ class Compared:
 
 
 def contrast_rows(pair: Compared, judged: JudgedUserDays, k: int) -> Iterator[dict[str, Any]]:
-    """Rows of table experiments for one comparison, one a metric and group.
+    """Rows of table experiments for one comparison, one per metric and group; verdicts come with :func:`with_verdicts`.
 
     Args:
         pair: What is compared.
@@ -192,7 +133,7 @@ def _compared(model: Float64Array, baseline: Float64Array, users: IntArray, days
     if len(np.unique(users)) < 2 or not baseline.any():
         return None
     found = compare(model.mean(axis=0), baseline.mean(axis=0), users)
-    judged = spread(model, baseline, days, found)
+    judged = spread(model, baseline, days, found.uplift)
     return {
         "value": found.model,
         "seed_low": float(model.mean(axis=1).min()),
@@ -206,12 +147,27 @@ def _compared(model: Float64Array, baseline: Float64Array, users: IntArray, days
         "uplift_seed_high": judged.seed_high,
         "n_same_sign": judged.n_same,
         "n_seed_days": judged.n_seed_days,
-        "verdict": judged.verdict,
+        "verdict": judged,
         "n_users": found.n_users,
         "n_queries": found.n_queries,
         "n_seeds": len(model),
         "n_days": len(np.unique(days)),
     }
+
+
+def with_verdicts(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Say of each comparison of one table whether it holds; p is adjusted over the cells of its metric.
+
+    Args:
+        rows: All rows of an experiment; those of :func:`contrast_rows` have a spread in the place of the verdict.
+    """
+    found = list(rows)
+    compared = [row for row in found if row.get("verdict") is not None]
+    for metric in {row["metric"] for row in compared}:
+        cells = [row for row in compared if row["metric"] == metric]
+        for row, adjusted in zip(cells, holm([row["p"] for row in cells]), strict=True):
+            row["verdict"] = verdict(row["p"], adjusted, row["verdict"])
+    return found
 
 
 def best_baseline(ranks: Mapping[str, IntArray], judged: JudgedUserDays, k: int) -> str:

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.experiments.plan import SEQUENCE
-from jobs.experiments.statistics import MAIN_METRIC, NEXT_ITEM_METRIC, SHORT_GROUPS, SIGNIFICANT, groups
+from jobs.experiments.statistics import MAIN_METRIC, NEXT_ITEM_METRIC, SHORT_GROUPS, groups
+from lte_models.evaluation.comparison import SIGNIFICANT
 
 Row = Mapping[str, Any]
 

@@ -12,10 +12,9 @@ from jobs.ranker.evaluation import DayFacts, Scored, table_rows
 from jobs.ranker.items import CandidateItems
 from jobs.ranker.scorers import TOP
 from lte_models.arrays import Float64Array
-from lte_models.evaluation.metrics import compare
+from lte_models.evaluation.comparison import SIGNIFICANT, compare
 
 MIN_COVERAGE_SHARE = 0.5
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)

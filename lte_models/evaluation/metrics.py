@@ -1,4 +1,4 @@
-"""Ranking metrics of the test day and the statistics that compare two models.
+"""Ranking metrics of the test day.
 
 Axes: B queries (one a user and day), T targets of all queries, V items. A query's scores cover the whole vocabulary;
 equal scores rank in column order, which is frequency order, so that a tie is never won by luck.
@@ -7,12 +7,10 @@ equal scores rank in column order, which is frequency order, so that a tie is ne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
 from torch import Tensor
 
 from lte_models.arrays import Float64Array
@@ -135,106 +133,6 @@ def popularity_bias(top_items: IntArray, counts: IntArray, target_items: IntArra
     """
     log_counts = np.log1p(counts.astype(np.float64))
     return float(log_counts[top_items].mean() - log_counts[target_items].mean())
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Paired comparison of two models on the same queries.
-
-    Attributes:
-        baseline: Mean of the baseline.
-        model: Mean of the model.
-        uplift: Relative difference, model / baseline - 1.
-        low: Lower end of the 95 % interval of ``uplift``.
-        high: Upper end.
-        p: Of the two-sided paired t-test over users; 1 where the two do not differ at all.
-        n_users: Users compared.
-        n_queries: Queries compared.
-    """
-
-    baseline: float
-    model: float
-    uplift: float
-    low: float
-    high: float
-    p: float
-    n_users: int
-    n_queries: int
-
-
-def compare(
-    model: Float64Array, baseline: Float64Array, users: IntArray, *, n_resamples: int = 2000, seed: int = 0
-) -> Comparison:
-    """Paired t-test and bootstrap interval, both with the user as the unit: a user's days are not independent.
-
-    Average a model over its seeds before it comes here: p and interval speak of users, not of retraining.
-
-    Args:
-        model: float [B], one value a query.
-        baseline: float [B], the same queries.
-        users: int [B], user of each query.
-        n_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
-
-    Returns:
-        The comparison.
-
-    Raises:
-        ValueError: The shapes differ, a value is NaN, there are fewer than two users, or the baseline is 0 throughout.
-    """
-    if not model.shape == baseline.shape == users.shape:
-        raise ValueError(f"not paired: {model.shape}, {baseline.shape}, {users.shape}")
-    if np.isnan(model).any() or np.isnan(baseline).any():
-        raise ValueError("a value to compare is NaN")
-    _, index = np.unique(users, return_inverse=True)
-    n_users = int(index.max(initial=-1)) + 1
-    if n_users < 2:
-        raise ValueError(f"a paired test needs at least 2 users, not {n_users}")
-    sums = np.stack(
-        [np.bincount(index, weights=value).astype(np.float64) for value in (model, baseline, np.ones_like(model))],
-        axis=1,
-    )
-    if sums[:, 1].sum() == 0:
-        raise ValueError("the baseline is 0 throughout: there is no relative uplift")
-    low, high = _bootstrap(sums, n_resamples, seed)
-    total = sums.sum(axis=0)
-    return Comparison(
-        baseline=float(total[1] / total[2]),
-        model=float(total[0] / total[2]),
-        uplift=float(total[0] / total[1] - 1),
-        low=low,
-        high=high,
-        p=paired_p(sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2]),
-        n_users=n_users,
-        n_queries=len(model),
-    )
-
-
-def _bootstrap(sums: Float64Array, n_resamples: int, seed: int) -> tuple[float, float]:
-    rng = np.random.default_rng(seed)
-    n_users = len(sums)
-    uplifts = np.empty(n_resamples)
-    for i in range(n_resamples):  # a matrix of all resamples would hold n_resamples x n_users counts
-        drawn = np.bincount(rng.integers(n_users, size=n_users), minlength=n_users) @ sums
-        uplifts[i] = drawn[0] / drawn[1] - 1 if drawn[1] else np.nan
-    low, high = np.nanquantile(uplifts, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def paired_p(first: Float64Array, second: Float64Array) -> float:
-    """Two-sided paired t-test.
-
-    Args:
-        first: float [N].
-        second: float [N].
-
-    Returns:
-        p; 1 where all differences are zero (the t statistic is 0 / 0), 0 where they are one other constant.
-    """
-    difference = first - second
-    if np.ptp(difference) == 0:
-        return 1.0 if difference[0] == 0 else 0.0
-    return float(stats.ttest_rel(first, second).pvalue)
 
 
 def history_bucket(lengths: IntArray) -> npt.NDArray[np.str_]:

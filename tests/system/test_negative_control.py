@@ -33,7 +33,7 @@ from jobs.samples.fashion.items import make_items
 from jobs.samples.fashion.users import ShopConfig, simulate_interactions, stock_shelf
 from jobs.train_ranker import fit, new_ranker
 from lte_models.encoders.loading import load_encoder
-from lte_models.evaluation.metrics import Comparison, compare
+from lte_models.evaluation.comparison import Comparison, compare
 from lte_models.ranker.examples import ExampleBatch, ExampleCollate
 from lte_models.ranker.history_logits import DailyCounts
 from lte_models.training.sampling import rank_by_frequency

@@ -46,7 +46,7 @@ from jobs.experiments.statistics import (
     best_power,
     contrast_rows,
     groups,
-    spread,
+    with_verdicts,
 )
 from jobs.experiments.tables import GROUP_NAMES, experiment_text, percent, signs, write_plot
 from jobs.experiments.training import (
@@ -63,7 +63,8 @@ from jobs.lake.lake import Lake
 from jobs.ranker.items import CandidateItems
 from jobs.registry.bundles import ModelError
 from lte_builders import put, put_timed
-from lte_models.evaluation.metrics import compare, target_ranks
+from lte_models.evaluation.comparison import compare, spread, verdict
+from lte_models.evaluation.metrics import target_ranks
 from lte_models.ranker.examples import ExampleCollate, averaged_lte, lte_weights
 from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.model import Context
@@ -159,7 +160,7 @@ JUDGED_BY_HAND = JudgedUserDays(
 
 def _contrast_rows(model: list[list[int]], baseline: list[list[int]]) -> dict[tuple[str, str, str], dict[str, Any]]:
     ranks, theirs = ([np.array(each) for each in seeds] for seeds in (model, baseline))
-    rows = contrast_rows(Compared("ours", "theirs", "off", ranks, theirs), JUDGED_BY_HAND, 500)
+    rows = with_verdicts(contrast_rows(Compared("ours", "theirs", "off", ranks, theirs), JUDGED_BY_HAND, 500))
     return {(row["metric"], row["targets"], row["short_history"]): row for row in rows}
 
 
@@ -206,7 +207,7 @@ def test_new_and_repeated_targets_are_told_apart_within_a_user_day() -> None:
 def _judged(model: Any, baseline: Any, days: Sequence[int]) -> str:
     ours, theirs, day = np.array(model, float), np.array(baseline, float), np.array(days)
     found = compare(ours.mean(axis=0), np.broadcast_to(theirs, ours.shape).mean(axis=0), np.arange(ours.shape[1]))
-    return spread(ours, theirs, day, found).verdict
+    return verdict(found.p, found.p, spread(ours, theirs, day, found.uplift))
 
 
 def test_a_difference_that_does_not_hold_is_called_what_it_is() -> None:
@@ -228,6 +229,20 @@ def test_a_difference_that_does_not_hold_is_called_what_it_is() -> None:
     # one day of five may: four of five have the sign
     wide, five = np.full((2, 20), 0.5), np.repeat([1, 2, 3, 4, 5], 4)
     assert _judged(wide + np.repeat([0.2, 0.2, 0.2, 0.2, -0.05], 4), wide, five.tolist()).startswith("holds in 8 of 10")
+
+
+def test_p_is_adjusted_over_the_cells_of_one_metric() -> None:
+    steady = spread(np.full((1, 4), 0.6), np.full((1, 4), 0.5), np.zeros(4, int), 0.2)
+    cells = [("ndcg", 0.01), ("ndcg", 0.03), ("ndcg", 0.04), ("recall", 0.04)]
+    rows = with_verdicts(
+        [{"metric": metric, "p": p, "verdict": steady} for metric, p in cells] + [{"metric": "ndcg", "value": 0.5}]
+    )
+    # of three cells: .01 x 3, then .03 x 2 and the larger of .04 x 1 and .06; the only cell of recall keeps its p
+    held = [row["verdict"].startswith("holds") for row in rows[:4]]
+    assert held == [True, False, False, True]
+    assert "among the cells of the table, Holm's p = 0.06" in rows[1]["verdict"]
+    assert "Holm's p = 0.06" in rows[2]["verdict"]
+    assert rows[4] == {"metric": "ndcg", "value": 0.5}
 
 
 def test_the_power_is_the_best_in_auc_recall_and_precision_together() -> None:

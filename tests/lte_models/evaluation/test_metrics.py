@@ -3,13 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from lte_models.evaluation.metrics import (
-    compare,
     coverage,
     history_bucket,
-    paired_p,
     popularity_bias,
     query_metrics,
     summarise,
@@ -72,48 +69,6 @@ def test_coverage_and_popularity_bias_by_hand() -> None:
     counts = np.array([3, 1, 0, 0, 0, 0])
     expected = (2 * math.log(4) + math.log(2)) / 4 - math.log(2)
     assert popularity_bias(top, counts, np.array([1])) == pytest.approx(expected)
-
-
-def test_the_paired_test_is_over_users_not_over_their_days() -> None:
-    model, baseline = np.array([0.5, 0.7, 0.4, 0.9]), np.array([0.4, 0.4, 0.4, 0.7])
-    users = np.array([1, 1, 2, 3])
-    result = compare(model, baseline, users)
-    assert result.p == pytest.approx(stats.ttest_rel([0.6, 0.4, 0.9], [0.4, 0.4, 0.7]).pvalue)
-    assert result.uplift == pytest.approx(2.5 / 1.9 - 1)
-    assert (result.n_users, result.n_queries) == (3, 4)
-    assert result.low <= result.uplift <= result.high
-
-
-def test_the_interval_covers_a_true_uplift_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(5)
-    covered = 0
-    for trial in range(100):
-        baseline = rng.gamma(2.0, 0.2, size=80)
-        model = baseline * 1.1 + rng.normal(0, 0.05, size=80)
-        result = compare(model, baseline, np.arange(80), n_resamples=200, seed=trial)
-        covered += result.low <= 0.1 <= result.high
-    assert 86 <= covered <= 100  # 95 expected; four standard errors of a binomial are 9
-
-
-def test_equal_models_do_not_differ() -> None:
-    values = np.array([0.1, 0.2, 0.3])
-    assert paired_p(values, values) == 1.0
-    assert paired_p(np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 2.0])) == 0.0
-    assert compare(values, values, np.arange(3)).p == 1.0
-
-
-@pytest.mark.parametrize(
-    ("model", "baseline", "users", "message"),
-    [
-        ([0.1], [0.1], [0], "at least 2 users, not 1"),
-        ([0.1, 0.2], [0.1], [0, 1], "not paired"),
-        ([0.1, math.nan], [0.1, 0.1], [0, 1], "is NaN"),
-        ([0.1, 0.2], [0.0, 0.0], [0, 1], "baseline is 0"),
-    ],
-)
-def test_comparisons_that_cannot_be(model, baseline, users, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        compare(np.array(model), np.array(baseline), np.array(users))
 
 
 def test_scores_that_are_not_finite_are_named() -> None:
