@@ -17,10 +17,8 @@ take_home "make airflow on port $AIRFLOW__API__PORT" || {
   echo "make airflow: this deployment's Airflow is used by: $owner. Wait for its end, or end it" >&2
   exit 1
 }
-prepare_airflow
-quietly airflow dags reserialize
 # A new DAG is paused, and the runs of a paused DAG, backfills too, stay queued.
-quietly airflow dags unpause --yes lte_daily
+prepare_airflow "dags reserialize" "dags unpause --yes lte_daily"
 
 set -m # every part leads a process group of its own, so that what is left of it can be found
 parts=()

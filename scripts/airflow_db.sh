@@ -40,9 +40,10 @@ quietly() {
   }
 }
 
+# Further commands of Airflow may follow those that every use needs.
 prepare_airflow() {
   : >"$AIRFLOW_LOG"
   echo "airflow: $AIRFLOW_DB_KIND as metadata database, in $AIRFLOW_HOME"
-  quietly airflow db migrate
-  quietly airflow pools set lte_heavy 1 "one heavy job at a time"
+  quietly python "$LTE_HOME/scripts/airflow_commands.py" \
+    "db migrate" "pools set lte_heavy 1 'one heavy job at a time'" "$@"
 }

@@ -321,7 +321,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
             ["bash", "scripts/airflow.sh", "shop.toml"], cwd=tmp_path, env=environment, stdout=log, stderr=log
         )
     try:
-        until = monotonic() + 240
+        until = monotonic() + 600
         while "Airflow is ready" not in shop.log():
             assert process.poll() is None, shop.log()
             assert monotonic() < until, shop.log()
