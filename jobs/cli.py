@@ -39,7 +39,8 @@ examples:
   lte items --like "red floral dress"   which items lie near some words: a contact sheet
   lte experiment integration            which LTE helps the ranker, with intervals, over seeds and days
   lte rollback                          switch back to the snapshot that was live before; again: forward
-  lte erase 2375                        remove a user from tables, table history and online store
+  lte erase 2375                        remove a user from tables, table history, copies, pages and online store
+  lte erase --verify 2375               read every byte: is the user still anywhere?
   lte maintain                          compact tables, delete files beyond the rollback horizon
   lte lease                             which run writes the lake now; --break ends the lease of a dead one
   lte repair                            bring a damaged basis back to its last good version
@@ -156,24 +157,42 @@ def _rollback_ranker(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.erase import erase_user
+    from jobs.commands import erase
 
-    done = erase_user(deployment, args.user_id)
-    lines = [f"erased {args.user_id!r}", *(f"  {name:20}{count:>8} rows" for name, count in done["tables"].items())]
-    lines += [
-        f"  {'pages and copies':20}{done['files']:>8} files",
-        f"  {'online store':20}{done['versions']:>8} versions",
-    ]
-    lines.append(f"landing files may still hold the user, who would come back with them: {deployment.paths.landing}")
-    _print(args.json, done, "\n".join(lines))
+    if args.audit:
+        rows = erase.audit(deployment)
+        _print(args.json, rows, erase.audit_text(rows))
+        return
+    users = [*args.user_ids, *(erase.requested_users(deployment) if args.requests else [])]
+    if args.verify:
+        _verify(args, deployment, users)
+    elif args.readmit:
+        back = {user: erase.let_back_in(deployment, user) for user in users}
+        lines = [f"{user!r} {'may come back' if was else 'was not kept out'}" for user, was in back.items()]
+        _print(args.json, back, "\n".join(lines))
+    elif users:
+        done = (erase.plan_erasure if args.dry_run else erase.erase_users)(deployment, users)
+        _print(args.json, done.as_json(), erase.erasure_text(done, users, is_plan=args.dry_run))
+    else:
+        _print(args.json, [], "no user asks to be forgotten")
+
+
+def _verify(args: argparse.Namespace, deployment: Deployment, users: Sequence[str]) -> None:
+    from jobs.commands import erase
+
+    found = erase.verify_erasure(deployment, users)
+    _print(args.json, found, erase.verification_text(found))
+    if found["places"]:
+        sys.exit(FAILED_EXIT_CODE)
 
 
 def _maintain(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.commands.maintain import maintain
 
-    done = maintain(deployment)
+    done = maintain(deployment, is_dry_run=args.dry_run)
+    would = "would be " if args.dry_run else ""
     lines = [
-        f"{name:18}{row['files_compacted']:>6} files compacted, {row['files_deleted']:>6} deleted"
+        f"{name:18}{row['files_compacted']:>6} files {would}compacted, {row['files_deleted']:>6} {would}deleted"
         for name, row in done.items()
     ]
     _print(args.json, done, "\n".join(lines) or "no table yet")
@@ -250,8 +269,11 @@ def _parser() -> argparse.ArgumentParser:
     ranker = ("--ranker", {"action": "store_true", "help": "the ranker instead of the snapshot"})
     force = ("--force", {"action": "store_true", "help": "also where the ranker does not read the LTEs"})
     _command(commands, "rollback", _rollback, "switch back to the snapshot that was live before", ranker, force)
-    _command(commands, "erase", _erase, "remove a user from the tables, their history and the online store", user)
-    _command(commands, "maintain", _maintain, "compact tables and delete files beyond the rollback horizon")
+    erase_help = "remove users from the tables, their history, copies, pages and the online store"
+    _command(commands, "erase", _erase, erase_help, *_erase_flags())
+    dry_run = ("--dry-run", {"action": "store_true", "help": "say what would be done, change nothing"})
+    maintain_help = "compact tables and delete files beyond the rollback horizon"
+    _command(commands, "maintain", _maintain, maintain_help, dry_run)
     broken = ("--break", {"dest": "is_broken", "action": "store_true", "help": "end the lease of a run that is dead"})
     _command(commands, "lease", _lease, "which run writes the lake now", broken)
     _command(commands, "repair", _repair, "bring a damaged table item_embeddings back to its last good version")
@@ -280,6 +302,18 @@ def _items_command(commands: Any) -> None:
     query = parser.add_mutually_exclusive_group(required=True)
     query.add_argument("--like", metavar="WORDS", type=_words, help="words to search for")
     query.add_argument("--like-image", metavar="FILE", type=Path, help="picture to search for")
+
+
+def _erase_flags() -> list[tuple[str, dict[str, Any]]]:
+    switches = {
+        "--dry-run": "say what is known of the users, change nothing",
+        "--verify": "erase nothing: read every byte under the deployment's folders; exit 1 where a user is found",
+        "--requests": "the users in table erasure_requests, too",
+        "--readmit": "erase nothing: let ingest take the users' rows again",
+        "--audit": "erase nothing: list the erasures, and the models that still know the erased users",
+    }
+    users = ("user_ids", {"metavar": "USER", "nargs": "*", "help": "user_id, one or several"})
+    return [users, *((flag, {"action": "store_true", "help": text}) for flag, text in switches.items())]
 
 
 def _item_flags() -> list[tuple[str, dict[str, Any]]]:

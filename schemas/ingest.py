@@ -19,7 +19,7 @@ QUARANTINE = Table(
             column(
                 "found_user_id",
                 StringType(),
-                "The user that the row is about, as far as it can be told: 740017 where the file said 740017.0.",
+                "The user that the row is about, as far as it can be told: 17 where the file said 17.0.",
                 nullable=True,
             ),
         ]

@@ -1,117 +1,170 @@
-"""What an operator does by hand: switch the snapshot back, erase a user, keep tables compact."""
+"""lte erase: a user who asks to be forgotten is nowhere any more, and a scan of every byte shows it."""
 
 from __future__ import annotations
 
-import html
-import json
-import re
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
+from jobs.erasure.files import copies_of_rows, delete_copies, pages_that_name, redact_pages
+from jobs.erasure.online import erase_online, versions_that_hold
+from jobs.erasure.scan import landing_places, places
+from jobs.erasure.tables import audit, bundle_names, erase_from_tables, readmit, record_erasure, rows_of
 from jobs.lake.lake import open_lake
 from jobs.lake.reader import lake_reader
-from jobs.landing.event_days import refresh_event_days
 from jobs.ownership.lease import hold_lease
+from jobs.runtime.text import printable
 from jobs.store.opening import open_store
-from jobs.store.publish import delete_user
 from jobs.store.rows import user_key
-from schemas import GATE_RESULTS, INTERACTIONS, QUARANTINE, TABLES
+from schemas import ERASURE_REQUESTS
 
-USER_TABLES = tuple(table for table in TABLES.values() if "user_id" in table.columns)
-
-# Tables that hold landing rows or samples of rows as text, in which a user can appear.
-TEXT_TABLES = ((QUARANTINE, ("raw", "detail")), (GATE_RESULTS, ("sample",)))
-
-# Folders of the lake with copies of rows, which a crash can leave behind.
-COPIES = ("models", "_staging")
-PAGE_SUFFIXES = (".html", ".json")
+__all__ = ["audit"]
 
 
-def erase_user(deployment: Deployment, user_id: str) -> dict[str, Any]:
-    """Remove a user from every table, from the tables' history, from pages about a run and from the online store.
+@dataclass(frozen=True)
+class Erasure:
+    """What an erasure found, over all its users.
 
-    Tables come first: the next publish would otherwise bring the user back. Earlier versions of the tables that hold
-    users are deleted with them, so these tables cannot be restored to a moment before. Running again after a crash
-    finishes the work. Weights of models hold no ids; what they learned goes with the next training.
+    Attributes:
+        n_users: Users that were asked for.
+        tables: Table to rows deleted or redacted.
+        files: Copies of rows that were deleted, and pages that named a user.
+        versions: Rows deleted from snapshots of the online store.
+        rewritten: Snapshots whose file was written anew, because deleted rows were still in its bytes.
+        note: What is left to wait for in the online store; empty for nothing.
+        bundles: Models that were trained before, and can have learned from the users.
+    """
+
+    n_users: int
+    tables: dict[str, int]
+    files: int
+    versions: int
+    rewritten: int
+    note: str
+    bundles: list[str]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was known of the users."""
+        return bool(sum(self.tables.values()) or self.versions or self.rewritten)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"is_known": self.is_known}
+
+
+def erase_users(deployment: Deployment, user_ids: Sequence[str]) -> Erasure:
+    """Remove users from the online store, every table and its history, staged copies, reports and Data Docs.
+
+    The online store comes first: a fault of a file in the lake must not keep a user live. Before the tables, the audit
+    row is written, so that an ingest keeps the users out from then on. The same call finishes the work after a kill.
+    Earlier versions of the tables that hold users are deleted, so these tables cannot be restored to a moment before.
+    Weights of models hold no ids; what they learned goes when they are trained anew.
 
     Args:
-        deployment: Whose tables, reports, Data Docs and online store.
-        user_id: The user; unknown ones are erased too, from nothing.
-
-    Returns:
-        ``tables``: name to rows deleted or redacted; ``files``: rows beside a model and pages that named the user;
-        ``versions``: snapshots of the online store that held the user.
+        deployment: Whose.
+        user_ids: Who; unknown ones are erased too, from nothing.
 
     Raises:
-        jobs.store.protocol.BadRowError: ``user_id`` is not 1 to 128 bytes.
+        jobs.store.rows.BadRowError: A user_id is not 1 to 128 bytes.
         jobs.store.snapshot.OnlineStoreError: The store does not answer.
     """
-    user_key(user_id)
+    for user_id in user_ids:
+        user_key(user_id)
+    # No job that could publish the users again, or that reads the copies of rows, runs meanwhile.
     with hold_lease(deployment, "lte erase"):
-        return _erase(deployment, user_id)
+        return _erase(deployment, user_ids)
 
 
-def _erase(deployment: Deployment, user_id: str) -> dict[str, Any]:
-    rows = lake_reader(deployment).rows(INTERACTIONS, columns=["event_date"], where={"user_id": user_id})
-    days = {row["event_date"] for row in rows}
+def _erase(deployment: Deployment, user_ids: Sequence[str]) -> Erasure:
     with open_lake(deployment, "erase") as lake:
-        deleted = {table.name: lake.delete(table, {"user_id": user_id}) for table in USER_TABLES}
-        for table, columns in TEXT_TABLES:
-            deleted[table.name] = sum(lake.redact(table, columns, word) for word in _spellings(user_id))
-        refresh_event_days(lake, sorted(days))
-        for table in (*USER_TABLES, *(table for table, _ in TEXT_TABLES)):
-            if lake.version(table) is not None:
-                lake.forget_history(table)
-    files = _delete_copied_rows(deployment) + _redact_pages(deployment, user_id)
+        store = open_store(deployment)
+        try:
+            online = erase_online(store, user_ids)
+        finally:
+            store.close()
+        record_erasure(lake, deployment, user_ids, {"rows": 0, "files": 0, "versions": online.n_rows})
+        tables = erase_from_tables(lake, deployment, user_ids)
+        n_files = delete_copies(deployment) + redact_pages(deployment, user_ids)
+        record_erasure(lake, deployment, user_ids, {"rows": sum(tables.values()), "files": n_files, "versions": 0})
+    return Erasure(
+        len(user_ids), tables, n_files, online.n_rows, online.n_rewritten, online.note, bundle_names(deployment)
+    )
+
+
+def plan_erasure(deployment: Deployment, user_ids: Sequence[str]) -> Erasure:
+    """What :func:`erase_users` would find; starts no engine and changes nothing."""
     store = open_store(deployment)
     try:
-        return {"user_id": user_id, "tables": deleted, "files": files, "versions": delete_user(store, user_id)}
+        versions = versions_that_hold(store, user_ids)
     finally:
         store.close()
+    n_files = len(copies_of_rows(deployment)) + pages_that_name(deployment, user_ids)
+    tables = rows_of(deployment, user_ids)
+    return Erasure(len(user_ids), tables, n_files, len(versions), 0, "", bundle_names(deployment))
 
 
-def _spellings(user_id: str) -> set[str]:
-    """How the id stands in plain text, in JSON and in HTML."""
-    as_json = {json.dumps(user_id, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
-    return {user_id, *as_json, html.escape(user_id), html.escape(user_id, quote=False)}
+def verify_erasure(deployment: Deployment, user_ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Read every byte under the deployment's folders; changes nothing.
 
-
-def _delete_copied_rows(deployment: Deployment) -> int:
-    """Delete copies of rows with users that a training or an ingest left; the next one makes its own."""
-    if is_url(deployment.paths.lake):
-        return 0
-    copies = [
-        path
-        for folder in COPIES
-        for path in (Path(deployment.paths.lake) / folder).rglob("*.parquet")
-        if "user_id" in pq.read_schema(path).names
-    ]
-    for path in copies:
-        path.unlink()
-    return len(copies)
-
-
-def _redact_pages(deployment: Deployment, user_id: str) -> int:
-    """Overwrite the user in reports and Data Docs; returns how many files named the user.
-
-    An id is looked for between quotes or tags, so a table cell that shows the same number as an id goes too.
+    Returns:
+        ``places`` that still hold one of the users, each with ``path`` and ``what``; and ``landing``: files of the shop
+        that hold them, whose rows ingest keeps out.
     """
-    ids = "|".join(re.escape(text) for text in sorted(_spellings(user_id)))
-    pattern = re.compile(rf"""(?<=["'>;])({ids})(?=["'<&\\])|(?<=user_id": )({ids})(?!\w)""")
-    folders = (Path(deployment.paths.reports), Path(deployment.paths.data_docs))
-    pages = [path for folder in folders for path in folder.rglob("*") if path.suffix in PAGE_SUFFIXES]
-    return sum(_redact_page(path, pattern) for path in pages)
+    return {
+        "places": [asdict(place) for place in places(deployment, user_ids)],
+        "landing": [asdict(place) for place in landing_places(deployment, user_ids)],
+    }
 
 
-def _redact_page(path: Path, pattern: re.Pattern[str]) -> bool:
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    redacted, n_found = pattern.subn("erased", text)
-    if n_found:
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(redacted, encoding="utf-8", errors="surrogateescape")
-        partial.replace(path)
-    return n_found > 0
+def requested_users(deployment: Deployment) -> list[str]:
+    """Users in table erasure_requests, oldest request first; an erasure deletes these rows, too."""
+    rows = lake_reader(deployment).rows(ERASURE_REQUESTS)
+    return [row["user_id"] for row in sorted(rows, key=lambda row: (row["requested_ts"], row["user_id"]))]
+
+
+def let_back_in(deployment: Deployment, user_id: str) -> bool:
+    """Let ingest take the user's rows again; returns whether the user was kept out."""
+    with open_lake(deployment, "erase") as lake:
+        return readmit(lake, deployment, user_id)
+
+
+def erasure_text(done: Erasure, user_ids: Sequence[str], *, is_plan: bool) -> str:
+    """What was done, for a terminal: the ids that the operator gave are the only ones in it."""
+    who = ", ".join(printable(user_id) for user_id in user_ids)
+    if not done.is_known and not is_plan:
+        return f"nothing was known of user {who}; ingest keeps the id out from now on (lte erase --readmit lets it in)"
+    lines = [f"{'would erase' if is_plan else 'erased'} user {who}"]
+    lines += [f"  {name:20}{count:>8} rows" for name, count in done.tables.items() if count]
+    lines += [f"  {'pages and copies':20}{done.files:>8} files", f"  {'online store':20}{done.versions:>8} rows"]
+    if done.rewritten:
+        lines.append(f"  {'online store':20}{done.rewritten:>8} files written anew")
+    lines += [f"online store: {done.note}"] if done.note else []
+    if done.bundles:
+        lines.append(f"models trained before, until they are trained anew: {', '.join(done.bundles)}")
+    if not is_plan:
+        lines.append("ingest keeps the user out, also where old landing files hold the user; lte erase --verify looks")
+    return "\n".join(lines)
+
+
+def verification_text(found: dict[str, list[dict[str, str]]]) -> str:
+    """Where the users still are, for a terminal."""
+    lines = [f"found: {printable(place['path'])}: {printable(place['what'])}" for place in found["places"]]
+    lines += [
+        f"landing file, not the deployment's: {printable(place['path'])}: {printable(place['what'])}"
+        for place in found["landing"]
+    ]
+    summary = f"{len(found['places'])} places still hold the user" if found["places"] else "the user is nowhere"
+    return "\n".join([*lines, summary])
+
+
+def audit_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The erasures, for a terminal."""
+    lines = [
+        f"{row['erased_ts']:%Y-%m-%d %H:%M:%S} UTC  {row['user_hash']}  {row['n_rows']} rows, {row['n_files']} files, "
+        f"{row['n_versions']} online{'' if row['is_kept_out'] else ', let in again'}; models that still know the user: "
+        f"{', '.join(row['still_know_the_user']) or 'none'}"
+        for row in rows
+    ]
+    return "\n".join(lines) or "no erasure yet"

@@ -12,8 +12,12 @@ from jobs.ownership.objects import objects_of
 from schemas import TABLES
 
 
-def maintain(deployment: Deployment) -> dict[str, dict[str, int]]:
+def maintain(deployment: Deployment, *, is_dry_run: bool = False) -> dict[str, dict[str, int]]:
     """Compact every table and delete files beyond the rollback horizon.
+
+    Args:
+        deployment: Whose tables.
+        is_dry_run: Say what would be done, and change nothing.
 
     Returns:
         Table name to ``files_compacted`` and ``files_deleted``.
@@ -21,9 +25,13 @@ def maintain(deployment: Deployment) -> dict[str, dict[str, int]]:
     done = {}
     with open_lake(deployment, "maintain") as lake:
         for table in TABLES.values():
-            if lake.version(table) is not None:
-                compacted = int(lake.compact(table)["numFilesRemoved"])
-                done[table.name] = {"files_compacted": compacted, "files_deleted": len(lake.vacuum(table))}
+            if lake.version(table) is None:
+                continue
+            if is_dry_run:
+                compacted, deleted = lake.small_files(table), lake.old_files(table)
+            else:
+                compacted, deleted = int(lake.compact(table)["numFilesRemoved"]), lake.vacuum(table)
+            done[table.name] = {"files_compacted": compacted, "files_deleted": len(deleted)}
     return done
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from urllib.parse import unquote
 
 import deltalake
 import pyarrow as pa
@@ -21,6 +22,10 @@ from schemas import Table
 # Rows that a stream decodes at a time: 8 MB of vectors at D = 512.
 READ_ROWS = 4096
 READ_BUFFER_BYTES = 1 << 20
+
+LOG_FOLDER = "_delta_log"
+LAST_CHECKPOINT = "_last_checkpoint"
+DELETION_VECTOR = "deletion_vector_"
 
 
 def table_path(lake: str, table: Table) -> str:
@@ -115,9 +120,35 @@ def _arrow_filter(where: Predicate) -> pc.Expression | None:
     return condition
 
 
-def _delete_checksums(path: str) -> None:
-    """Delete the checksum files that Apache Spark writes beside commits: they list files with their statistics, too."""
+def delete_unreferenced(path: str, checkpoint: int) -> list[str]:
+    """Delete what the newest version of a table does not need, whatever the dates of the files say.
+
+    Args:
+        path: Folder of the table.
+        checkpoint: Version whose checkpoint holds all that the log of earlier versions said.
+
+    Returns:
+        Names of the files that are gone.
+    """
+    # Names are unique in a table. Paths are not compared: partition values are escaped in them once or twice.
+    needed = {_file_name(uri) for uri in _delta(path).file_uris()}
     files = pafs.PyFileSystem(DeltaStorageHandler(path))
-    for info in files.get_file_info(pafs.FileSelector("_delta_log")):
-        if info.extension == "crc":
-            files.delete_file(info.path)
+    found = files.get_file_info(pafs.FileSelector("", recursive=True))
+    old = [info.path for info in found if info.is_file and not _is_needed(info.path, needed, checkpoint)]
+    for name in old:
+        files.delete_file(name)
+    return old
+
+
+def _file_name(path: str) -> str:
+    return unquote(unquote(path)).rsplit("/", 1)[-1]
+
+
+def _is_needed(path: str, needed: Container[str], checkpoint: int) -> bool:
+    folder, _, name = path.strip("/").rpartition("/")
+    if folder.split("/")[0] != LOG_FOLDER:
+        return _file_name(path) in needed or name.startswith(DELETION_VECTOR)
+    # Checksums that Apache Spark writes beside commits name files with their statistics, too.
+    if name == LAST_CHECKPOINT:
+        return True
+    return name[:20].isdecimal() and int(name[:20]) >= checkpoint and not name.endswith(".crc")

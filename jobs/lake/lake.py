@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from pyspark.sql.types import StructField
 from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
 from jobs.lake.conform import conformed, fitted
-from jobs.lake.delta_files import _delete_checksums, _delta, ahead, arrow_batches, table_path, table_version
+from jobs.lake.delta_files import _delta, ahead, arrow_batches, delete_unreferenced, table_path, table_version
 from jobs.lake.predicates import Predicate, TableError, _delta_text, predicate_sql, standing_alone
 from jobs.lake.sessions import spark_session
 from jobs.ownership.lease import hold_lease
@@ -50,6 +51,9 @@ MAX_ATTEMPTS = 8
 # Sail holds each file that it writes in memory up to this size; Apache Spark writes row groups as it goes.
 FILE_OPTIONS = {"targetFileSize": str(32 << 20)}
 RETRY_SECONDS = 0.25
+
+# What deltalake's compaction aims at.
+COMPACTED_BYTES = 100 << 20
 
 
 class ConcurrentWriteError(RuntimeError):
@@ -375,17 +379,28 @@ class Lake:
         done = _delta(self.path(table)).delete(predicate_sql(where, _delta_text))
         return int(done["num_deleted_rows"] or 0)
 
-    def redact(self, table: Table, columns: Sequence[str], value: str) -> int:
+    def redact(self, table: Table, columns: Sequence[str], value: str, *, id_column: str | None = None) -> int:
         """Overwrite text columns of the rows in which any of them has ``value``; returns how many there were.
 
         Rows stay, because others count them. What counts as having it: :func:`standing_alone`.
+
+        Args:
+            table: Which.
+            columns: Text columns.
+            value: What is looked for.
+            id_column: Column that is null or one id. A row whose id is ``value`` counts, too, and its id goes.
         """
         self.may_write()
         if self.version(table) is None:
             return 0
+        self.create(table)  # the columns of today
         pattern = _delta_text(standing_alone(value))
-        found = " OR ".join(f"regexp_like({column}, {pattern})" for column in columns)
-        done = _delta(self.path(table)).update(updates=dict.fromkeys(columns, "'erased'"), predicate=found)
+        found = [f"regexp_like({column}, {pattern})" for column in columns]
+        updates = dict.fromkeys(columns, "'erased'")
+        if id_column:
+            found.append(f"{id_column} = {_delta_text(value)}")
+            updates[id_column] = "NULL"
+        done = _delta(self.path(table)).update(updates=updates, predicate=" OR ".join(found))
         return int(done["num_updated_rows"] or 0)
 
     def record_metrics(self, ds: date, job: str, metrics: Metrics) -> None:
@@ -422,6 +437,22 @@ class Lake:
         self.may_write()
         return dict(_delta(self.path(table)).optimize.compact())
 
+    def small_files(self, table: Table) -> int:
+        """How many files :meth:`compact` would join, as near as the log tells: those that share a partition."""
+        actions = pa.table(_delta(self.path(table)).get_add_actions(flatten=True))
+        keys = [name for name in actions.column_names if name.startswith("partition.")]
+        sizes: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for row in actions.to_pylist():
+            sizes[tuple(row[key] for key in keys)].append(row["size_bytes"])
+        small = [[size for size in files if size < COMPACTED_BYTES] for files in sizes.values()]
+        return sum(len(files) for files in small if len(files) > 1)
+
+    def old_files(self, table: Table) -> list[str]:
+        """Files that :meth:`vacuum` would delete."""
+        return _delta(self.path(table)).vacuum(
+            retention_hours=self.rollback_days * 24, dry_run=True, enforce_retention_duration=False
+        )
+
     def _retention(self) -> dict[str, str]:
         """Properties of a table that keep what a rollback needs."""
         return {
@@ -446,18 +477,19 @@ class Lake:
     def forget_history(self, table: Table) -> None:
         """Delete every earlier version: its files, and its log entries, which name smallest and largest values.
 
-        The table cannot be restored to a moment before this.
+        What the newest version does not name is deleted whatever its date: a machine whose clock is ahead writes files
+        that a vacuum keeps, and a killed writer leaves files that no version names. No job may run meanwhile. The table
+        cannot be restored to a moment before this.
         """
         self.may_write()
         delta = _delta(self.path(table))
-        delta.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
         kept = delta.metadata().configuration.get(LOG_RETENTION, f"interval {MIN_LOG_DAYS} days")
         delta.update_incremental()
         delta.alter.set_table_properties({LOG_RETENTION: "interval 0 days"})
         delta.create_checkpoint()
-        delta.cleanup_metadata()
+        checkpoint = delta.version()
         delta.alter.set_table_properties({LOG_RETENTION: kept})
-        _delete_checksums(self.path(table))
+        delete_unreferenced(self.path(table), checkpoint)
 
 
 def _delta_fields(fields: Iterable[StructField]) -> list[dict[str, Any]]:

@@ -28,11 +28,12 @@ def _delta_text(text: str) -> str:
 
 
 def standing_alone(text: str) -> str:
-    """Regular expression for ``text`` as a value of a row: between quotes, commas, blanks, tabs, bars or the ends.
+    r"""Regular expression for ``text`` as a value of a row: between quotes, commas, blanks, tabs, bars or the ends.
 
-    ``17`` is found in ``{"user_id": 17}`` and in ``17,item_1``, not in ``178`` and not in ``10:17:00``.
+    ``17`` is found in ``{"user_id": 17}``, in ``17.0`` and in ``17,item_1``, not in ``178`` and not in ``10:17:00``. A
+    control character that JSON escapes (``\t17``) is a blank, too.
     """
-    return rf"""(^|[\s"',;|]|":){re.escape(text)}($|[\s"',;|}}\\])"""
+    return rf"""(^|[\s"',;|]|":|\\[bfnrt]|\\u[0-9a-f]{{4}}){re.escape(text)}(\.0*)?($|[\s"',;|}}\\])"""
 
 
 def _literal(value: Value, quoted: Callable[[str], str]) -> str:

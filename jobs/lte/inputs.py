@@ -70,12 +70,17 @@ class Staleness:
         """Why a row of table runs is stale; None while its inputs are what they were."""
         if run["job"] != LTE_JOB:
             return None
+        if self.fingerprint(deployment, run) == run["input_fingerprint"]:
+            return None
+        return self._why(run["ds"], *window_days(run["ds"], reach(lte_windows(deployment.lte))))
+
+    def fingerprint(self, deployment: Deployment, run: dict[str, Any]) -> str:
+        """Fingerprint of what the tables hold now for a row of table runs."""
         ds, basis = run["ds"], run["basis_version"]
         start, end = window_days(ds, reach(lte_windows(deployment.lte)))
         days = [day for day in self.event_days if start <= day[0] < end]
         n_known = sum(first <= ds for first in self.first_days.get(basis, ()))
-        now = input_fingerprint(days, lte=deployment.lte, basis_version=basis, n_known=n_known)
-        return None if now == run["input_fingerprint"] else self._why(ds, start, end)
+        return input_fingerprint(days, lte=deployment.lte, basis_version=basis, n_known=n_known)
 
     def _why(self, ds: date, start: date, end: date) -> str:
         late = sorted({day for day, landed in self.late if start <= day < end and landed > ds})

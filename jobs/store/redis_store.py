@@ -58,6 +58,8 @@ LOCK_POLL_S = 0.1
 TLS_OPTIONS = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
 FENCED_ATTEMPTS = 5
 
+AOF_POLL_S = 0.2
+
 
 class RedisStore:
     """The online store under one prefix of one Redis; see the module's docstring."""
@@ -196,6 +198,33 @@ class RedisStore:
             raise StoreUnreachableError(f"redis {self._place} does not answer: {error}") from error
         except redis.RedisError as error:
             raise OnlineStoreError(f"redis {self._place}: {error}") from error
+
+    def rewrite_append_only_file(self, wait_s: float = 60.0) -> str:
+        """Have the server write its append-only file anew, without the values of deleted users.
+
+        Args:
+            wait_s: How long to wait for the end.
+
+        Returns:
+            What is left to do or to wait for; empty where the file is written.
+        """
+        with self.errors():
+            before = dict(self._client.info("persistence"))
+        if not before.get("aof_enabled"):
+            return "redis keeps no append-only file; a snapshot file (RDB), if any, holds the user until the next one"
+        try:
+            self._client.bgrewriteaof()
+        except redis.RedisError as error:
+            return f"redis refused BGREWRITEAOF ({error}); its append-only file holds the user until it is rewritten"
+        for _ in range(round(wait_s / AOF_POLL_S)):
+            time.sleep(AOF_POLL_S)
+            with self.errors():
+                found = dict(self._client.info("persistence"))
+            if not found["aof_rewrite_in_progress"] and not found["aof_rewrite_scheduled"]:
+                is_done = found["aof_last_bgrewrite_status"] == "ok"
+                return "" if is_done else "redis could not rewrite its append-only file, which still holds the user"
+        size = before.get("aof_current_size", 0)
+        return f"redis is still rewriting its append-only file of {size:,} bytes after {wait_s:g} s"
 
     def _live_manifest(self) -> Manifest:
         live = self.pointer().live
