@@ -30,6 +30,7 @@ from jobs.lte.windows import reach, window_ages
 from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import parse_config
+from jobs.runtime.progress import warn
 from lte_models.averages.pooling import (
     Float32Array,
     Histories,
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB, config.ds) as lake:
         write_lte(lake, config.deployment, config.ds, basis_version)
-        lake.record_metrics(config.ds, JOB, lte_metrics(lake, config.deployment.lte, config.ds))
+        metrics = lte_metrics(lake, config.deployment.lte, config.ds)
+        lake.record_metrics(config.ds, JOB, metrics)
+        warn_of_zeros(metrics, config.ds)
 
 
 def write_lte(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> None:
@@ -182,6 +185,22 @@ def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> Metrics:
         label = f"{row['method']}/{row['lte_window']}"
         metrics |= {(name, label): row[name] for name in totals.columns if name not in ("method", "lte_window")}
     return metrics
+
+
+def warn_of_zeros(metrics: Metrics, ds: date) -> None:
+    """Say loudly where all LTEs of a slice are zero: nothing failed, and nothing is there.
+
+    Args:
+        metrics: From :func:`lte_metrics`.
+        ds: Data day.
+    """
+    labels = [key[1] for key in metrics if isinstance(key, tuple) and key[0] == "n_zero_users"]
+    for label in sorted(labels):
+        n_users, n_unknown = (int(metrics["n_users", label]), int(metrics["n_unknown", label] or 0))
+        if metrics["n_zero_users", label] == n_users:
+            cause = f"{n_unknown} interactions in the window have no item of the catalogue that had landed"
+            why = cause if n_unknown else "no user has an interaction in the window"
+            warn(JOB, f"ALL {n_users} LTEs of {label}, ds={ds}, ARE ZERO: {why}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,14 @@ from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.landing.checks import RowRules
 from jobs.landing.erased import erased_users
 from jobs.landing.event_days import DAYS_BACK, _existing, _states, _write_event_days
-from jobs.landing.files import LandingError, LandingFile, filesystem, landing_files, misplaced_files
+from jobs.landing.files import (
+    LandingError,
+    LandingFile,
+    filesystem,
+    landing_files,
+    misplaced_files,
+    require_landing,
+)
 from jobs.landing.formats.pieces import ReadLimits
 from jobs.landing.merge import (
     Batch,
@@ -34,6 +41,7 @@ from jobs.landing.merge import (
     FileCounts,
     day_states,
     duplicates,
+    has_changed,
     merged_interactions,
     plan_batch,
     ranked_items,
@@ -45,7 +53,8 @@ from jobs.landing.merge import (
 from jobs.landing.rows import FILE_LINE, TALLY_LINE, Tally, landing_rows, quarantine_rows, staged_schema, value_columns
 from jobs.runtime.entry import run_job, say
 from jobs.runtime.flags import parse_config
-from schemas import INGEST_LOG, INTERACTIONS, ITEMS, METRICS, QUARANTINE, Table
+from jobs.runtime.progress import warn
+from schemas import EVENT_DAYS, INGEST_LOG, INTERACTIONS, ITEMS, METRICS, QUARANTINE, Table
 from schemas.ingest import TARGETS
 
 JOB = "ingest"
@@ -86,11 +95,12 @@ def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
     Raises:
         LandingError: Too many bad rows, files of an ingested day gone, or counts that do not add up.
     """
+    other_case = require_landing(deployment.paths.landing, TARGETS)
     log = _ingest_log(lake)
     files = list(chain.from_iterable(landing_files(deployment.paths.landing, target) for target in TARGETS))
-    batch = plan_batch(files, frozenset(name for _, name in log if name), ds)
+    batch = plan_batch(files, {name: n_bytes for _, name, n_bytes in log if name}, ds)
     _say_plan(batch, log)
-    _say_misplaced(deployment.paths.landing)
+    _say_misplaced(deployment.paths.landing, other_case)
     held = {
         target: _held_days(lake, table, batch) for target, table in (("interactions", INTERACTIONS), ("items", ITEMS))
     }
@@ -105,30 +115,41 @@ def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
         _remove(staging)
 
 
-def _ingest_log(lake: Lake) -> list[tuple[date, str]]:
-    rows = lake.read(INGEST_LOG).select("landing_ds", "source_file").collect()
-    return [(row.landing_ds, row.source_file) for row in rows]
+Log = Sequence[tuple[date, str, int | None]]
 
 
-def _say_plan(batch: Batch, log: Sequence[tuple[date, str]]) -> None:
+def _ingest_log(lake: Lake) -> Log:
+    """Landing day, name and size in bytes of the files that earlier runs took."""
+    rows = lake.read(INGEST_LOG).select("landing_ds", "source_file", "bytes").collect()
+    return [(row["landing_ds"], row["source_file"], row["bytes"]) for row in rows]
+
+
+def _say_plan(batch: Batch, log: Log) -> None:
     holes = [day for day in batch.days if day != batch.ds]
     span = f", {len(holes)} earlier days not ingested before ({holes[0]} to {holes[-1]})" if holes else ""
     say(JOB, f"ds {batch.ds}: {len(batch.files)} files{span}")
     if not any(file.ds == batch.ds for file in batch.of("interactions")):
-        say(JOB, f"WARNING: no files in landing interactions/ds={batch.ds}; the day counts as empty")
+        warn(JOB, f"no files in landing interactions/ds={batch.ds}; the day counts as empty")
     present = {file.name for file in batch.files}
-    for day, name in sorted(log):
+    sizes = {name: n_bytes for _, name, n_bytes in log}
+    for file in batch.files:
+        if has_changed(file, sizes):
+            change = f"had {sizes[file.name]} bytes when it was ingested and has {file.size} now"
+            warn(JOB, f"{file.name} {change}; landing day {file.ds} is taken anew")
+    for day, name, _ in sorted(log, key=lambda row: row[:2]):
         if day in batch.days and name and name not in present:
-            say(JOB, f"WARNING: {name} was ingested before and is gone from the landing folder; its rows go")
+            warn(JOB, f"{name} was ingested before and is gone from the landing folder; its rows go")
 
 
-def _say_misplaced(landing: str) -> None:
+def _say_misplaced(landing: str, other_case: Sequence[str]) -> None:
     """Name what nobody will ever read: a writer that makes other folders would otherwise never hear of it."""
+    for name in other_case:
+        warn(JOB, f"landing {name}/ is ignored: expected {name.lower()}/, got {name}/; move its files and remove it")
     for target in TARGETS:
         names = misplaced_files(landing, target)
         if names:
             place = f"{target}/ds=YYYY-MM-DD/FILE"
-            say(JOB, f"WARNING: landing {target}: {len(names)} files ignored, not at {place}; first {names[0]}")
+            warn(JOB, f"landing {target}: {len(names)} files ignored, not at {place}; first {names[0]}")
 
 
 def _say_first_faults(staged: Staged) -> None:
@@ -138,7 +159,7 @@ def _say_first_faults(staged: Staged) -> None:
             for row in staged.bad(target).orderBy("source_file", "line").limit(SHOWN_FAULTS).collect():
                 if row["line"]:  # a file that was refused as a whole has been named already
                     detail = f" ({row['detail']})" if row["detail"] else ""
-                    say(JOB, f"WARNING: {row['source_file']} line {row['line']}: {row['reason']}{detail}: {row['raw']}")
+                    warn(JOB, f"{row['source_file']} line {row['line']}: {row['reason']}{detail}: {row['raw']}")
 
 
 def _held_days(lake: Lake, table: Table, batch: Batch) -> list[tuple[date, date | None]]:
@@ -204,7 +225,7 @@ def _counted(written: DataFrame, files: Mapping[str, LandingFile], counts: Count
             counts[files[row.source_file]].faults[row.reason] = row.n
     for name, row in refused.items():
         counts[files[name]].faults[row.reason], counts[files[name]].is_refused = 1, True
-        say(JOB, f"WARNING: {name}: {row.reason}: {row.detail}")
+        warn(JOB, f"{name}: {row.reason}: {row.detail}")
     rows = written.where(F.col("line") > TALLY_LINE)
     if refused:
         rows = rows.where((F.col("line") == FILE_LINE) | ~F.col("source_file").isin(list(refused)))
@@ -215,7 +236,7 @@ def _say_tally(name: str, tally: Tally) -> None:
     if tally.ignored:
         say(JOB, f"{name}: columns ignored: {', '.join(tally.ignored)}")
     if tally.fractions:
-        say(JOB, f"WARNING: {name}: {tally.fractions} rows {FRACTIONS}")
+        warn(JOB, f"{name}: {tally.fractions} rows {FRACTIONS}")
 
 
 def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date]) -> None:
@@ -239,7 +260,8 @@ def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date])
     _write_event_days(lake, affected, wanted)
     _write_interactions(lake, merged, wanted, _states(existing))
     # Before the log: once the files are in it, no later run knows that they filled a hole.
-    lake.record_metrics(batch.ds, JOB, {**_metrics(batch, staged.counts), DAYS_BACK: _n_days_back(lake, batch)})
+    metrics = {**_metrics(batch, staged.counts), **_input_metrics(lake, batch.ds), DAYS_BACK: _n_days_back(lake, batch)}
+    lake.record_metrics(batch.ds, JOB, metrics)
     lake.replace_rows(_log_rows(batch, staged.counts), INGEST_LOG, {"landing_ds": batch.days})
     _say_done(batch, staged.counts)
 
@@ -292,11 +314,11 @@ def _write_interactions(
 
 def _log_rows(batch: Batch, counts: Counts) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = [
-        (f.target, f.name, each.n_read, each.n_accepted, each.n_duplicate, each.n_quarantined, f.ds)
+        (f.target, f.name, each.n_read, each.n_accepted, each.n_duplicate, each.n_quarantined, f.ds, f.size)
         for f, each in sorted(counts.items())
     ]
     if not any(file.ds == batch.ds for file in batch.of("interactions")):
-        rows.append(("interactions", "", 0, 0, 0, 0, batch.ds))
+        rows.append(("interactions", "", 0, 0, 0, 0, batch.ds, None))
     return rows
 
 
@@ -324,6 +346,36 @@ def _metrics(batch: Batch, counts: Counts) -> Metrics:
                     metrics.get(("rows_quarantined_by_reason", label), 0) + n
                 )
     return metrics
+
+
+def _input_metrics(lake: Lake, ds: date) -> Metrics:
+    """What the gates judge a day's input by: events of day ds, and days since the newest event up to ds.
+
+    Events of other days are in event_days, one row per day, so that a weekday is compared with the same weekday.
+    """
+    days = lake.read(EVENT_DAYS).where(F.col("event_date") <= F.lit(ds))
+    found = days.agg(
+        F.min("event_date").alias("first"),
+        F.max("event_date").alias("newest"),
+        F.sum(F.when(F.col("event_date") == F.lit(ds), F.col("n_events"))).alias("n_events"),
+    ).collect()[0]
+    _warn_of_late_catalogue(lake, found["first"])
+    metrics: Metrics = {"n_events_of_day": float(found["n_events"] or 0)}
+    if found["newest"] is not None:
+        metrics["n_days_since_event"] = float((ds - found["newest"]).days)
+    return metrics
+
+
+def _warn_of_late_catalogue(lake: Lake, first_event: date | None) -> None:
+    """Say where the catalogue should lie: an item counts as unknown before the day on which it landed."""
+    if first_event is None:
+        return
+    first_item = lake.read(ITEMS).agg(F.min("landing_ds").alias("first")).collect()[0]["first"]
+    if first_item is None:
+        warn(JOB, f"no catalogue has landed, so that every event counts as unknown; land it in items/ds={first_event}")
+    elif first_item > first_event:
+        why = f"first landed on {first_item}, after the first event ({first_event}): until then every item is unknown"
+        warn(JOB, f"the catalogue {why}; land the catalogue that belongs to these events in items/ds={first_event}")
 
 
 def _n_days_back(lake: Lake, batch: Batch) -> float:

@@ -40,6 +40,13 @@ INGEST_LOG = Table(
             column("rows_duplicate", LongType(), "Rows whose key another row already holds.", minimum=0),
             column("rows_quarantined", LongType(), "Bad rows.", minimum=0),
             column("landing_ds", DateType(), "Landing day of the file."),
+            column(
+                "bytes",
+                LongType(),
+                "Size of the file when it was listed; a file of another size is taken anew.",
+                nullable=True,
+                minimum=0,
+            ),
         ]
     ),
     key=("target", "source_file", "landing_ds"),

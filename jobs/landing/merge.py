@@ -75,17 +75,22 @@ class DayState:
         return f"{self.key_sum % CHECKSUM_RANGE:016x}"
 
 
-def plan_batch(files: Iterable[LandingFile], logged: frozenset[str], ds: date) -> Batch:
-    """Choose what to process: landing day ``ds``, and holes before it.
+def plan_batch(files: Iterable[LandingFile], logged: Mapping[str, int | None], ds: date) -> Batch:
+    """Choose what to process: landing day ``ds``, holes before it, and days of which a file has another size now.
 
     Args:
         files: All files of the landing folder.
-        logged: Names of the files that earlier runs took.
+        logged: Names of the files that earlier runs took, to their sizes in bytes then; None where nobody wrote it.
         ds: Data day.
     """
     upto = [file for file in files if file.ds <= ds]
-    days = {ds} | {file.ds for file in upto if file.name not in logged}
+    days = {ds} | {file.ds for file in upto if file.name not in logged or has_changed(file, logged)}
     return Batch(ds, tuple(sorted(days)), tuple(sorted(file for file in upto if file.ds in days)))
+
+
+def has_changed(file: LandingFile, logged: Mapping[str, int | None]) -> bool:
+    """Whether a file that was taken has another size now: its writer had not finished, or began again."""
+    return logged.get(file.name) not in (None, file.size)
 
 
 def refuse_missing_days(batch: Batch, held: Mapping[str, Iterable[date]]) -> None:

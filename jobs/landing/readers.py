@@ -45,6 +45,8 @@ def raw_pieces(
         FileRefusedError: Unknown format, missing column, too many decoded bytes, or the file cannot be read to its end.
         LandingError: The file is gone since it was listed, or may not be read: a fault of the folder, not of the data.
     """
+    if file.fault:
+        raise FileRefusedError("unreadable_file", f"expected a file, got {file.fault}, which is not read")
     kind = file.format.removesuffix(".gz")
     if kind not in READERS:
         raise FileRefusedError("unreadable_file", f"expected a file of {', '.join(FORMATS)}, got another ending")

@@ -111,10 +111,12 @@ def _file_bytes(image_path: str, folder: Path) -> bytes:
         path = (root / image_path).resolve()
         if not path.is_relative_to(root):
             raise ImageError("outside_landing", f"{image_path} is not below the landing folder")
+        if not path.is_file():  # a pipe would be waited for, for ever
+            raise ImageError("missing", f"{image_path} is no file")
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise ImageError("too_large", f"{image_path} has {path.stat().st_size} bytes, at most {MAX_IMAGE_BYTES}")
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+    except (OSError, ValueError, RuntimeError) as error:  # a null character in the name; a link back to itself
         if isinstance(error, ImageError):
             raise
         raise ImageError("missing", f"{image_path}: {error}") from error

@@ -61,7 +61,7 @@ def shop(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     deployment = without_models(load_deployment(folder / "deployment.toml", environ={}))
     lake = Lake(sail, deployment.paths.lake)
     fill(lake, deployment)
-    put(lake, INGEST_LOG, [("interactions", HOSTILE, 7, 4, 1, 2, DS), ("items", "", 0, 0, 0, 0, DS)])
+    put(lake, INGEST_LOG, [("interactions", HOSTILE, 7, 4, 1, 2, DS, 99), ("items", "", 0, 0, 0, 0, DS, None)])
     bad = [
         ("interactions", HOSTILE, line, "unknown type", f"interaction_type {HOSTILE}", "{}", DS, None)
         for line in (1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -204,7 +205,7 @@ def test_files_in_the_wrong_place_are_said_once(
     land(deployment, "2017-01-02/hour=3", "b.csv", "u2,i1,2017-01-02T10:00:00Z,click")
     land(deployment, "2017-01-02/hour=4", "c.csv", "u3,i1,2017-01-02T10:00:00Z,click")
     ingest(lake, deployment, DS)
-    [warning] = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if "ignored" in line]
     assert warning == (
         "ingest: WARNING: landing interactions: 2 files ignored, not at interactions/ds=YYYY-MM-DD/FILE; "
         "first interactions/ds=2017-01-02/hour=3/b.csv"
@@ -295,6 +296,85 @@ def test_a_crash_before_any_write_is_repaired_by_the_next_run(
             ingest(lake, deployment, DS)
     ingest(lake, deployment, DS)
     assert everything(lake) == everything(clean)
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+def test_entries_that_are_no_files_are_named_and_the_rest_of_the_day_goes_on(
+    lake: Lake, deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = land(deployment, "2017-01-02", "a.csv", "u1,i1,2017-01-02T10:00:00Z,click")
+    for name in ("a2.csv", "a3.csv", "a4.csv"):  # so that two of five files stay below max_bad_share
+        land(deployment, "2017-01-02", name, "u2,i1,2017-01-02T10:00:00Z,click")
+    (good.parent / "gone.csv").symlink_to("/nonexistent/b.csv")
+    os.mkfifo(good.parent / "pipe.csv")
+    Path(os.fsdecode(os.fsencode(good.parent) + b"/caf\xe9.csv")).write_text(HEADER)
+    ingest(lake, deployment, DS)
+    said = errors(capsys)
+    for name, what in {"gone.csv": "a link that leads", "pipe.csv": "a pipe", "caf\\xe9.csv": "no UTF-8"}.items():
+        assert any(name in line and what in line for line in said.splitlines()), (name, said)
+    found = {row.source_file.rpartition("/")[2]: row.reason for row in lake.read(QUARANTINE).collect() if not row.line}
+    assert found == dict.fromkeys(("gone.csv", "pipe.csv", "caf\\xe9.csv"), "unreadable_file")
+    assert lake.read(INTERACTIONS).count() == 2
+    careful = replace(deployment, interactions=replace(deployment.interactions, max_bad_share=0.01))
+    with pytest.raises(LandingError, match=r"3 of 7 files cannot be read.*nothing was written"):
+        ingest(lake, careful, DS)
+
+
+def test_a_day_that_is_a_link_to_nowhere_stops_the_run(lake: Lake, deployment: Deployment) -> None:
+    land(deployment, "2017-01-02", "a.csv", "u1,i1,2017-01-02T10:00:00Z,click")
+    (Path(deployment.paths.landing) / "interactions/ds=2017-01-01").symlink_to("/nonexistent/day")
+    with pytest.raises(LandingError, match=r"ds=2017-01-01: .*1 of 1 files cannot be read.*nothing was written"):
+        ingest(lake, deployment, DS)
+    assert lake.version(INTERACTIONS) is None
+
+
+def test_a_file_that_grew_after_it_was_taken_is_taken_anew(
+    lake: Lake, deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = "u1,i1,2017-01-01T10:00:00Z,click", "u2,i1,2017-01-01T11:00:00Z,click"
+    before = land(deployment, "2017-01-01", "a.csv", first).stat().st_size
+    ingest(lake, deployment, date(2017, 1, 1))
+    after = land(deployment, "2017-01-01", "a.csv", first, second).stat().st_size
+    land(deployment, "2017-01-02", "b.csv", "u1,i1,2017-01-02T10:00:00Z,click")
+    errors(capsys)
+    ingest(lake, deployment, DS)
+    assert (
+        f"WARNING: interactions/ds=2017-01-01/a.csv had {before} bytes when it was ingested and has {after} now"
+        in errors(capsys)
+    )
+    assert sorted(row.user_id for row in lake.read(INTERACTIONS).collect()) == ["u1", "u1", "u2"]
+    ingest(lake, deployment, DS)  # the size is known now
+    assert "bytes when it was ingested" not in errors(capsys)
+
+
+def test_what_is_missing_or_misnamed_is_said(
+    lake: Lake, deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    landing = Path(deployment.paths.landing)
+    with pytest.raises(LandingError, match=r"paths\.landing: expected a folder, got .*landing, which does not exist"):
+        ingest(lake, deployment, DS)
+    (landing / "Interactions").mkdir(parents=True)
+    with pytest.raises(LandingError, match="expected a folder 'interactions', got 'Interactions'; rename"):
+        ingest(lake, deployment, DS)
+    land(deployment, "2017-01-02", "a.csv", "u1,17.0,2017-01-02T10:00:00Z,click", "u1,17,2017-01-01T10:00:00Z,click")
+    ingest(lake, deployment, DS)
+    said = errors(capsys)
+    assert "WARNING: landing Interactions/ is ignored: expected interactions/, got Interactions/" in said
+    assert "WARNING: interactions/ds=2017-01-02/a.csv: 1 rows have an id like 17.0" in said
+    assert (
+        "WARNING: no catalogue has landed, so that every event counts as unknown; land it in items/ds=2017-01-01"
+        in said
+    )
+    land_text(deployment, "items", "a.jsonl", '{"item_id": "17", "title": "hat"}\n')
+    ingest(lake, deployment, DS)
+    said = errors(capsys)
+    assert "WARNING: the catalogue first landed on 2017-01-02, after the first event (2017-01-01)" in said
+    assert "land the catalogue that belongs to these events in items/ds=2017-01-01" in said
+    metrics = {row.metric: row.value for row in lake.read(METRICS).collect() if row.label == ""}
+    assert (metrics["n_events_of_day"], metrics["n_days_since_event"]) == (1.0, 0.0)
 
 
 USERS, ITEM_IDS = ["u1", "u2", "ü 3"], ["i1", "i2"]

@@ -91,8 +91,7 @@ def parquet_pieces(stream: Any, wanted: Wanted) -> Iterator[Piece]:
     Raises:
         FileRefusedError: A column is missing or unnamed, or the file becomes too large.
     """
-    reader = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES)
-    found = _names(reader)
+    reader, found = _opened(stream)
     yield require_columns(found, wanted)
     columns = [name for name in found if name in wanted.columns]
     reader = _dictionary_reader(stream, reader, columns)
@@ -107,9 +106,11 @@ def parquet_pieces(stream: Any, wanted: Wanted) -> Iterator[Piece]:
                 line += part.num_rows
 
 
-def _names(reader: pq.ParquetFile) -> list[str]:
+def _opened(stream: Any) -> tuple[pq.ParquetFile, list[str]]:
+    """The file and the names of its columns."""
     try:
-        return list(reader.schema_arrow.names)
+        reader = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES)
+        return reader, list(reader.schema_arrow.names)
     except UnicodeDecodeError as error:
         shown = error.object.decode("utf-8", "backslashreplace")
         raise FileRefusedError("wrong_encoding", f"the column name {shown} is no UTF-8") from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import socket
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -382,7 +384,7 @@ def test_only_day_folders_files_are_listed_and_a_wrong_day_is_named(tmp_path: Pa
     wrong = tmp_path / "interactions" / "ds=2017-02-30" / "a.csv"
     wrong.parent.mkdir()
     wrong.write_text("x")
-    with pytest.raises(LandingError, match="ds=2017-02-30: a day like"):
+    with pytest.raises(LandingError, match="ds=2017-02-30: expected a day like"):
         landing_files(str(tmp_path), "interactions")
 
 
@@ -402,6 +404,84 @@ def test_files_in_the_wrong_place_are_found_and_writers_own_and_pictures_are_non
     assert misplaced_files(str(tmp_path), "items") == [f"items/{name}" for name in wrong]
     assert [file.name for file in landing_files(str(tmp_path), "items")] == ["items/ds=2017-01-03/a.csv"]
     assert misplaced_files(str(tmp_path), "interactions") == []
+
+
+def test_links_pipes_sockets_and_odd_names_are_listed_with_their_fault_and_never_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    landing, outside = tmp_path / "landing", tmp_path / "outside"
+    day = landing / "interactions" / "ds=2017-01-02"
+    day.mkdir(parents=True)
+    outside.mkdir()
+    (outside / "secret.csv").write_text("root:x:0:0")
+    (day / "a.csv").write_text(HEADER)
+    (day / "inside.csv").symlink_to("a.csv")
+    (day / "out.csv").symlink_to(outside / "secret.csv")
+    (day / "nowhere.csv").symlink_to("gone.csv")
+    (day / "loop.csv").symlink_to("loop.csv")
+    (day / "device.csv").symlink_to("/dev/null")
+    os.mkfifo(day / "pipe.csv")
+    with socket.socket(socket.AF_UNIX) as bound:
+        monkeypatch.chdir(day)  # a socket's path has 108 bytes at most
+        bound.bind("socket.csv")
+    Path(os.fsdecode(os.fsencode(day) + b"/caf\xe9.csv")).write_text(HEADER)
+    (day / "two\nlines.csv").write_text(HEADER)
+    (day / "folder").symlink_to(day)  # a circle, if it were entered
+    (landing / "interactions" / "ds=2017-01-01").symlink_to(outside)
+    (landing / "interactions" / "ds=2017-01-03").symlink_to(day)  # a day may be a link within the landing folder
+    found = {file.name.removeprefix("interactions/"): file for file in landing_files(str(landing), "interactions")}
+    faults = {name: file.fault for name, file in found.items() if not name.startswith("ds=2017-01-03")}
+    leaves, nowhere = "a link that leaves the landing folder", "a link that leads nowhere"
+    assert faults == {
+        "ds=2017-01-01": leaves,
+        "ds=2017-01-02/a.csv": "",
+        "ds=2017-01-02/caf\\xe9.csv": "an entry whose name is no UTF-8",
+        "ds=2017-01-02/device.csv": leaves,
+        "ds=2017-01-02/folder": "a link to a folder",
+        "ds=2017-01-02/inside.csv": "",
+        "ds=2017-01-02/loop.csv": "a link that leads back to itself",
+        "ds=2017-01-02/nowhere.csv": nowhere,
+        "ds=2017-01-02/out.csv": leaves,
+        "ds=2017-01-02/pipe.csv": "a pipe (FIFO)",
+        "ds=2017-01-02/socket.csv": "a socket",
+        "ds=2017-01-02/two\nlines.csv": "",
+    }
+    assert found["ds=2017-01-03/a.csv"].fault == ""
+    for file in found.values():
+        rows = [row for batch in file_batches(str(landing), file, RULES) for row in batch.to_pylist()]
+        assert [row["reason"] for row in rows if row["line"] == FILE_LINE] == ["unreadable_file"] * bool(file.fault)
+        assert "root:x" not in str(rows)
+
+
+def test_a_target_that_is_a_link_out_of_the_landing_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "landing").mkdir()
+    (tmp_path / "landing" / "items").symlink_to(tmp_path)
+    with pytest.raises(
+        LandingError, match="landing items: expected a folder, got a link that leaves the landing folder"
+    ):
+        landing_files(str(tmp_path / "landing"), "items")
+
+
+def test_a_key_or_column_name_that_is_no_utf8_spoils_its_row_or_file_only(tmp_path: Path) -> None:
+    lines = b'{"\\ud800": 1, "user_id": null}\n' + jsonl(event(user_id=None, more="\ud800"), event())
+    bad, also_bad, good = landed(tmp_path, "a.jsonl", lines)
+    assert (bad["reason"], also_bad["reason"], good["reason"]) == ("null_user_id", "null_user_id", None)
+    assert json.loads(bad["raw"]) == {"\\ud800": 1, "user_id": None}
+    path = tmp_path / "named.parquet"
+    pq.write_table(parquet(colour=pa.array(["red"])), path, compression="none")
+    [row] = landed(tmp_path, "b.parquet", path.read_bytes().replace(b"colour", b"col\xffur"))
+    assert (row["line"], row["reason"]) == (FILE_LINE, "wrong_encoding")
+    assert "no UTF-8" in row["detail"]
+
+
+def test_lines_that_show_nothing_are_no_rows(tmp_path: Path) -> None:
+    blanks = [" ", "\t", " \u00a0\u200b", "\ufeff", "\u3164 "]
+    rows = landed(tmp_path, "a.csv", csv(GOOD, *blanks, GOOD))
+    assert [(row["line"], row["reason"]) for row in rows] == [(1, None), (7, None)]
+    rows = landed(tmp_path, "a.jsonl", "\n".join([*blanks, json.dumps(event())]).encode())
+    assert [(row["line"], row["reason"]) for row in rows] == [(6, None)]
+    [row] = landed(tmp_path, "b.csv", csv("\x00\x00"))  # what a disk leaves behind is damage
+    assert row["reason"] == "malformed_row"
 
 
 FIELDS: Sequence[tuple[str, str | None]] = [(GOOD, None), *BAD_LINES.items()][:-1]
