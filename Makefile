@@ -9,13 +9,13 @@ DS ?=
 PORT ?= 8080
 WORKERS ?= 2
 export VENV PORT
-override VENV := $(abspath $(VENV))
+# Relative to the clone: make takes a path with a blank for two, and the clone may lie in such a folder.
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 # The site has a virtual environment of its own: mkdocs reads the code as text and needs none of its requirements.
 SITE_VENV := build/site-venv
 SITE_READY := $(SITE_VENV)/.installed
-export PATH := $(BIN):$(PATH)
+export PATH := $(if $(filter /%,$(VENV)),$(BIN),$(CURDIR)/$(BIN)):$(PATH)
 
 .PHONY: help install lock pages docs run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments test-spark test-control test-concurrency clean distclean
 

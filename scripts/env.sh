@@ -4,8 +4,9 @@
 
 LTE_HOME="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)"
 export LTE_HOME
-# scripts/bin has an `airflow` that has its database up.
-export PATH="$LTE_HOME/scripts/bin:${VENV:-$LTE_HOME/.venv}/bin:$PATH"
+# scripts/bin has an `airflow` that has its database up. A relative VENV is relative to the clone, as for make.
+case "${VENV:=.venv}" in /*) ;; *) VENV="$LTE_HOME/$VENV" ;; esac
+export PATH="$LTE_HOME/scripts/bin:$VENV/bin:$PATH"
 
 # Absolute, because tasks do not run where this shell stands.
 LTE_CONFIG="$(realpath -m "${1:-${LTE_CONFIG:-$LTE_HOME/configs/complete_journey.toml}}")"

