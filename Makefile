@@ -17,7 +17,7 @@ SITE_VENV := build/site-venv
 SITE_READY := $(SITE_VENV)/.installed
 export PATH := $(if $(filter /%,$(VENV)),$(BIN),$(CURDIR)/$(BIN)):$(PATH)
 
-.PHONY: help install lock pages docs run test test-fast test-backfill lint format airflow shell bench bench-store bench-peer experiments test-spark test-control test-concurrency clean distclean
+.PHONY: help install lock pages docs run test test-fast test-backfill lint format airflow shell coverage bench bench-store bench-peer experiments test-spark test-control test-concurrency clean distclean
 
 help: ## this list
 	@echo "make TARGET [CONFIG=configs/complete_journey.toml] [DS=2017-12-31] [PORT=8080] [VENV=.venv]"
@@ -53,6 +53,10 @@ test: $(READY) ## the tests, in two processes (PYTEST_ARGS="-k drift" for some)
 
 test-fast: $(READY) ## the tests that take seconds: no scheduler, no Apache Spark
 	@$(BIN)/python -m pytest -m "not slow and not airflow and not spark and not pairs" $(PYTEST_ARGS)
+
+coverage: $(READY) ## branch coverage of the fast tests, per module, with what runs in subprocesses
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow and not airflow and not spark and not control" \
+		--spark-jobs none --cov --cov-report=term $(PYTEST_ARGS)
 
 test-spark: $(READY) ## a cluster, and all jobs' tests on Apache Spark; make test has them on Sail (5 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --spark-jobs only $(PYTEST_ARGS)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ def _basis() -> torch.Tensor:
     return F.normalize(torch.randn(V, D, generator=torch.Generator().manual_seed(11)), dim=1)
 
 
-def _model(**changes: object) -> Autoencoder:
+def _model(**changes: Any) -> Autoencoder:
     return Autoencoder(AutoencoderConfig(n_items=V, dim=D, **changes), _basis())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pyspark.sql import SparkSession
@@ -68,7 +69,7 @@ def vectors() -> dict[str, list[float]]:
     return {f"i{item:02d}": (vector / np.linalg.norm(vector)).tolist() for item, vector in enumerate(made)}
 
 
-def settings(lake: Lake, file: Path, **changes: object) -> Deployment:
+def settings(lake: Lake, file: Path, **changes: Any) -> Deployment:
     """The deployment of a lake, with changes like ``ranker__epochs=1``."""
     environ = SETTINGS | {"LTE_PATHS__LAKE": lake.root}
     environ |= {f"LTE_{name.upper()}": str(value) for name, value in changes.items()}

@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from jobs.store.lmdb_store import LmdbStore
 from jobs.store.protocol import OnlineStore
@@ -79,6 +81,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# The server is asked again by `_wait_until_it_answers`, not by the client.
+NO_RETRY = Retry(NoBackoff(), 0)
+
+
 @contextmanager
 def redis_server(folder: Path, port: int, *options: str, wait_for: redis.Redis | None = None) -> Iterator[None]:
     """A real redis-server on loopback with a data folder of its own, stopped at the end."""
@@ -89,7 +95,7 @@ def redis_server(folder: Path, port: int, *options: str, wait_for: redis.Redis |
     with (folder / "redis.log").open("ab") as log:
         server = subprocess.Popen([*command, "--appendonly", "no", *options], stdout=log, stderr=log)
         try:
-            _wait_until_it_answers(wait_for or redis.Redis(port=port, retry=None), server)
+            _wait_until_it_answers(wait_for or redis.Redis(port=port, retry=NO_RETRY), server)
             yield
         finally:
             server.kill()

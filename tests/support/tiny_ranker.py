@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def model_of(**changes: object) -> Ranker:
+def model_of(**changes: Any) -> Ranker:
     model = Ranker(replace(CONFIG, **changes), catalogue_of_six())
     with torch.no_grad():  # untrained zero parameters would hide what they should change
         for parameter in model.parameters():

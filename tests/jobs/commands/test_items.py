@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,14 +51,14 @@ ITEM_SCHEMA = "item_id string, title string, description string, category string
 ITEM_SCHEMA += "price_tier string, season string, image binary, image_path string, landing_ds date"
 
 
-def product(number: int) -> dict[str, object]:
+def product(number: int) -> dict[str, Any]:
     """One of 24 products, drawn for the ``number // 24``-th time."""
     colour, kind = COLOURS[number % 6], KINDS[number // 6 % 4]
     picture = draw_garment(Garment(kind, 0, colour, "beige", "plain", "cotton"), number)
     return {"item_id": f"i{number}", "title": f"{colour} {kind}", "image": picture}
 
 
-def item_row(item: dict[str, object]) -> tuple[object, ...]:
+def item_row(item: dict[str, Any]) -> tuple[object, ...]:
     return tuple((item | {"landing_ds": DS}).get(name) for name in ITEMS.columns)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from typing import Any
 
 import pytest
 from great_expectations.expectations.expectation import Expectation
@@ -95,11 +96,11 @@ def good_value(field: StructField) -> object:
     return kinds.get(type(field.dataType), int(field.metadata.get("minimum", 1)))
 
 
-def good_row(table: Table) -> dict[str, object]:
+def good_row(table: Table) -> dict[str, Any]:
     return {field.name: good_value(field) for field in table.schema} | GOOD.get(table.name, {})
 
 
-def bad_rows(table: Table) -> Iterator[dict[str, object]]:
+def bad_rows(table: Table) -> Iterator[dict[str, Any]]:
     """Rows each of which breaks something that the declaration says."""
     good = good_row(table)
     yield from (good, good)  # one key twice
@@ -124,7 +125,7 @@ def bad_values(field: StructField) -> Iterator[object]:
         yield [None]
 
 
-def frame(spark: SparkSession, table: Table, rows: list[dict[str, object]]) -> DataFrame:
+def frame(spark: SparkSession, table: Table, rows: list[dict[str, Any]]) -> DataFrame:
     return spark.createDataFrame([tuple(row[name] for name in table.columns) for row in rows], schema_of(table))
 
 

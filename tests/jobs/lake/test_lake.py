@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import deltalake
 import pyarrow as pa
@@ -58,7 +59,7 @@ EVERY_TYPE = Table(
 LATER = column("later", StringType(), "Declared later.", nullable=True)
 
 
-def row(key: int, ds: date = DAY, **other: object) -> dict[str, object]:
+def row(key: int, ds: date = DAY, **other: Any) -> dict[str, Any]:
     return {
         "id": key,
         "name": f"name {key}",
@@ -73,7 +74,7 @@ def row(key: int, ds: date = DAY, **other: object) -> dict[str, object]:
     }
 
 
-def frame(spark: SparkSession, *rows: dict[str, object]) -> DataFrame:
+def frame(spark: SparkSession, *rows: dict[str, Any]) -> DataFrame:
     types = [("vector", pa.list_(pa.float32())), ("seen_ts", pa.timestamp("us", "UTC")), ("picture", pa.binary())]
     table = pa.Table.from_pylist(list(rows))
     for name, dtype in types:
@@ -168,7 +169,7 @@ def test_new_rows_within_less_than_they_replace(engine_lake: Lake) -> None:
         ({"more": 1}, r"table every_type: missing columns \[\], unknown columns \['more'\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(engine_lake: Lake, change: dict[str, object], message: str) -> None:
+def test_what_does_not_fit_is_refused(engine_lake: Lake, change: dict[str, Any], message: str) -> None:
     engine_lake.replace(frame(engine_lake.spark, row(1)), EVERY_TYPE, {"ds": DAY})
     before = contents(engine_lake)
     bad = frame(engine_lake.spark, row(1, **change))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -43,7 +44,7 @@ def test_the_hash_is_keyed_blake2b() -> None:
     assert user_hash(SALT, "17") == wanted != user_hash("ff" * 16, "17")
 
 
-def landed(folder: Path, users: list[object], erased: ErasedUsers | None) -> list[dict[str, object]]:
+def landed(folder: Path, users: list[object], erased: ErasedUsers | None) -> list[dict[str, Any]]:
     path = folder / "interactions" / f"ds={DAY}" / "events.jsonl"
     path.parent.mkdir(parents=True)
     event = {"item_id": "i", "event_ts": "2017-01-02T10:00:00Z", "interaction_type": "click"}

@@ -67,7 +67,7 @@ def jsonl(*rows: object) -> bytes:
     return "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows).encode()
 
 
-def event(**other: object) -> dict[str, object]:
+def event(**other: Any) -> dict[str, Any]:
     return {"user_id": "1", "item_id": "2", "event_ts": "2017-01-02T12:00:00Z", "interaction_type": "click", **other}
 
 
@@ -335,7 +335,7 @@ def test_lines_that_end_in_cr_alone_are_named(tmp_path: Path) -> None:
 
 def test_items_need_content_and_good_prices_and_pictures_inside(tmp_path: Path) -> None:
     item = {"item_id": "i", "title": "hat"}
-    bad: list[tuple[dict[str, object], str | None]] = [
+    bad: list[tuple[dict[str, Any], str | None]] = [
         (item | {"price": 3}, None),
         (item | {"price": -1}, "bad_price"),
         (item | {"price": "cheap"}, "wrong_type"),

@@ -49,6 +49,7 @@ from jobs.store.snapshot import (
 from store_kit import (
     DAY_ONE,
     DIM,
+    NO_RETRY,
     Place,
     batch,
     certificates,
@@ -682,8 +683,9 @@ def test_impossible_settings_are_refused(url: str, options: Any, message: str) -
 def test_a_narrow_acl_suffices_and_the_password_is_never_shown(tmp_path: Path) -> None:
     port = free_port()
     acl = "~lte:* +@read +@write +@transaction +@connection +info"
-    with redis_server(tmp_path, port, "--user", "default", "off", "--user", "lte", "on", ">s3cret-word", *acl.split(),
-                      wait_for=redis.Redis(port=port, username="lte", password="s3cret-word", retry=None)):  # fmt: skip
+    users = ["--user", "default", "off", "--user", "lte", "on", ">s3cret-word", *acl.split()]
+    client = redis.Redis(port=port, username="lte", password="s3cret-word", retry=NO_RETRY)
+    with redis_server(tmp_path, port, *users, wait_for=client):
         url = f"redis://127.0.0.1:{port}/0"
         store = RedisStore(url, username="lte", password="s3cret-word")
         publish(store, marked_source(1))
@@ -708,7 +710,7 @@ def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
     port, plain = free_port(), free_port()
     tls = ["--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", ca]
     with redis_server(tmp_path / "data", plain, *tls, "--requirepass", "hush",
-                      wait_for=redis.Redis(port=plain, password="hush", retry=None)):  # fmt: skip
+                      wait_for=redis.Redis(port=plain, password="hush", retry=NO_RETRY)):  # fmt: skip
         url = f"rediss://127.0.0.1:{port}/0"
         own = {"password": "hush", "cert_file": certificate, "key_file": key, "retries": 0}
         store = RedisStore(url, ca_file=ca, **own)

@@ -1,6 +1,7 @@
 import math
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +25,8 @@ from lte_models.training.stream import RowGroupStream, StreamConfig, batches, li
 ROW_OF_INDEX = np.array([2, 1, 0, 3])
 
 
-def example(**changes: object) -> dict[str, object]:
-    row: dict[str, object] = {
+def example(**changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
         "anchor_day": 17000,
         "items": [0, 1, 3],
         "types": [0, 1, 0],
@@ -49,7 +50,7 @@ def example(**changes: object) -> dict[str, object]:
     return row | changes
 
 
-def table(*rows: dict[str, object]) -> pa.Table:
+def table(*rows: dict[str, Any]) -> pa.Table:
     types = {
         name: pa.list_(pa.float32())
         if name in ("past_last_age", "past_first_age", "past_last_gap", "past_w_short", "past_w_long")
@@ -60,7 +61,7 @@ def table(*rows: dict[str, object]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=schema)
 
 
-EMPTY: dict[str, object] = {name: [] for name in EXAMPLE_COLUMNS if name not in ("anchor_day", "targets")}
+EMPTY: dict[str, Any] = {name: [] for name in EXAMPLE_COLUMNS if name not in ("anchor_day", "targets")}
 
 
 def test_left_pad_keeps_the_last_items_at_the_right_end() -> None:

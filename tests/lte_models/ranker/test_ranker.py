@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -295,7 +296,7 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone() ->
         {"dropout": 1.0},
     ],
 )
-def test_impossible_configurations_are_named(changes: dict[str, object]) -> None:
+def test_impossible_configurations_are_named(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"RankerConfig.{next(iter(changes))} = "):
         replace(CONFIG, **changes)
 

@@ -1,6 +1,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lte_models.training.manifest import (
 IDS = ["a", "b"]
 
 
-def _manifest(**changes: object) -> Manifest:
+def _manifest(**changes: Any) -> Manifest:
     fields = {
         "kind": "autoencoder",
         "config": {"dim": 2},
@@ -33,7 +34,7 @@ def _manifest(**changes: object) -> Manifest:
     return Manifest(**(fields | changes))
 
 
-def _save(folder: Path, **changes: object) -> Manifest:
+def _save(folder: Path, **changes: Any) -> Manifest:
     return save_bundle(folder, _manifest(**changes), {"w": torch.arange(4.0)}, IDS)
 
 
