@@ -105,7 +105,7 @@ def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
         target: _held_days(lake, table, batch) for target, table in (("interactions", INTERACTIONS), ("items", ITEMS))
     }
     refuse_missing_days(batch, {target: [landing for landing, _ in days] for target, days in held.items()})
-    staging = f"{lake.root}/{STAGING}/{ds}-{secrets.token_hex(8)}"
+    staging = lake.for_engine(f"{STAGING}/{ds}-{secrets.token_hex(8)}")
     try:
         staged = _staged(lake, deployment, batch, staging)
         _say_first_faults(staged)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from jobs.config.addresses import is_url
 from jobs.config.checks import (
     Cosine,
     Count,
@@ -30,6 +31,13 @@ from jobs.config.checks import (
 from jobs.config.window import LONGEST_DAYS, MAX_SEQUENCE, ranker_window
 
 MASTER = re.compile(r"sail|local(\[(\*|\d+)(,\d+)?\])?|yarn|(spark|k8s|sc)://\S+")
+
+# Characters of a path that the Delta library cannot read (measured with deltalake 1.6): it panics, looks into another
+# folder, or finds no history ("#"). With "?" the database of MLflow does not open.
+UNREADABLE_PATH = re.compile(r"[\[\]|^\\?#\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
+UNREADABLE = (
+    r"a folder without [ ] | ^ \ ? # and % before two hex digits in its path, which Delta cannot read; rename it"
+)
 
 # Names that lte_models.ranker.towers.LTE_MODES repeats: reading a configuration must not load torch. A test compares.
 LteMode = Literal["none", "late_fusion", "feature_injection", "prefix_token"]
@@ -52,6 +60,10 @@ MIB = 1 << 20
 CLIP_MODEL, CLIP_WEIGHTS = "ViT-B-32", "laion2b_s34b_b79k"
 
 
+def _is_readable(lake: str) -> bool:
+    return is_url(lake) or not UNREADABLE_PATH.search(lake)
+
+
 def _conf_texts(conf: Any) -> Any:
     """Numbers and truth values as Spark writes them."""
     if not isinstance(conf, Mapping):
@@ -71,7 +83,7 @@ class PathsSection:
     """Where things are. Relative paths are relative to the folder of the configuration file."""
 
     landing: str
-    lake: str
+    lake: Annotated[str, only(_is_readable, UNREADABLE)]
     reports: str
     data_docs: str
     online_store: str

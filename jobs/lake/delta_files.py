@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import secrets
+import tempfile
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import unquote
 
 import deltalake
@@ -16,8 +22,12 @@ import pyarrow.parquet as pq
 from deltalake.exceptions import TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 
-from jobs.lake.predicates import Predicate, _values
+from jobs.config.addresses import is_url
+from jobs.lake.predicates import Predicate, TableError, _values
 from schemas import Table
+
+# Paths that engines and libraries read alike, whatever they escape.
+PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+,=@:-]*")
 
 # Rows that a stream decodes at a time: 8 MB of vectors at D = 512.
 READ_ROWS = 4096
@@ -31,6 +41,32 @@ DELETION_VECTOR = "deletion_vector_"
 def table_path(lake: str, table: Table) -> str:
     """Folder of a table under the lake."""
     return f"{lake.rstrip('/')}/{table.name}"
+
+
+def engine_folder(root: str) -> str:
+    """The lake's folder as Sail can read it: the folder itself, or a link to it with a plain name.
+
+    Sail 0.7 escapes blanks, letters outside ASCII and ``%#"{}?*<`` of a path twice. It then finds no table there, and
+    writes into another folder without a word. A link has a plain name, and both sides open the same files through it.
+
+    Args:
+        root: Folder or URI of the lake.
+    """
+    if is_url(root) or PLAIN_PATH.fullmatch(root):
+        return root
+    links = next(Path(place) for place in (tempfile.gettempdir(), "/tmp", "/var/tmp") if PLAIN_PATH.fullmatch(place))  # noqa: S108
+    folder = links / f"lte-lakes-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    # A link that somebody else could set would lead the engine into a foreign folder.
+    if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
+        raise TableError(f"{folder}: expected a folder that only user {os.getuid()} can write; remove it")
+    link = folder / hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    if not link.is_symlink() or link.readlink() != Path(root):
+        new = folder / f"{link.name}.{secrets.token_hex(8)}"  # two processes may make the link at the same time
+        new.symlink_to(root)
+        new.replace(link)
+    return str(link)
 
 
 def _delta(path: str, version: int | None = None) -> deltalake.DeltaTable:

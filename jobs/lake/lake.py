@@ -31,7 +31,15 @@ from pyspark.sql.types import StructField
 from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
 from jobs.lake.conform import conformed, fitted
-from jobs.lake.delta_files import _delta, ahead, arrow_batches, delete_unreferenced, table_path, table_version
+from jobs.lake.delta_files import (
+    _delta,
+    ahead,
+    arrow_batches,
+    delete_unreferenced,
+    engine_folder,
+    table_path,
+    table_version,
+)
 from jobs.lake.predicates import Predicate, TableError, _delta_text, predicate_sql, standing_alone
 from jobs.lake.sessions import spark_session
 from jobs.ownership.lease import hold_lease
@@ -112,16 +120,27 @@ class Lake:
         root: Folder or URI under which every table has its folder.
         rollback_days: How long replaced files stay readable; vacuum keeps younger ones.
         may_write: Asked before each write; raises where this process must not write, see :func:`open_lake`.
+        engine_root: ``root`` as the engine reads it, see :func:`jobs.lake.delta_files.engine_folder`; empty where both
+            are the same.
     """
 
     spark: SparkSession
     root: str
     rollback_days: int = 14
     may_write: Callable[[], object] = _anybody
+    engine_root: str = ""
 
     def path(self, table: Table) -> str:
         """Folder of ``table``."""
         return table_path(self.root, table)
+
+    def for_engine(self, place: str) -> str:
+        """A place under ``root`` as the engine reads it.
+
+        Args:
+            place: Folder relative to ``root``.
+        """
+        return f"{(self.engine_root or self.root).rstrip('/')}/{place}"
 
     def version(self, table: Table) -> int | None:
         """Newest version of ``table``; None where nothing was written yet."""
@@ -141,7 +160,7 @@ class Lake:
         if self.version(table) is None:
             return self.spark.createDataFrame([], table.row_type())
         reader = self.spark.read.format("delta")
-        df = (reader if version is None else reader.option("versionAsOf", version)).load(self.path(table))
+        df = (reader if version is None else reader.option("versionAsOf", version)).load(self.for_engine(table.name))
         for field in _later_columns(table, df.columns):
             df = df.withColumn(field.name, F.lit(None).cast(field.dataType))
         if set(df.columns) != set(table.columns):
@@ -364,7 +383,9 @@ class Lake:
             self.may_write()
             try:
                 with _write_errors(table):
-                    rows.write.format("delta").mode(mode).options(**FILE_OPTIONS, **options).save(self.path(table))
+                    rows.write.format("delta").mode(mode).options(**FILE_OPTIONS, **options).save(
+                        self.for_engine(table.name)
+                    )
                 return
             except ConcurrentWriteError:
                 if attempt == attempts:
@@ -518,10 +539,12 @@ def open_lake(
         jobs.config.window.ConfigError: The lake belongs to another deployment.
     """
     root, days = deployment.paths.lake, deployment.retention.rollback_days
+    # Only Sail needs the link, and a cluster's machines would not have it.
+    engine_root = engine_folder(root) if deployment.engine.master == "sail" else root
     if is_reading:
         require_own_lake(deployment)
         with spark_session(deployment.engine, app_name) as spark:
-            yield Lake(spark, root, days, _nobody)
+            yield Lake(spark, root, days, _nobody, engine_root)
         return
     with hold_lease(deployment, app_name, ds) as lease, spark_session(deployment.engine, app_name) as spark:
-        yield Lake(spark, root, days, lease.check)
+        yield Lake(spark, root, days, lease.check, engine_root)

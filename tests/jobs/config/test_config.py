@@ -195,6 +195,15 @@ def test_sections_are_made_in_code_as_in_a_file(tmp_path: Path) -> None:
         found.engine.partitions = 3
 
 
+@pytest.mark.parametrize("name", ["a[b", "a|b", "a^b", "a#b", "a\\b", "a?b", "a%20b", "a\nb"])
+def test_a_lake_that_delta_cannot_read_is_refused(tmp_path: Path, name: str) -> None:
+    paths = load(tmp_path).paths
+    with pytest.raises(ConfigError, match=r"^paths\.lake: expected a folder without .*; rename it, got "):
+        replace(paths, lake=str(tmp_path / name))
+    assert replace(paths, lake=f"s3://bucket/{name}").lake.endswith(name)  # an object store has rules of its own
+    assert replace(paths, lake=str(tmp_path / 'größe x%"{}')).lake.endswith('größe x%"{}')
+
+
 def test_spark_settings_are_texts(tmp_path: Path) -> None:
     conf = load(tmp_path, '[engine.conf]\n"a.b" = "c"\n"d.e" = 5\n"f.g" = true').engine.conf
     assert conf == {"a.b": "c", "d.e": "5", "f.g": "true"}
