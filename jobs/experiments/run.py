@@ -52,6 +52,7 @@ BASELINE_LABELS = {
     "frequency_60d": "personal frequency, 60 days",
     "frequency_365d": "personal frequency, 365 days",
     "ease": "EASE",
+    "decayed_and_popular": "own counts with decay, and popularity",
 }
 
 # Seconds of one core: an example of an epoch, and what a training costs beside (measured, see docs/results.md).

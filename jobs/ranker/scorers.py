@@ -6,7 +6,7 @@ Axes: B users, V items; column j of a score is row j + 1 of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import islice, product
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,17 @@ from jobs.config.sections import RankerSection
 from jobs.ranker.items import CandidateItems, catalogue
 from jobs.ranker.readers import ExampleReader, context_of
 from jobs.registry.bundles import ModelError
-from lte_models.ranker.baselines import ease, ease_weights, gram_matrix, last_basket, personal_frequency, with_tie_break
+from lte_models.evaluation.metrics import query_metrics, target_ranks
+from lte_models.ranker.baselines import (
+    decayed_counts,
+    ease,
+    ease_weights,
+    gram_matrix,
+    last_basket,
+    personal_frequency,
+    with_popularity,
+    with_tie_break,
+)
 from lte_models.ranker.examples import ExampleBatch, Past
 from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.model import Ranker
@@ -33,6 +43,11 @@ BATCH_USERS = 128
 EASE_ITEMS = 4000
 EASE_EXAMPLES = 50_000
 EASE_L2 = 200.0
+
+# Decayed counting is tuned over these on days before the test day.
+FLAT_SHARES = (0.0, 0.1, 0.5)
+POPULARITY_WEIGHTS = (0.0, 0.05, 0.3)
+TUNING_EXAMPLES, TUNING_CUTOFF = 1_000, 500
 
 # What the day decides, not the training.
 ITEM_BUFFERS = frozenset(f"item_tower.{name}" for name in Catalogue._fields)
@@ -120,11 +135,11 @@ def ranker_scorer(bundle: Bundle, shop: CandidateItems, types: Sequence[str]) ->
 
 
 def baseline_scorers(shop: CandidateItems, recent: ExampleReader, *, ease_items: int = EASE_ITEMS) -> dict[str, Scorer]:
-    """What a ranker has to beat; equal scores are ordered by popularity.
+    """What a ranker has to beat; scores that are equal but for rounding are ordered by popularity.
 
     Args:
         shop: Items of the day.
-        recent: Examples that EASE learns from.
+        recent: Examples before the test day, from which EASE learns and on which decayed counting is tuned.
         ease_items: Most frequent items that EASE knows; others come after them.
     """
     n_items = len(shop.item_ids)
@@ -143,7 +158,16 @@ def baseline_scorers(shop: CandidateItems, recent: ExampleReader, *, ease_items:
 
     def by_ease(batch: ExampleBatch) -> Tensor:
         found = ease(_frequent(batch.past, len(weights)), weights, len(batch.items))
+        found = with_tie_break(found, week(batch)[:, : len(weights)])
         return torch.nn.functional.pad(found, (0, n_items - len(weights)), value=float(found.min()) - 1)
+
+    def decayed(flat_share: float, weight: float) -> Scorer:
+        def scores(batch: ExampleBatch) -> Tensor:
+            counts = week(batch)
+            own = decayed_counts(batch.past, len(batch.items), n_items, flat_share=flat_share)
+            return with_tie_break(with_popularity(own, counts, weight), counts)
+
+        return scores
 
     return {
         "popularity_7d": week,
@@ -151,7 +175,32 @@ def baseline_scorers(shop: CandidateItems, recent: ExampleReader, *, ease_items:
         "frequency_60d": lambda batch: frequency(batch, short=True),
         "frequency_365d": lambda batch: frequency(batch, short=False),
         "ease": by_ease,
+        "decayed_and_popular": best_of([decayed(*pair) for pair in product(FLAT_SHARES, POPULARITY_WEIGHTS)], recent),
     }
+
+
+def best_of(scorers: Sequence[Scorer], recent: ExampleReader) -> Scorer:
+    """Choose among the parameters of a baseline on days before the test day.
+
+    Args:
+        scorers: One for each choice of parameters.
+        recent: Examples before the test day; the first 1,000 in the order of a hash decide.
+
+    Returns:
+        The one with the best mean NDCG; of equals the first.
+    """
+    batches = list(islice(recent.in_order(), max(1, TUNING_EXAMPLES // recent.batch_size)))
+    return max(scorers, key=lambda scorer: _mean_ndcg(batches, scorer))
+
+
+def _mean_ndcg(batches: Sequence[ExampleBatch], scorer: Scorer) -> float:
+    values = []
+    for batch in batches:
+        ranks = target_ranks(scorer(batch), batch.target_query, batch.targets - 1).numpy()
+        values.append(query_metrics(ranks, batch.target_query.numpy(), len(batch.items), TUNING_CUTOFF)["ndcg"])
+    found = np.concatenate(values)
+    found = found[~np.isnan(found)]
+    return float(found.mean()) if found.size else 0.0
 
 
 def fit_ease(recent: ExampleReader, n_items: int, l2: float = EASE_L2) -> Tensor:
@@ -163,7 +212,7 @@ def fit_ease(recent: ExampleReader, n_items: int, l2: float = EASE_L2) -> Tensor
         l2: Regularisation.
 
     Returns:
-        float [n_items, n_items].
+        float64 [n_items, n_items].
     """
     gram = torch.zeros(n_items, n_items)
     for batch in islice(recent.in_order(), max(1, EASE_EXAMPLES // recent.batch_size)):

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from lte_models.ranker.examples import Past
 
-# counts are whole numbers: popularity below one only orders what counting leaves equal
+# Two scores are equal if they are nearer than this share of the user's largest score. Float64 sums of some thousand
+# terms, and the inverse of a well-conditioned matrix, are off by less; differences that mean something are larger.
+_EQUAL_SHARE = 1e-9
+
+# Scores are whole numbers of the smallest difference: popularity below one only orders what is left equal.
 _TIE_BREAK = 0.5
 
 
@@ -28,21 +32,27 @@ def popularity(counts: Tensor, anchor: Tensor) -> Tensor:
 
 
 def with_tie_break(scores: Tensor, counts: Tensor) -> Tensor:
-    """Order items of equal score by popularity.
+    """Order items of equal score by popularity: the one tie rule of all baselines.
+
+    Scores that are equal but for rounding count as equal. Otherwise the order of an item that nothing speaks for would
+    be float noise, and a metric of the baseline would differ from machine to machine.
 
     Args:
-        scores: float [B, V], whole numbers.
+        scores: float [B, V].
         counts: float [B, V], >= 0.
 
     Returns:
-        float [B, V].
+        float64 [B, V], to be ranked; the values mean nothing else. Where the popularity is equal, too, the earlier
+        column is first, as everywhere.
     """
+    exact = scores.double()
+    step = (exact.abs().amax(dim=1, keepdim=True) * _EQUAL_SHARE).clamp(min=torch.finfo(torch.float64).tiny)
     top = counts.max(dim=1, keepdim=True).values.clamp(min=1)
-    return scores + _TIE_BREAK * counts / top
+    return torch.round(exact / step) + _TIE_BREAK * counts.double() / top  # 30 bits of score leave 23 for popularity
 
 
 def _spread(past: Past, values: Tensor, n_users: int, n_items: int) -> Tensor:
-    scores = torch.zeros(n_users, n_items, device=values.device)
+    scores = torch.zeros(n_users, n_items, dtype=values.dtype, device=values.device)
     return scores.index_put((past.user, past.items - 1), values, accumulate=True)
 
 
@@ -59,6 +69,37 @@ def personal_frequency(past: Past, n_users: int, n_items: int, *, short: bool) -
         float [B, V].
     """
     return _spread(past, past.n_short if short else past.n_short + past.n_long, n_users, n_items)
+
+
+def decayed_counts(past: Past, n_users: int, n_items: int, *, flat_share: float) -> Tensor:
+    """Own interactions with exponential decay, plus a share of the plain counts.
+
+    Args:
+        past: The year before the anchor; its ``w_short`` and ``w_long`` are halved per half-life already.
+        n_users: B.
+        n_items: V.
+        flat_share: What an interaction is worth however old it is; 0 for decay alone.
+
+    Returns:
+        float [B, V].
+    """
+    worth = past.w_short + past.w_long + flat_share * (past.n_short + past.n_long)
+    return _spread(past, worth, n_users, n_items)
+
+
+def with_popularity(scores: Tensor, counts: Tensor, weight: float) -> Tensor:
+    """Add recent popularity to scores of the own past.
+
+    Args:
+        scores: float [B, V].
+        counts: float [B, V], >= 0.
+        weight: Of the most popular item; others get less by the logarithm of their count.
+
+    Returns:
+        float [B, V].
+    """
+    logs = torch.log1p(counts)
+    return scores + weight * logs / logs.amax(dim=1, keepdim=True).clamp(min=1e-9)
 
 
 def last_basket(past: Past, n_users: int, n_items: int) -> Tensor:
@@ -86,7 +127,7 @@ def ease_weights(gram: Tensor, l2: float) -> Tensor:
         l2: Regularisation, > 0.
 
     Returns:
-        float32 [V, V].
+        float64 [V, V]: in float32, weights that should be equal differ by rounding and decide the order.
 
     Raises:
         ValueError: ``l2`` is not positive, or ``gram`` is not square or empty.
@@ -98,7 +139,7 @@ def ease_weights(gram: Tensor, l2: float) -> Tensor:
     regularised = gram.double() + l2 * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(regularised))  # it is symmetric: half the work
     weights: Tensor = -inverse / torch.diagonal(inverse)
-    return weights.fill_diagonal_(0).float()
+    return weights.fill_diagonal_(0)
 
 
 def gram_matrix(past: Past, n_users: int, n_items: int) -> Tensor:
@@ -127,4 +168,4 @@ def ease(past: Past, weights: Tensor, n_users: int) -> Tensor:
     Returns:
         float [B, V].
     """
-    return _spread(past, torch.ones_like(past.n_long), n_users, len(weights)) @ weights
+    return _spread(past, torch.ones_like(past.n_long, dtype=weights.dtype), n_users, len(weights)) @ weights

@@ -17,7 +17,7 @@ from jobs.ranker.evaluation import DayFacts, Scored, day_facts, score, table_row
 from jobs.ranker.items import CandidateItems, load_candidates
 from jobs.ranker.live import live_bundle_folder, live_folder, live_ranker, make_live, require_pair, switch_back
 from jobs.ranker.readers import ExampleReader, stage_examples, user_ids
-from jobs.ranker.scorers import baseline_scorers, newest
+from jobs.ranker.scorers import Scorer, baseline_scorers, best_of, newest
 from jobs.ranker.verdict import against, collapsed, judge
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.train_ranker import train
@@ -40,7 +40,7 @@ from ranker_shop import (
 from schemas import LIVE_SNAPSHOT, TRAINING_EXAMPLES
 
 DAY = timedelta(days=1)
-BASELINES = {"popularity_7d", "last_basket", "frequency_60d", "frequency_365d", "ease"}
+BASELINES = {"popularity_7d", "last_basket", "frequency_60d", "frequency_365d", "ease", "decayed_and_popular"}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,21 @@ def test_ease_knows_the_most_frequent_items_and_ranks_the_others_last(
     scores = scorer(next(iter(reader.in_order())))
     assert scores.shape == (5, N_ITEMS)
     assert bool((scores[:, 4:] < scores[:, :4].min()).all())
+
+
+def test_the_parameters_of_a_baseline_are_those_that_are_best_on_earlier_days(
+    judged_day: tuple[CandidateItems, ExampleReader],
+) -> None:
+    _, reader = judged_day
+
+    def oracle(batch: ExampleBatch, share: float) -> Tensor:
+        scores = torch.zeros(len(batch.items), N_ITEMS)
+        scores[batch.target_query, batch.targets - 1] = share  # 0: nothing is known; 1: all targets come first
+        return scores
+
+    choices: list[Scorer] = [lambda batch, share=share: oracle(batch, share) for share in (0.0, 1.0, 0.5)]
+    assert best_of(choices, reader) is choices[1]  # the third ranks alike: of equals the first
+    assert best_of(choices[:1], reader) is choices[0]
 
 
 def test_the_trained_ranker_beats_popularity_and_goes_live(own: tuple[Lake, Deployment]) -> None:
