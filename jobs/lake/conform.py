@@ -85,6 +85,11 @@ def conformed(df: DataFrame, table: Table, where: Predicate | None = None) -> Da
     return _through_arrow(cast, table).select(*(_constant_or_column(field, where or {}) for field in table.schema))
 
 
+def arrow_schema(table: Table) -> pa.Schema:
+    """Types of the table's rows in memory; moments are in UTC."""
+    return to_arrow_schema(table.row_type(), timezone="UTC")
+
+
 def fitted(rows: pa.Table, table: Table) -> pa.Table:
     """The same checks for rows in memory: columns by name, types without loss, no null where none is allowed.
 
@@ -104,7 +109,7 @@ def fitted(rows: pa.Table, table: Table) -> pa.Table:
         if not field.nullable and rows[field.name].null_count:
             raise TableError(f"table {table.name}, column {field.name}: null is not allowed")
     try:
-        return rows.select(table.columns).cast(to_arrow_schema(table.row_type()))
+        return rows.select(table.columns).cast(arrow_schema(table))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise TableError(f"table {table.name}: {error}") from error
 

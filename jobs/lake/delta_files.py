@@ -9,6 +9,7 @@ import secrets
 import tempfile
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 
 from jobs.config.addresses import is_url
@@ -70,7 +71,38 @@ def engine_folder(root: str) -> str:
 
 
 def _delta(path: str, version: int | None = None) -> deltalake.DeltaTable:
-    return deltalake.DeltaTable(path, version=version)
+    """Open a table.
+
+    Raises:
+        deltalake.exceptions.TableNotFoundError: There is no table.
+        TableError: Its log is damaged, or ``version`` is gone.
+    """
+    try:
+        table = deltalake.DeltaTable(path, version=version)
+        if not is_url(path):
+            _require_content(path, table.version())
+        return table
+    except TableNotFoundError:
+        raise
+    except DeltaError as error:
+        name, at = path.rstrip("/").rpartition("/")[2], "" if version is None else f", version {version}"
+        reason = " ".join(str(error).split())[:300]
+        raise TableError(
+            f"table {name}{at}: the log {path}/_delta_log cannot be read: {reason}: restore its files from a copy"
+        ) from error
+
+
+def _require_content(path: str, version: int) -> None:
+    """Refuse a commit without content, which a machine leaves that lost its power: readers would take it for nothing.
+
+    An object store has no such files: an object is there whole or not at all.
+    """
+    commit = Path(path) / "_delta_log" / f"{version:020d}.json"
+    if commit.exists() and not commit.stat().st_size:
+        raise TableError(
+            f"table {Path(path).name}: the log {path}/_delta_log cannot be read: {commit.name} is empty: delete "
+            f"{commit.name} and run the job again that wrote last, or restore the file from a copy"
+        )
 
 
 def table_version(path: str) -> int | None:
@@ -122,7 +154,7 @@ def arrow_batches(
 def _file_batches(fragment: pads.ParquetFileFragment, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Decode a file some rows at a time: a dataset's own scan holds whole row groups, and of several files at once."""
     constants = pads.get_partition_keys(fragment.partition_expression)
-    with fragment.filesystem.open_input_file(fragment.path) as source:
+    with _file_errors(fragment.path), fragment.filesystem.open_input_file(fragment.path) as source:
         # Apache Spark writes a checksum with each page; a page without one, as Sail writes it, passes.
         file = pq.ParquetFile(source, buffer_size=READ_BUFFER_BYTES, page_checksum_verification=True)
         stored = [name for name in schema.names if name in file.schema_arrow.names]
@@ -134,6 +166,17 @@ def _file_batches(fragment: pads.ParquetFileFragment, schema: pa.Schema) -> Iter
                 for field in schema
             ]
             yield pa.record_batch(arrays, schema=schema)
+
+
+@contextmanager
+def _file_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(
+            f"file {path} of a table cannot be read: {str(error).splitlines()[0]}: run the job that wrote the file "
+            "again, or restore the file from a copy"
+        ) from error
 
 
 def ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

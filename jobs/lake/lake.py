@@ -25,12 +25,11 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructField
 
 from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
-from jobs.lake.conform import conformed, fitted
+from jobs.lake.conform import arrow_schema, conformed, fitted
 from jobs.lake.delta_files import (
     _delta,
     ahead,
@@ -353,7 +352,7 @@ class Lake:
         parts = (
             part for batch in ahead(batches) for part in fitted(pa.Table.from_batches([batch]), table).to_batches()
         )
-        reader = pa.RecordBatchReader.from_batches(to_arrow_schema(table.row_type()), parts)
+        reader = pa.RecordBatchReader.from_batches(arrow_schema(table), parts)
         predicate = predicate_sql(where, _delta_text)
         with _commit_errors(table):
             deltalake.write_deltalake(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import deltalake
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -26,9 +31,10 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from jobs.lake.delta_files import arrow_batches
+from jobs.lake.delta_files import _file_batches, arrow_batches
 from jobs.lake.lake import ConcurrentWriteError, Lake
 from jobs.lake.predicates import TableError, predicate_sql
+from jobs.ownership.lease import LeaseLostError
 from schemas import METRICS, Table, column
 
 DAY = date(2017, 3, 4)
@@ -390,3 +396,132 @@ def test_a_table_of_an_earlier_version_gets_the_nullable_columns_that_were_decla
     )
     streamed = [tuple(row.values()) for batch in engine_lake.batches(today) for row in batch.to_pylist()]
     assert sorted(streamed) == [("new", "x"), ("old", "y")]
+
+
+def rows_of(*keys: int) -> pa.Table:
+    return pa.Table.from_pylist([row(key) for key in keys])
+
+
+def test_an_extension_holds_for_the_version_that_it_follows_from(engine_lake: Lake) -> None:
+    engine_lake.create(EVERY_TYPE)
+    start = engine_lake.version(EVERY_TYPE)
+    assert start is not None
+    second = engine_lake.extend(rows_of(1), EVERY_TYPE, version=start)
+    with pytest.raises(ConcurrentWriteError, match=rf"every_type: expected version {start}, got {second}"):
+        engine_lake.extend(rows_of(2), EVERY_TYPE, version=start)
+    assert [found["id"] for found in engine_lake.read(EVERY_TYPE).collect()] == [1]
+
+
+def test_a_rewrite_streams_from_the_table_itself(engine_lake: Lake) -> None:
+    engine_lake.create(EVERY_TYPE)
+    start = engine_lake.version(EVERY_TYPE)
+    assert start is not None
+    version = engine_lake.extend(rows_of(1, 2), EVERY_TYPE, version=start)
+
+    def doubled() -> Iterator[pa.RecordBatch]:
+        for batch in engine_lake.batches(EVERY_TYPE, version=version, where={"ds": DAY}):
+            at = batch.schema.get_field_index("count")
+            yield batch.set_column(at, "count", pc.multiply(batch["count"], pa.scalar(2, pa.int32())))
+
+    engine_lake.rewrite(doubled(), EVERY_TYPE, {"ds": DAY}, version=version)
+    assert {found["id"]: found["count"] for found in engine_lake.read(EVERY_TYPE).collect()} == {1: 2, 2: 4}
+    with pytest.raises(ConcurrentWriteError, match="expected version"):
+        engine_lake.rewrite(doubled(), EVERY_TYPE, {"ds": DAY}, version=version)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": None}, "column count: null is not allowed"),
+        ({"count": 2**40}, "every_type: .*Integer value"),
+        ({"count": -1}, "every_type: .*count"),
+    ],
+)
+def test_rows_in_memory_that_do_not_fit_are_refused(
+    sail: SparkSession, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    lake = Lake(sail, str(tmp_path / "lake"))
+    lake.create(EVERY_TYPE)
+    version = lake.version(EVERY_TYPE)
+    assert version is not None
+    with pytest.raises(TableError, match=message):
+        lake.extend(pa.Table.from_pylist([row(1, **change)]), EVERY_TYPE, version=version)
+    with pytest.raises(TableError, match="expected columns"):
+        lake.extend(rows_of(1).drop_columns("vector"), EVERY_TYPE, version=version)
+    assert lake.version(EVERY_TYPE) == version
+
+
+def test_a_table_with_other_rows_than_were_written_is_named(sail: SparkSession, tmp_path: Path) -> None:
+    lake = Lake(sail, str(tmp_path / "lake"))
+    rows = frame(sail, row(1), row(2))
+    assert lake.replace(rows, EVERY_TYPE, {"ds": DAY}, expected_rows=2) == 2
+    with pytest.raises(TableError, match="every_type, ds = DATE '2017-03-04': expected 3 rows after the write, got 2"):
+        lake.replace(rows, EVERY_TYPE, {"ds": DAY}, expected_rows=3)
+
+
+def test_the_engine_says_how_many_rows_it_wrote(engine_lake: Lake) -> None:
+    engine_lake.replace(frame(engine_lake.spark, row(1), row(2)), EVERY_TYPE, {"ds": DAY})
+    before = engine_lake.version(EVERY_TYPE)
+    engine_lake.replace(frame(engine_lake.spark, row(3)), EVERY_TYPE, {"ds": DAY})
+    assert engine_lake._n_written(EVERY_TYPE, {"ds": DAY}, before) == 1
+    assert engine_lake._n_written(EVERY_TYPE, {"name": "name 3"}, before) is None  # other rows of the file count, too
+
+
+def test_a_process_that_may_not_write_changes_nothing(sail: SparkSession, tmp_path: Path) -> None:
+    lake = Lake(sail, str(tmp_path / "lake"))
+    lake.replace(frame(sail, row(1)), EVERY_TYPE, {"ds": DAY})
+    version = lake.version(EVERY_TYPE)
+    assert version is not None
+
+    def lost() -> None:
+        raise LeaseLostError("the lease was taken over")
+
+    late = dataclasses.replace(lake, may_write=lost)
+    writes: list[Callable[[], object]] = [
+        lambda: late.replace(frame(sail, row(2)), EVERY_TYPE, {"ds": DAY}),
+        lambda: late.append(frame(sail, row(2)), EVERY_TYPE),
+        lambda: late.extend(rows_of(2), EVERY_TYPE, version=version),
+        lambda: late.rewrite(iter(()), EVERY_TYPE, {"ds": DAY}, version=version),
+        lambda: late.create(METRICS),
+        lambda: late.delete(EVERY_TYPE, {"id": 1}),
+        lambda: late.redact(EVERY_TYPE, ["name"], "name 1"),
+        lambda: late.restore(EVERY_TYPE, 0),
+        lambda: late.compact(EVERY_TYPE),
+        lambda: late.vacuum(EVERY_TYPE),
+        lambda: late.forget_history(EVERY_TYPE),
+    ]
+    for write in writes:
+        with pytest.raises(LeaseLostError):
+            write()
+    assert lake.version(EVERY_TYPE) == version
+    assert lake.version(METRICS) is None
+
+
+@pytest.mark.parametrize("content", [b"", b'{"add":{"path"', b"\x00" * 200])
+def test_a_damaged_log_is_one_error_that_names_the_table(sail: SparkSession, tmp_path: Path, content: bytes) -> None:
+    lake = Lake(sail, str(tmp_path / "lake"))
+    lake.replace(frame(sail, row(1)), EVERY_TYPE, {"ds": DAY})
+    newest = max((tmp_path / "lake" / "every_type" / "_delta_log").glob("*.json"))
+    newest.write_bytes(content)
+    with pytest.raises(TableError, match=r"table every_type: the log .*every_type/_delta_log cannot be read"):
+        lake.read(EVERY_TYPE).collect()
+
+
+def test_a_page_whose_checksum_is_wrong_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    """Apache Spark writes checksums, as pyarrow does here; Sail and deltalake write none."""
+    file = tmp_path / "rows.parquet"
+    rows = pa.table({"name": ["name 1"]})
+    # without statistics, so that the value stands in the page alone
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False, "store_schema": False}
+    pq.write_table(rows, file, write_page_checksum=True, **plain)
+
+    def read() -> list[pa.RecordBatch]:
+        [fragment] = pads.dataset(file).get_fragments()
+        return list(_file_batches(fragment, rows.schema))
+
+    assert read() == rows.to_batches()
+    content = bytearray(file.read_bytes())
+    content[content.index(b"name 1")] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(TableError, match=r"file .*rows\.parquet of a table cannot be read: .*CRC"):
+        read()
