@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -14,6 +16,13 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from jobs.config.addresses import is_url
 from jobs.config.window import ConfigError
+
+if TYPE_CHECKING:  # the library has these names for type checkers alone
+    from obstore.store import ClientConfig, RetryConfig
+
+# A store that does not answer is told within a minute or two; without these, the library tries for many minutes.
+PATIENCE: ClientConfig = {"connect_timeout": "10s", "timeout": "30s"}
+RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 
 
 class ObjectStoreError(RuntimeError):
@@ -93,7 +102,7 @@ def objects_of(root: str) -> Objects:
     if not is_url(root):
         return Objects(root, LocalStore(Path(root).absolute(), mkdir=True))
     try:
-        return Objects(root, from_url(root))
+        return Objects(root, from_url(root, client_options=PATIENCE, retry_config=RETRIES))
     except BaseError as error:
         raise ConfigError(
             f"paths.lake = {root!r}: expected a folder or a URI with s3://, gs://, az:// or abfss://, where a file can "

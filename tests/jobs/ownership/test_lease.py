@@ -18,6 +18,7 @@ import obstore
 import pytest
 from obstore.store import MemoryStore
 
+from jobs import cli
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.ownership import lease as leases
@@ -221,3 +222,34 @@ def test_the_files_of_a_lease_are_json_without_personal_data(deployment: Deploym
     with hold_lease(deployment, "lte erase"):
         content = json.loads(next(Path(deployment.paths.lake, "_lease").iterdir()).read_text())
     assert set(content) == {"is_held", "job", "ds", "who", "machine", "pid", "started", "since", "token"}
+
+
+def test_commands_are_refused_beside_a_run_of_another_machine_until_its_lease_is_broken(
+    deployment_file: Path, deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = objects_of(deployment.paths.lake)
+    other = replace(leases._myself("ingest", date(2020, 1, 2), "t"), machine="elsewhere", who="cook@kitchen", pid=7)
+    objects.replace(leases._name(1), leases._content(other))
+
+    def command(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["lte", *arguments, "--config", str(deployment_file)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out + shown.err
+
+    for arguments in (["run", "2020-01-02"], ["erase", "u1"], ["maintain"], ["repair"]):
+        code, text = command(*arguments)
+        assert code == 1
+        assert "another run of ds=2020-01-02 (ingest) by cook@kitchen, process 7, since 20" in text
+    assert command("lease")[1].startswith("run of ds=2020-01-02 (ingest) by cook@kitchen")
+    assert command("lease", "--break")[1].startswith("ended: run of ds=2020-01-02")
+    assert command("lease") == (0, "no run writes the lake\n")
+    assert command("repair") == (
+        1,
+        "BasisError: table item_embeddings: not written yet, so there is nothing to repair\n",
+    )
+    deployment_file.write_text(deployment_file.read_text().replace('name = "test"', 'name = "other"'))
+    code, text = command("check-config")
+    assert code == 2
+    assert "belongs to deployment 'test'" in text
