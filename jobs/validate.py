@@ -21,7 +21,7 @@ from jobs.config.sections import Deployment
 from jobs.gates.autoencoder_measures import measure_autoencoder
 from jobs.gates.checkpoints import GateRun, Outcome
 from jobs.gates.measured import Measured, one_a_label
-from jobs.gates.measures import measure_basis, measure_catalogue, measure_drift, measure_slices
+from jobs.gates.measures import measure_basis, measure_catalogue, measure_drift, measure_input, measure_slices
 from jobs.gates.suites import (
     basis_suite,
     drift_suite,
@@ -227,6 +227,7 @@ def landed_since(last: date | None, ds: date) -> Callable[[str], Column]:
 
 def measures(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Iterator[Measured]:
     """Everything that gates judge beside rows."""
+    yield measure_input(lake, deployment, ds)
     yield measure_catalogue(lake, deployment, ds, basis_version)
     yield measure_basis(lake, basis_version)
     yield from measure_slices(lake, deployment, ds, is_stale=is_stale(lake, deployment, ds, basis_version))
@@ -265,8 +266,25 @@ def summary(outcomes: Sequence[Outcome], ds: date, docs: Path) -> str:
     n_failed = sum(not outcome.success for outcome in outcomes)
     skipped = [outcome for outcome in outcomes if outcome.skipped]
     lines = [f"ds={ds}: {len(outcomes)} expectations, {n_failed} failed, {len(skipped)} skipped; Data Docs: {docs}"]
+    lines += [f"HEADLINE: {headline}" for headline in headlines(outcomes)]
     lines += [f"skipped: {outcome.table}: {outcome.expectation}: {outcome.skipped}" for outcome in skipped]
     return "\n".join(lines)
+
+
+def headlines(outcomes: Sequence[Outcome]) -> list[str]:
+    """What a person must read first: failures that mean that a whole table is worth nothing."""
+    texts = {
+        "zero_share": "nearly every LTE is the zero vector, so a server would treat every user as a stranger",
+        "volume_share": "the day has far fewer interactions than usual: did the landing files come?",
+        "event_age_days": "the newest interactions are old: did the landing files come?",
+    }
+    failed = [outcome for outcome in outcomes if not outcome.success]
+    return [
+        f"{outcome.table}: {text} ({name} {outcome.observed}, expected {outcome.expected})"
+        for outcome in failed
+        for name, text in texts.items()
+        if f"({name})" in outcome.expectation
+    ]
 
 
 def require_success(outcomes: Sequence[Outcome], ds: date) -> None:

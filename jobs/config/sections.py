@@ -222,6 +222,11 @@ class GatesSection:
         max_unknown_share: Largest share of interactions in the window whose item has no vector.
         min_cosine_p01: Lowest 1 % quantile of the cosine with yesterday's LTE, over users with 20 or more interactions.
         max_drift_p99: Highest 99 % quantile of the one-day drift, over users with 20 or more interactions.
+        min_volume_share: Smallest number of interactions of ds, as a share of the usual number: the median of the same
+            weekday in the last 28 days. Not judged where 10 or fewer are usual.
+        max_volume_share: Largest number of interactions of ds, as a share of the usual number.
+        max_event_age_days: Most days between ds and the newest day with interactions.
+        max_zero_share: Largest share of users whose LTE is the zero vector, because no item of theirs is in the window.
         max_bound_violations: Users whose drift broke the bound that always holds; a violation is a bug or bad data.
         max_unembedded_share: Largest share of the catalogue without a vector.
         min_autoencoder_cosine_p01: Lowest 1 % quantile of the cosine of the autoencoder's LTE with yesterday's, over
@@ -236,6 +241,10 @@ class GatesSection:
     max_users_lost_share: NonNegative = 0.05
     max_users_change_share: NonNegative = 0.2
     max_unknown_share: NonNegative = 0.2
+    min_volume_share: NonNegative = 0.2
+    max_volume_share: NonNegative = 5.0
+    max_event_age_days: Natural = 7
+    max_zero_share: NonNegative = 0.99
     min_cosine_p01: Cosine = 0.8
     max_drift_p99: Annotated[float, Field(ge=0, le=2)] = 0.4
     max_bound_violations: Natural = 0

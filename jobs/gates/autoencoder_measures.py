@@ -15,7 +15,7 @@ from pyspark.sql.types import DoubleType, IntegerType, StringType, StructField, 
 
 from jobs.config.sections import Deployment
 from jobs.drift.summaries import lte_centres, vectors_of
-from jobs.gates.measured import ACTIVE_ITEMS, AUTOENCODER, DAY, Limit, Measured
+from jobs.gates.measured import ACTIVE_ITEMS, AUTOENCODER, DAY, Limit, Measured, limits_of
 from jobs.lake.lake import Lake
 from lte_models.averages import drift
 from lte_models.averages.pooling import Float32Array
@@ -152,7 +152,7 @@ def _quantiles() -> list[Column]:
 def _gated_autoencoder(
     lake: Lake, deployment: Deployment, ds: date, changes: DataFrame, active: Mapping[str, float | None]
 ) -> Measured:
-    gates, window = deployment.gates, deployment.autoencoder.window
+    window = deployment.autoencoder.window
     ours, uniform = (
         lake.read(USER_LTE, where={"ds": ds, "method": method, "lte_window": window}).select("user_id")
         for method in (AUTOENCODER, "uniform")
@@ -178,20 +178,8 @@ def _gated_autoencoder(
         limits=(
             Limit("n_autoencoder_users_missing", maximum=0, setting="the users of the uniform LTEs"),
             Limit("n_autoencoder_users_extra", maximum=0, setting="the users of the uniform LTEs"),
-            Limit(
-                "autoencoder_cosine_p01",
-                minimum=gates.min_autoencoder_cosine_p01,
-                setting="gates.min_autoencoder_cosine_p01",
-            ),
-            Limit(
-                "autoencoder_drift_p99",
-                maximum=gates.max_autoencoder_drift_p99,
-                setting="gates.max_autoencoder_drift_p99",
-            ),
-            Limit(
-                "autoencoder_uniform_cosine_p50",
-                minimum=gates.min_autoencoder_uniform_cosine_p50,
-                setting="gates.min_autoencoder_uniform_cosine_p50",
+            *limits_of(
+                deployment.gates, "autoencoder_cosine_p01", "autoencoder_drift_p99", "autoencoder_uniform_cosine_p50"
             ),
         ),
         skipped={name: why for name, why in reasons.items() if values[name] is None},

@@ -10,6 +10,8 @@ import great_expectations.expectations as gxe
 from great_expectations.expectations.expectation import Expectation
 from pyspark.sql import DataFrame
 
+from jobs.config.sections import GatesSection
+
 AUTOENCODER = "autoencoder"
 
 # Quantiles of cosines are taken over users whose LTE one interaction cannot turn.
@@ -56,6 +58,41 @@ def _both(first: Measured, second: Measured) -> Measured:
         skipped={**first.skipped, **second.skipped},
         rows={**first.rows, **second.rows},
     )
+
+
+# Measured value to the setting of [gates] that limits it; min_… is a smallest value, max_… a largest one.
+SETTINGS = {
+    "unembedded_share": "max_unembedded_share",
+    "volume_share": "min_volume_share",
+    "volume_excess": "max_volume_share",
+    "event_age_days": "max_event_age_days",
+    "n_users": "min_users",
+    "users_lost_share": "max_users_lost_share",
+    "users_change_share": "max_users_change_share",
+    "unknown_share": "max_unknown_share",
+    "zero_share": "max_zero_share",
+    "n_bound_violations": "max_bound_violations",
+    "cosine_p01": "min_cosine_p01",
+    "drift_p99": "max_drift_p99",
+    "autoencoder_cosine_p01": "min_autoencoder_cosine_p01",
+    "autoencoder_drift_p99": "max_autoencoder_drift_p99",
+    "autoencoder_uniform_cosine_p50": "min_autoencoder_uniform_cosine_p50",
+}
+
+
+def limits_of(gates: GatesSection, *columns: str) -> tuple[Limit, ...]:
+    """The configured limits of measured values.
+
+    Args:
+        gates: Limits.
+        columns: Names of values, keys of ``SETTINGS``.
+    """
+    found = []
+    for column in columns:
+        name = SETTINGS[column]
+        side = "minimum" if name.startswith("min_") else "maximum"
+        found.append(Limit(column, setting=f"gates.{name}", **{side: getattr(gates, name)}))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

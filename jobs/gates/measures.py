@@ -8,7 +8,8 @@ gate is not judged, and says so. Quantiles and counts of users, never means, whi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, timedelta
+from statistics import median_low
 from typing import Any
 
 from pyspark.sql import DataFrame, Row
@@ -17,11 +18,21 @@ from pyspark.sql import functions as F
 from jobs.basis.basis import catalogue_versions
 from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
-from jobs.gates.measured import ACTIVE_ITEMS, AUTOENCODER, DAY, Limit, Measured
+from jobs.gates.measured import ACTIVE_ITEMS, AUTOENCODER, DAY, Limit, Measured, limits_of
 from jobs.lake.lake import Lake
 from jobs.lte.settings import lte_windows
 from jobs.lte.windows import in_window
 from schemas import EVENT_DAYS, ITEM_EMBEDDINGS, ITEMS, LTE_DRIFT, USER_LTE
+
+WEEK = timedelta(days=7)
+WEEKS = 4
+
+# One earlier week alone says nothing of what is usual, nor do two days.
+LEAST_WEEKS = 2
+LEAST_DAYS = 3
+
+# Of 11 usual interactions, 2 or fewer come by chance once in 800 days (Poisson): a lower limit would stop good days.
+LEAST_USUAL = 10
 
 
 def measure_catalogue(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Measured:
@@ -34,14 +45,70 @@ def measure_catalogue(lake: Lake, deployment: Deployment, ds: date, basis_versio
         table="items",
         label="",
         values={"n_items": n_items, "unembedded_share": n_bare / n_items if n_items else None},
-        limits=(
-            Limit(
-                "unembedded_share", maximum=deployment.gates.max_unembedded_share, setting="gates.max_unembedded_share"
-            ),
-        ),
+        limits=limits_of(deployment.gates, "unembedded_share"),
         skipped={} if n_items else {"unembedded_share": f"no item landed up to {ds}"},
         rows={"unembedded_share": lambda: bare.orderBy("item_id")},
     )
+
+
+def measure_input(lake: Lake, deployment: Deployment, ds: date) -> Measured:
+    """How many interactions ds has beside the usual number, and how old the newest interactions are.
+
+    See :func:`usual_volume`. A closed weekday has a usual number of 0 and is not judged.
+    """
+    days = lake.read(EVENT_DAYS).where((F.col("event_date") <= F.lit(ds)) & (F.col("n_events") > 0))
+    ends = days.agg(F.min("event_date").alias("first"), F.max("event_date").alias("last")).collect()[0]
+    recent = days.where(F.col("event_date") >= F.lit(ds - WEEKS * WEEK)).select("event_date", "n_events").collect()
+    counts = {row["event_date"]: int(row["n_events"]) for row in recent}
+    usual = usual_volume(counts, ends["first"] or ds, ds)
+    n_events = counts.get(ds, 0)
+    share = n_events / usual if usual > LEAST_USUAL else None
+    age = (ds - ends["last"]).days if ends["last"] else None
+    why = f"{usual} interactions are usual, and {LEAST_USUAL} or fewer say nothing"
+    skipped = {} if share is not None else {"volume_share": why, "volume_excess": why}
+    return Measured(
+        table="event_days",
+        label="",
+        values={
+            "n_events": n_events,
+            "n_events_usual": usual,
+            "volume_share": share,
+            "volume_excess": share,
+            "event_age_days": age,
+        },
+        limits=limits_of(deployment.gates, "volume_share", "volume_excess", "event_age_days"),
+        skipped=skipped | ({} if age is not None else {"event_age_days": f"no interaction up to {ds}"}),
+        rows={name: lambda: _weekdays(lake, ds) for name in ("volume_share", "volume_excess")},
+    )
+
+
+def usual_volume(counts: Mapping[date, int], first: date, ds: date) -> int:
+    """Median number of interactions of the same weekday in the last 28 days.
+
+    Days before the first interaction of all are left out. A shop that is younger than two weeks is compared with all
+    its days.
+
+    Args:
+        counts: Days with interactions to their number.
+        first: Day of the first interaction of all.
+        ds: Data day.
+
+    Returns:
+        The lower median; 0 where there are fewer than 3 days to compare with.
+    """
+    days = [ds - week * WEEK for week in range(1, WEEKS + 1) if ds - week * WEEK >= first]
+    if len(days) < LEAST_WEEKS:
+        days = [ds - n * DAY for n in range(1, WEEKS * 7 + 1) if ds - n * DAY >= first]
+        if len(days) < LEAST_DAYS:
+            return 0
+    return median_low(counts.get(day, 0) for day in days)
+
+
+def _weekdays(lake: Lake, ds: date) -> DataFrame:
+    """The days that a day's volume is judged by, newest first."""
+    shown = [ds - week * WEEK for week in range(WEEKS + 1)]
+    days = lake.read(EVENT_DAYS).where(F.col("event_date").isin(shown))
+    return days.select("event_date", "n_events").orderBy(F.desc("event_date"))
 
 
 def measure_basis(lake: Lake, basis_version: str) -> Measured:
@@ -118,6 +185,7 @@ def slice_counts(users: DataFrame) -> DataFrame:
         F.sum(is_lost.cast("int")).alias("n_users_lost"),
         F.sum("n_items").alias("n_items"),
         F.sum("n_unknown").alias("n_unknown"),
+        F.sum(((F.col("is_now") == 1) & (F.col("n_items") == 0)).cast("int")).alias("n_zero"),
     )
 
 
@@ -135,11 +203,12 @@ def _measured_slice(
     ds: date,
     is_stale: bool,
 ) -> Measured:
-    n = counted or dict.fromkeys(("n_users", "n_users_before", "n_users_lost", "n_items", "n_unknown"), 0)
+    n = counted or dict.fromkeys(("n_users", "n_users_before", "n_users_lost", "n_items", "n_unknown", "n_zero"), 0)
     n_all, before = n["n_items"] + n["n_unknown"], n["n_users_before"]
     values: dict[str, float | None] = {
         **n,
         "unknown_share": n["n_unknown"] / n_all if n_all else None,
+        "zero_share": n["n_zero"] / n["n_users"] if n["n_users"] else None,
         "users_lost_share": n["n_users_lost"] / before if before else None,
         "users_change_share": abs(n["n_users"] - before) / before if before else None,
         "n_interactions_missing": None,
@@ -149,6 +218,7 @@ def _measured_slice(
         "users_lost_share": nobody,
         "users_change_share": nobody,
         "unknown_share": "no interaction in the window",
+        "zero_share": "no users",
     }
     skipped["n_interactions_missing"] = _uncounted(key, deployment, is_stale)
     if not skipped["n_interactions_missing"]:
@@ -167,6 +237,7 @@ def _measured_slice(
             "users_lost_share": lambda: lost.orderBy("user_id"),
             "users_change_share": lambda: of_slice.where("is_before <> is_now").orderBy("user_id"),
             "unknown_share": lambda: unknown.orderBy(F.desc("n_unknown"), "user_id"),
+            "zero_share": lambda: of_slice.where("is_now = 1 AND n_items = 0").orderBy("user_id"),
         },
     )
 
@@ -179,14 +250,15 @@ def _uncounted(key: tuple[str, str], deployment: Deployment, is_stale: bool) -> 
 
 
 def _slice_limits(key: tuple[str, str], deployment: Deployment) -> tuple[Limit, ...]:
-    gates = deployment.gates
     is_served = key == (deployment.publish.method, deployment.publish.window)
-    least = Limit("n_users", minimum=gates.min_users, setting="gates.min_users")
+    # The autoencoder's LTE of a user without items is a learned vector, not zero.
+    names = [
+        *(["n_users"] if is_served else []),
+        *("users_lost_share", "users_change_share", "unknown_share"),
+        *([] if key[0] == AUTOENCODER else ["zero_share"]),
+    ]
     return (
-        *([least] if is_served else []),
-        Limit("users_lost_share", maximum=gates.max_users_lost_share, setting="gates.max_users_lost_share"),
-        Limit("users_change_share", maximum=gates.max_users_change_share, setting="gates.max_users_change_share"),
-        Limit("unknown_share", maximum=gates.max_unknown_share, setting="gates.max_unknown_share"),
+        *limits_of(deployment.gates, *names),
         Limit("n_interactions_missing", maximum=0, setting="n_items + n_unknown = n_events of the window's days"),
     )
 
@@ -220,7 +292,7 @@ def drift_quantiles(lte_drift: DataFrame) -> DataFrame:
 def _measured_drift(
     key: tuple[str, str], found: dict[str, float] | None, rows: DataFrame, deployment: Deployment, ds: date
 ) -> Measured:
-    gates, label = deployment.gates, "/".join(key)
+    label = "/".join(key)
     values: dict[str, float | None] = dict.fromkeys(("n_rows", "n_bound_violations", "n_active_users"), 0.0)
     values |= {"cosine_p01": None, "drift_p99": None}
     values |= found or {}
@@ -238,11 +310,7 @@ def _measured_drift(
         table="lte_drift",
         label=label,
         values=values,
-        limits=(
-            Limit("n_bound_violations", maximum=gates.max_bound_violations, setting="gates.max_bound_violations"),
-            Limit("cosine_p01", minimum=gates.min_cosine_p01, setting="gates.min_cosine_p01"),
-            Limit("drift_p99", maximum=gates.max_drift_p99, setting="gates.max_drift_p99"),
-        ),
+        limits=limits_of(deployment.gates, "n_bound_violations", "cosine_p01", "drift_p99"),
         skipped={name: why for name in ("cosine_p01", "drift_p99") if values[name] is None},
         rows={
             "n_bound_violations": lambda: shown.where(~F.col("bound_ok")).orderBy(F.desc("drift"), "user_id"),

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 TAG = "lte.fingerprint"
+DATABASE, ARTIFACTS = "mlflow.db", "mlflow_artifacts"
 
 # Before MLflow is loaded: no usage reports, and a server that does not answer is given up after seconds.
 ENVIRONMENT = {
@@ -59,7 +62,7 @@ class TrainingRecord:
 def tracking_uri(deployment: Deployment) -> str:
     """URI for MLflow; empty where tracking is off. ``local`` is SQLite beside the bundles."""
     uri = deployment.tracking.uri
-    return f"sqlite:///{models_folder(deployment)}/mlflow.db" if uri == LOCAL else uri
+    return f"sqlite:///{models_folder(deployment)}/{DATABASE}" if uri == LOCAL else uri
 
 
 def track(deployment: Deployment, record: TrainingRecord) -> str | None:
@@ -89,12 +92,44 @@ def _tracked(deployment: Deployment, uri: str, record: TrainingRecord) -> str:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if deployment.tracking.uri == LOCAL:
+        follow_moved_lake(models_folder(deployment))
     client = MlflowClient(tracking_uri=uri)
     experiment = _experiment(client, deployment)
     found = client.search_runs(
         [experiment], f"tags.`{TAG}` = '{record.fingerprint}' and attributes.status = 'FINISHED'"
     )
     return str(found[0].info.run_id) if found else _logged(client, experiment, record)
+
+
+def follow_moved_lake(models: Path) -> None:
+    """Make the local database name the folder of artefacts beside it.
+
+    MLflow keeps absolute addresses. In a lake that was moved or copied they name the old place: a training in the copy
+    would write into the original.
+
+    Args:
+        models: Folder of the database.
+    """
+    if not (models / DATABASE).exists():
+        return
+    now = (models / ARTIFACTS).as_uri()
+    ours = "artifact_location LIKE ? AND artifact_location <> ?"
+    with closing(sqlite3.connect(models / DATABASE)) as database, database:  # one transaction
+        try:
+            moved = database.execute(
+                f"SELECT experiment_id, artifact_location FROM experiments WHERE {ours}",  # noqa: S608, a constant
+                (f"%/{ARTIFACTS}", now),
+            ).fetchall()
+        except sqlite3.OperationalError:
+            return  # MLflow was stopped before it made its tables; it makes them now
+        for experiment, before in moved:
+            database.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (now, len(before) + 1, experiment, len(before) + 1, f"{before}/"),
+            )
+            database.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (now, experiment))
 
 
 def _experiment(client: MlflowClient, deployment: Deployment) -> str:
@@ -104,7 +139,7 @@ def _experiment(client: MlflowClient, deployment: Deployment) -> str:
         return str(found.experiment_id)
     # A local store would put artefacts into the working directory.
     is_local = deployment.tracking.uri == LOCAL
-    location = (models_folder(deployment) / "mlflow_artifacts").as_uri() if is_local else None
+    location = (models_folder(deployment) / ARTIFACTS).as_uri() if is_local else None
     return str(client.create_experiment(name, artifact_location=location))
 
 

@@ -20,7 +20,14 @@ from jobs.gates.addresses import docs_page
 from jobs.gates.autoencoder_measures import measure_autoencoder
 from jobs.gates.checkpoints import GateRun
 from jobs.gates.measured import Measured
-from jobs.gates.measures import measure_basis, measure_catalogue, measure_drift, measure_slices
+from jobs.gates.measures import (
+    measure_basis,
+    measure_catalogue,
+    measure_drift,
+    measure_input,
+    measure_slices,
+    usual_volume,
+)
 from jobs.ingest import ingest
 from jobs.lake.lake import Lake
 from jobs.publish_snapshot import require_gates
@@ -31,6 +38,7 @@ from jobs.validate import GateError, landed_since, last_passed, require_success,
 from lte_builders import BASIS, DS, key_of, put, put_basis, schema_of
 from lte_models.averages.drift import basis_extent
 from schemas import (
+    EVENT_DAYS,
     GATE_RESULTS,
     INGEST_LOG,
     INTERACTIONS,
@@ -204,6 +212,7 @@ def test_every_limit_of_measured_values_can_fail(shop) -> None:
         "max_users_lost_share": -1.0,
         "max_users_change_share": -1.0,
         "max_unknown_share": 0.01,
+        "max_zero_share": 0.3,
         "min_cosine_p01": 1.0,
         "max_drift_p99": 0.0,
         "max_bound_violations": -1,
@@ -214,13 +223,89 @@ def test_every_limit_of_measured_values_can_fail(shop) -> None:
         object.__setattr__(gates, name, value)
     strictest = dataclasses.replace(deployment, gates=gates)
     served = by_label(measure_slices(lake, strictest, DS, is_stale=False))["uniform/365-60"]
-    assert failing(served) == {"n_users", "users_lost_share", "users_change_share", "unknown_share"}
+    assert failing(served) == {
+        "n_users",
+        "users_lost_share",
+        "users_change_share",
+        "unknown_share",
+        "zero_share",
+    }
     assert failing(by_label(measure_drift(lake, strictest, DS))["uniform/365-60"]) == {
         "n_bound_violations",
         "cosine_p01",
         "drift_p99",
     }
     assert failing(measure_catalogue(lake, strictest, DS, BASIS)) == {"unembedded_share"}
+
+
+def put_days(lake: Lake, counts: dict[date, int]) -> None:
+    put(lake, EVENT_DAYS, [(day, n, "0" * 32) for day, n in counts.items()])
+
+
+def test_the_usual_volume_is_that_of_the_weekday_or_of_a_young_shop() -> None:
+    monday = date(2024, 7, 1)
+
+    def week(n: int) -> date:
+        return monday - timedelta(days=7 * n)
+
+    counts = {week(1): 100, week(2): 300, week(3): 50, week(4): 200, week(5): 9000}
+    every_day = {monday - timedelta(days=n): 7 for n in range(1, 40)} | counts
+    assert usual_volume(every_day, week(5), monday) == 100  # the lower median of 50, 100, 200, 300
+    assert usual_volume(every_day, week(2), monday) == 100  # of 100 and 300: the shop is two weeks old
+    closed = {day: n for day, n in every_day.items() if day.weekday() != 0}
+    assert usual_volume(closed, week(5), monday) == 0
+    # A week old: all seven days count, six of 7 and one of 100.
+    assert usual_volume(every_day, week(1), monday) == 7
+    assert usual_volume(every_day, monday - timedelta(days=2), monday) == 0
+
+
+def test_a_day_without_data_or_with_a_tenth_fails_and_the_next_one_passes(lake, deployment) -> None:
+    week = timedelta(days=7)
+    usual = {DS - timedelta(days=n): 100 for n in range(2, 29)}
+    put_days(lake, usual)
+    nothing = measure_input(lake, deployment, YESTERDAY)
+    assert (nothing.values["n_events"], nothing.values["n_events_usual"], nothing.values["event_age_days"]) == (
+        0,
+        100,
+        1,
+    )
+    outcomes = GateRun(YESTERDAY).measured(nothing)
+    assert failing(nothing) == {"volume_share"}
+    assert "HEADLINE: event_days: the day has far fewer" in summary(outcomes, YESTERDAY, Path("index.html"))
+    with pytest.raises(GateError, match=r"volume_share.*observed 0,.*gates\.min_volume_share"):
+        require_success(outcomes, YESTERDAY)
+    put_days(lake, {YESTERDAY: 10, DS: 90, DS + week: 501})
+    assert failing(measure_input(lake, deployment, YESTERDAY)) == {"volume_share"}
+    assert failing(measure_input(lake, deployment, DS)) == set()  # the day after it is not blamed
+    assert failing(measure_input(lake, deployment, DS + week)) == {"volume_excess"}
+    assert failing(measure_input(lake, gated(deployment, max_volume_share=6.0), DS + week)) == set()
+    late = measure_input(lake, deployment, DS + 2 * week + timedelta(days=1))
+    assert late.values["event_age_days"] == 8
+    assert "event_age_days" in failing(late)
+
+
+def test_days_of_a_small_shop_are_not_judged_by_chance(lake, deployment) -> None:
+    put_days(lake, {DS - timedelta(days=n): 10 for n in range(1, 29)})
+    measured = measure_input(lake, deployment, DS)
+    assert failing(measured) == set()
+    assert measured.skipped["volume_share"] == "10 interactions are usual, and 10 or fewer say nothing"
+    assert (
+        measure_input(lake, deployment, DS - timedelta(days=90)).skipped["event_age_days"].startswith("no interaction")
+    )
+
+
+def test_zero_ltes_alone_are_a_headline_and_fail(lake, deployment) -> None:
+    def rows(method: str) -> list[tuple]:
+        return [(user, [0.0, 0.0], 0, 0, BASIS, DS, method, "365-60") for user in "abc"]
+
+    put(lake, USER_LTE, rows("uniform"))
+    put(lake, USER_LTE, [*rows("recency"), ("d", [1.0, 0.0], 1, 0, BASIS, DS, "recency", "365-60")])
+    served = by_label(measure_slices(lake, without_models(deployment), DS, is_stale=True))
+    assert (served["uniform/365-60"].values["zero_share"], served["recency/365-60"].values["zero_share"]) == (1.0, 0.75)
+    assert failing(served["uniform/365-60"]) == {"zero_share"}
+    assert failing(served["recency/365-60"]) == set()
+    outcomes = GateRun(DS).measured(served["uniform/365-60"])
+    assert "HEADLINE: user_lte: nearly every LTE is the zero vector" in summary(outcomes, DS, Path("index.html"))
 
 
 def test_a_basis_with_repeats_and_gaps_and_nan_do_not_pass(lake) -> None:

@@ -1,3 +1,4 @@
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -39,6 +40,27 @@ def test_a_training_is_logged_once_with_its_curve_and_manifest(deployment: Deplo
     assert str(Path(deployment.paths.lake) / "models" / "mlflow_artifacts") in run.info.artifact_uri
     assert client.get_experiment_by_name("test") is not None
     assert not Path("mlruns").exists()  # nothing in the working directory
+    assert_that_a_copied_lake_leaves_the_original_alone(deployment, tmp_path, run_id)
+
+
+def assert_that_a_copied_lake_leaves_the_original_alone(deployment: Deployment, tmp_path: Path, run_id: str) -> None:
+    """Part of the test above: MLflow takes seconds to make a database."""
+    from mlflow import MlflowClient
+
+    lake, copy = Path(deployment.paths.lake), tmp_path / "a copy" / "lake"
+    shutil.copytree(lake, copy)
+    before = sorted(path for path in lake.rglob("*"))
+    content = (lake / "models" / "mlflow.db").read_bytes()
+    moved = replace(deployment, paths=replace(deployment.paths, lake=str(copy)))
+    new = track(moved, _record(tmp_path, "f3"))
+    assert new is not None
+    assert sorted(path for path in lake.rglob("*")) == before
+    assert (lake / "models" / "mlflow.db").read_bytes() == content
+    client = MlflowClient(tracking_uri=tracking_uri(moved))
+    for each in (run_id, new):  # the run of before the copy, too
+        assert client.get_run(each).info.artifact_uri.startswith(f"{(copy / 'models').as_uri()}/mlflow_artifacts/")
+        assert [file.path for file in client.list_artifacts(each)] == ["manifest.json"]
+    assert len([path for path in copy.rglob("manifest.json") if new in str(path)]) == 1
 
 
 def test_a_server_that_is_down_costs_a_warning_and_no_training(
