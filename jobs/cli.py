@@ -143,6 +143,8 @@ def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
     if args.ranker:
         _rollback_ranker(args, deployment)
         return
+    if args.to or args.is_dry_run:
+        raise ConfigError("--to and --dry-run are for a ranker: give --ranker too")
     done = roll_back(deployment, force=args.force)
     users = counted(done["row_count"], "user")
     _print(args.json, done, f"live is ds={done['ds']} ({users}); the same command switches forward again")
@@ -151,8 +153,11 @@ def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
 def _rollback_ranker(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.commands.rollback import roll_back_ranker
 
-    live = roll_back_ranker(deployment, force=args.force)
-    text = f"live is the ranker of ds={live.ds}; the LTEs are what they were; the same command switches forward again"
+    live = roll_back_ranker(deployment, to=args.to, force=args.force, is_dry_run=args.is_dry_run)
+    forward = "`lte rollback --ranker` switches forward again"
+    text = f"live is the ranker of ds={live.ds}; the LTEs are what they were; {forward}"
+    if args.is_dry_run:
+        text = f"the ranker of ds={live.ds} reads the live LTEs and would be made live; nothing was changed"
     _print(args.json, asdict(live), text)
 
 
@@ -268,7 +273,11 @@ def _parser() -> argparse.ArgumentParser:
     _items_command(commands)
     ranker = ("--ranker", {"action": "store_true", "help": "the ranker instead of the snapshot"})
     force = ("--force", {"action": "store_true", "help": "also where the ranker does not read the LTEs"})
-    _command(commands, "rollback", _rollback, "switch back to the snapshot that was live before", ranker, force)
+    to = ("--to", {"metavar": "DS", "type": parse_ds, "help": "with --ranker: the ranker that this day trained"})
+    dry = ("--dry-run", {"dest": "is_dry_run", "action": "store_true", "help": "with --ranker: check, change nothing"})
+    _command(
+        commands, "rollback", _rollback, "switch back to the snapshot that was live before", ranker, force, to, dry
+    )
     erase_help = "remove users from the tables, their history, copies, pages and the online store"
     _command(commands, "erase", _erase, erase_help, *_erase_flags())
     dry_run = ("--dry-run", {"action": "store_true", "help": "say what would be done, change nothing"})

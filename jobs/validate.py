@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from jobs.basis.matrix import BasisMatrix, load_matrix, pinned_basis
 from jobs.config.sections import Deployment
 from jobs.gates.autoencoder_measures import measure_autoencoder
-from jobs.gates.checkpoints import GateRun, Outcome
+from jobs.gates.checkpoints import GateOutcome, GateRun
 from jobs.gates.measured import Measured, one_a_label
 from jobs.gates.measures import measure_basis, measure_catalogue, measure_drift, measure_input, measure_slices
 from jobs.gates.suites import (
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_success(outcomes, config.ds)
 
 
-def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[Outcome]:
+def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[GateOutcome]:
     """Run every checkpoint of ds; write gate_results, metrics and Data Docs, whatever failed.
 
     Where it raises, no gate_results of ds are left.
@@ -241,13 +241,13 @@ def is_stale(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -
     return run is None or run["input_fingerprint"] != input_fingerprint_as_of(lake, deployment, ds, basis_version)
 
 
-def write_outcomes(lake: Lake, outcomes: Sequence[Outcome], ds: date) -> None:
+def write_outcomes(lake: Lake, outcomes: Sequence[GateOutcome], ds: date) -> None:
     """Replace gate_results of ds."""
     rows = [asdict(outcome) | {"ds": ds} for outcome in outcomes]
     lake.replace_rows([tuple(row[name] for name in GATE_RESULTS.columns) for row in rows], GATE_RESULTS, {"ds": ds})
 
 
-def gate_metrics(outcomes: Sequence[Outcome], measured: Sequence[Measured]) -> Metrics:
+def gate_metrics(outcomes: Sequence[GateOutcome], measured: Sequence[Measured]) -> Metrics:
     """What was measured, and how many expectations held, failed and were skipped."""
     counts = {
         "n_expectations": len(outcomes),
@@ -261,7 +261,7 @@ def gate_metrics(outcomes: Sequence[Outcome], measured: Sequence[Measured]) -> M
     return found
 
 
-def summary(outcomes: Sequence[Outcome], ds: date, docs: Path) -> str:
+def summary(outcomes: Sequence[GateOutcome], ds: date, docs: Path) -> str:
     """What happened, for a person: counts, what was skipped and why, where the Data Docs are."""
     n_failed = sum(not outcome.success for outcome in outcomes)
     skipped = [outcome for outcome in outcomes if outcome.skipped]
@@ -271,7 +271,7 @@ def summary(outcomes: Sequence[Outcome], ds: date, docs: Path) -> str:
     return "\n".join(lines)
 
 
-def headlines(outcomes: Sequence[Outcome]) -> list[str]:
+def headlines(outcomes: Sequence[GateOutcome]) -> list[str]:
     """What a person must read first: failures that mean that a whole table is worth nothing."""
     texts = {
         "zero_share": "nearly every LTE is the zero vector, so a server would treat every user as a stranger",
@@ -287,7 +287,7 @@ def headlines(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def require_success(outcomes: Sequence[Outcome], ds: date) -> None:
+def require_success(outcomes: Sequence[GateOutcome], ds: date) -> None:
     """Stop the day if an expectation failed.
 
     Raises:
@@ -301,7 +301,7 @@ def require_success(outcomes: Sequence[Outcome], ds: date) -> None:
     raise GateError("\n  ".join([f"ds={ds}: {len(failed)} of {len(outcomes)} expectations failed:", *lines, *more]))
 
 
-def _failure(outcome: Outcome) -> str:
+def _failure(outcome: GateOutcome) -> str:
     rows = f"; rows: {outcome.sample[:ROWS_SHOWN]}" if outcome.sample else ""
     return (
         f"table {outcome.table}: {outcome.expectation}: observed {outcome.observed}, expected {outcome.expected}{rows}"

@@ -5,18 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 from jobs.config.sections import Deployment
 from jobs.lake.lake import open_lake
-from jobs.ranker.live import LiveRanker, live_manifest, previous_manifest, require_pair, switch_back
-from jobs.registry.bundles import ModelError
-from jobs.store.opening import _live_snapshot, open_store
+from jobs.lake.predicates import Predicate
+from jobs.lake.reader import lake_reader
+from jobs.ranker.live import (
+    LiveRanker,
+    bundle_name,
+    live_manifest,
+    live_ranker,
+    lte_of_ranker,
+    make_live,
+    previous_manifest,
+    require_pair,
+    switch_back,
+)
+from jobs.registry.bundles import ModelError, bundle_folder
+from jobs.runtime.day import LTE_JOB
+from jobs.store.opening import live_snapshot, open_store
 from jobs.store.protocol import OnlineStore
 from jobs.store.publish import rollback
-from jobs.store.snapshot import Manifest as SnapshotManifest
+from jobs.store.snapshot import SnapshotManifest
 from jobs.store.tables import log_switches
-from lte_models.training.manifest import BundleError
+from lte_models.training.manifest import MANIFEST, BundleError, read_manifest
+from lte_models.training.manifest import Manifest as BundleManifest
+from schemas import METRICS
 
 
 def roll_back(deployment: Deployment, *, force: bool = False) -> dict[str, Any]:
@@ -56,27 +73,85 @@ def _require_readable(deployment: Deployment, store: OnlineStore) -> None:
     with _hint(hint):
         ranker = live_manifest(deployment) if deployment.ranker.enabled else None
         if ranker and snapshot:
-            require_pair(ranker, _slice_of(snapshot), snapshot.ds)
+            _require_pair(deployment, ranker, snapshot)
 
 
-def roll_back_ranker(deployment: Deployment, *, force: bool = False) -> LiveRanker:
-    """Make the ranker live that was live before; the LTEs are not touched. Called again, switch forth.
+def roll_back_ranker(
+    deployment: Deployment, *, to: date | None = None, force: bool = False, is_dry_run: bool = False
+) -> LiveRanker:
+    """Make an earlier ranker live; the LTEs are not touched. Called again without ``to``, it switches forward.
 
     Args:
         deployment: Whose ranker.
+        to: Data day of the ranker; None for the one that was live before.
         force: Switch also where that ranker does not read the live LTEs; the online store is not asked then.
+        is_dry_run: Check everything and change nothing.
+
+    Returns:
+        What is live now, or would be.
 
     Raises:
-        jobs.registry.bundles.ModelError: There is no earlier ranker, its bundle cannot be read, or it reads other LTEs.
+        jobs.registry.bundles.ModelError: There is no such ranker, its bundle cannot be read, or it reads other LTEs.
         jobs.store.snapshot.OnlineStoreError: The store does not answer.
     """
     if not force:
         hint = "lte rollback --ranker --force switches all the same, lte rollback --force then switches the LTEs, too"
         with _hint(hint):
-            ranker, snapshot = previous_manifest(deployment), _live_snapshot(deployment)
+            ranker = previous_manifest(deployment) if to is None else read_manifest(_bundle_of(deployment, to))
+            snapshot = live_snapshot(deployment)
             if ranker and snapshot:
-                require_pair(ranker, _slice_of(snapshot), snapshot.ds)
-    return switch_back(deployment)
+                _require_pair(deployment, ranker, snapshot)
+    if is_dry_run:
+        return _would_be_live(deployment, to)
+    return switch_back(deployment) if to is None else make_live(deployment, _bundle_of(deployment, to))
+
+
+def _bundle_of(deployment: Deployment, ds: date) -> Path:
+    """Folder of the ranker that the run of ds trained.
+
+    Raises:
+        ModelError: There is none.
+    """
+    folder = bundle_folder(deployment, "ranker", ds)
+    if not (folder / MANIFEST).exists():
+        days = sorted(path.parent.name for path in folder.parent.glob(f"ds=*/{MANIFEST}"))
+        raise ModelError(f"no ranker of ds={ds} in {folder.parent}: there are {', '.join(days) or 'none'}")
+    return folder
+
+
+def _would_be_live(deployment: Deployment, to: date | None) -> LiveRanker:
+    live = live_ranker(deployment)
+    if to is not None:
+        manifest = read_manifest(_bundle_of(deployment, to))
+        return LiveRanker(bundle_name(manifest), manifest.ds, manifest.weights_sha256, live.bundle if live else "")
+    before = previous_manifest(deployment)
+    if before is None or live is None:
+        raise ModelError("there is no earlier ranker to switch back to")
+    return LiveRanker(live.previous, before.ds, before.weights_sha256, live.bundle)
+
+
+def _require_pair(deployment: Deployment, ranker: BundleManifest, snapshot: SnapshotManifest) -> None:
+    """Refuse a ranker and a snapshot of another basis, window, method or, of recency weights, half-life.
+
+    Raises:
+        ModelError: The ranker reads other LTEs.
+    """
+    require_pair(ranker, _slice_of(snapshot), snapshot.ds)
+    if lte_of_ranker(ranker) is None or snapshot.method != "recency":
+        return
+    ours, theirs = (_half_life(deployment, ds) for ds in (date.fromisoformat(ranker.ds), snapshot.ds))
+    if None not in (ours, theirs) and ours != theirs:
+        raise ModelError(
+            f"ranker of ds {ranker.ds} and LTE snapshot of ds {snapshot.ds} do not match: "
+            f"half_life_days {ours:g} against {theirs:g}"
+        )
+
+
+def _half_life(deployment: Deployment, ds: date) -> float | None:
+    """Half-life that compute_lte recorded with the LTEs of ds; None where it recorded none."""
+    where: Predicate = {"ds": ds, "job": LTE_JOB, "metric": "half_life_days"}
+    rows = lake_reader(deployment).rows(METRICS, columns=["value"], where=where)
+    return float(rows[0]["value"]) if rows else None
 
 
 def _slice_of(snapshot: SnapshotManifest) -> tuple[str, str, str]:

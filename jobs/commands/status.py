@@ -18,7 +18,7 @@ from jobs.ranker.live import live_ranker
 from jobs.runtime.flags import today
 from jobs.runtime.pages import docs_index, report_page, states_file
 from jobs.runtime.text import counted
-from jobs.store.opening import live_manifest, open_store, previous_manifest
+from jobs.store.opening import live_snapshot_values, open_store, previous_snapshot_values
 from schemas import GATE_RESULTS, LIVE_SNAPSHOT, METRICS, RUNS
 
 Row = Mapping[str, Any]
@@ -111,7 +111,7 @@ def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
         )
         for ds in newest
     )
-    live = live_manifest(deployment)
+    live = live_snapshot_values(deployment)
     return Status(
         deployment.deployment.name,
         live,
@@ -119,7 +119,7 @@ def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
         shown,
         published=_published(lake, deployment) if live else None,
         age_days=(today() - date.fromisoformat(live["ds"])).days if live else None,
-        rollback=previous_manifest(deployment),
+        rollback=previous_snapshot_values(deployment),
     )
 
 

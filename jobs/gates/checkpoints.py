@@ -41,7 +41,7 @@ WITH_ROWS = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GateOutcome:
     """What came of one expectation: a row of gate_results, without ds."""
 
     table: str
@@ -71,7 +71,7 @@ class GateRun:
 
     def rows(
         self, table: Table, rows: DataFrame, suite: Sequence[Expectation], *, shows_rows: bool = True
-    ) -> list[Outcome]:
+    ) -> list[GateOutcome]:
         """Validate the rows of a table.
 
         Args:
@@ -87,7 +87,7 @@ class GateRun:
             results = self._run(definition, rows, WITH_ROWS)
         return [_outcome(table.name, "", result) for result in results]
 
-    def measured(self, measured: Measured) -> list[Outcome]:
+    def measured(self, measured: Measured) -> list[GateOutcome]:
         """Validate measured values; those with nothing to compare with are skipped and say so."""
         name = gates_name(measured.table, measured.label)
         limits = [limit for limit in measured.limits if limit.column not in measured.skipped]
@@ -152,12 +152,12 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _skipped(measured: Measured, column: str) -> Outcome:
+def _skipped(measured: Measured, column: str) -> GateOutcome:
     limit = next(limit for limit in measured.limits if limit.column == column)
     configuration = limit.expectation().configuration
     why = measured.skipped[column]
     name = _named(configuration.type, configuration.kwargs, measured.label)
-    return Outcome(measured.table, name, True, f"skipped: {why}", _expected(configuration), skipped=why)
+    return GateOutcome(measured.table, name, True, f"skipped: {why}", _expected(configuration), skipped=why)
 
 
 def _named(kind: str, kwargs: Mapping[str, Any], label: str) -> str:
@@ -165,11 +165,11 @@ def _named(kind: str, kwargs: Mapping[str, Any], label: str) -> str:
     return expectation_name(kind, columns, label)
 
 
-def _outcome(table: str, label: str, result: Any) -> Outcome:
+def _outcome(table: str, label: str, result: Any) -> GateOutcome:
     configuration, found = result.expectation_config, result.result or {}
     raised = _raised(result.exception_info or {})
     sample = found.get("unexpected_rows") or found.get("partial_unexpected_list")
-    return Outcome(
+    return GateOutcome(
         table=table,
         expectation=_named(configuration.type, configuration.kwargs, label),
         success=bool(result.success),
@@ -212,12 +212,12 @@ def _expected(configuration: Any) -> str:
     return f"{text} ({notes})" if notes else text
 
 
-def _with_rows(outcome: Outcome, result: Any, rows: Mapping[str, Callable[[], DataFrame]]) -> Outcome:
+def _with_rows(outcome: GateOutcome, result: Any, rows: Mapping[str, Callable[[], DataFrame]]) -> GateOutcome:
     read = rows.get(result.expectation_config.kwargs["column"])
     if read is None:
         return outcome
     found = [row.asDict() for row in read().limit(SAMPLE_ROWS).collect()]
-    return Outcome(**{**vars(outcome), "sample": _sample(found)})
+    return GateOutcome(**{**vars(outcome), "sample": _sample(found)})
 
 
 def _sample(rows: Sequence[Any]) -> str:

@@ -100,7 +100,7 @@ def make_live(deployment: Deployment, bundle: Path) -> LiveRanker:
         The new pointer; the same one where this bundle is live already.
     """
     manifest, folder, before = read_manifest(bundle), live_folder(deployment), live_ranker(deployment)
-    name = f"ds={manifest.ds}-{manifest.weights_sha256[:12]}"
+    name = bundle_name(manifest)
     if before and before.bundle == name:
         return before
     _copy(bundle, folder / name)
@@ -110,6 +110,11 @@ def make_live(deployment: Deployment, bundle: Path) -> LiveRanker:
         if path.name not in (pointer.bundle, pointer.previous):
             shutil.rmtree(path)
     return pointer
+
+
+def bundle_name(manifest: Manifest) -> str:
+    """Folder, beside the pointer, of the copy of a bundle."""
+    return f"ds={manifest.ds}-{manifest.weights_sha256[:12]}"
 
 
 def switch_back(deployment: Deployment) -> LiveRanker:

@@ -25,7 +25,7 @@ from jobs.lake.reader import LakeReader, lake_reader
 from jobs.lte.inputs import read_staleness, stale_reason
 from jobs.lte.windows import window_days
 from jobs.runtime.day import NEEDS
-from jobs.store.opening import live_manifest
+from jobs.store.opening import live_snapshot_values
 from jobs.store.snapshot import OnlineStoreError
 from schemas import (
     EVENT_DAYS,
@@ -166,7 +166,7 @@ def gather(deployment: Deployment, ds: date, states: Mapping[str, str]) -> Facts
 
 def _live(deployment: Deployment) -> tuple[Row | None, str]:
     try:
-        return live_manifest(deployment), ""
+        return live_snapshot_values(deployment), ""
     except (OnlineStoreError, ConfigError, OSError) as error:
         return None, f"{type(error).__name__}: {error}"
 

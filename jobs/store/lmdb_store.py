@@ -33,10 +33,10 @@ import lmdb
 from jobs.runtime.pages import claim_for, read_owner
 from jobs.store.rows import Buffer, RowChunk
 from jobs.store.snapshot import (
-    Manifest,
     NoLiveSnapshotError,
     OnlineStoreError,
     Pointer,
+    SnapshotManifest,
     StoreFullError,
     StoreLockedError,
     Switch,
@@ -225,12 +225,12 @@ class _PinnedFile:
         return map(self._transaction.get, keys)
 
 
-def _manifest(transaction: lmdb.Transaction) -> Manifest:
+def _manifest(transaction: lmdb.Transaction) -> SnapshotManifest:
     stored = transaction.get(MANIFEST_KEY)
     if stored is None:
         raise VersionDamagedError(f"lmdb {transaction.env.path()}: the version was never sealed")
     try:
-        return Manifest.from_json(stored)
+        return SnapshotManifest.from_json(stored)
     except (ValueError, TypeError, KeyError) as error:
         raise VersionDamagedError(f"lmdb {transaction.env.path()}: the manifest cannot be read: {error}") from error
 
@@ -387,8 +387,8 @@ class LmdbWriter:
         """The pointer."""
         return self._store.pointer()
 
-    def manifest(self, version: str) -> Manifest:
-        """Manifest of a sealed version."""
+    def manifest(self, version: str) -> SnapshotManifest:
+        """SnapshotManifest of a sealed version."""
         with self._store.opened(version) as environment, environment.begin() as transaction:
             return _manifest(transaction)
 
@@ -408,7 +408,7 @@ class LmdbWriter:
             while not _put_all(environment, chunk):
                 environment.set_mapsize(2 * environment.info()["map_size"])
 
-    def seal(self, manifest: Manifest) -> None:
+    def seal(self, manifest: SnapshotManifest) -> None:
         """Write the manifest and flush the file; the map keeps room for deletions."""
         path = self._store.path(manifest.version)
         with self._store.opened(manifest.version, **self._load_options) as environment:

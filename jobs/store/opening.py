@@ -15,11 +15,15 @@ from jobs.store.lmdb_store import LmdbStore
 from jobs.store.protocol import OnlineStore, require_own
 from jobs.store.reader import SnapshotReader
 from jobs.store.redis_store import RedisStore
-from jobs.store.snapshot import Manifest as SnapshotManifest
-from jobs.store.snapshot import NoLiveSnapshotError, OnlineStoreError
+from jobs.store.snapshot import NoLiveSnapshotError, OnlineStoreError, SnapshotManifest
 
 
-def _live_snapshot(deployment: Deployment) -> SnapshotManifest | None:
+def live_snapshot(deployment: Deployment) -> SnapshotManifest | None:
+    """Manifest of what is live; None before the first publish.
+
+    Raises:
+        jobs.store.snapshot.OnlineStoreError: The store does not answer.
+    """
     store = open_store(deployment)
     try:
         return SnapshotReader(store).manifest()
@@ -84,7 +88,7 @@ def check_store(deployment: Deployment) -> str | None:
     return None
 
 
-def live_manifest(deployment: Deployment) -> dict[str, Any] | None:
+def live_snapshot_values(deployment: Deployment) -> dict[str, Any] | None:
     """Manifest of what is live, as plain values; None before the first publish.
 
     Raises:
@@ -101,7 +105,7 @@ def live_manifest(deployment: Deployment) -> dict[str, Any] | None:
         reader.close()
 
 
-def previous_manifest(deployment: Deployment) -> dict[str, Any] | None:
+def previous_snapshot_values(deployment: Deployment) -> dict[str, Any] | None:
     """Manifest of the snapshot that a rollback makes live, as plain values; None where there is none.
 
     Raises:

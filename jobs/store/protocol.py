@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from jobs.config.window import ConfigError
 from jobs.store.rows import Buffer, RowChunk
-from jobs.store.snapshot import Manifest, Pointer, Switch
+from jobs.store.snapshot import Pointer, SnapshotManifest, Switch
 
 T = TypeVar("T")
 
@@ -22,8 +22,8 @@ class PinnedSnapshot(Protocol):
     """One version, held for one read."""
 
     @property
-    def manifest(self) -> Manifest:
-        """Manifest of the pinned version."""
+    def manifest(self) -> SnapshotManifest:
+        """SnapshotManifest of the pinned version."""
 
     def values(self, keys: Sequence[bytes]) -> Iterable[Buffer | None]:
         """Stored values in the order of ``keys``, None for a user without one; valid while the pin is held.
@@ -39,8 +39,8 @@ class StoreWriter(Protocol):
     def pointer(self) -> Pointer:
         """The pointer."""
 
-    def manifest(self, version: str) -> Manifest:
-        """Manifest of a sealed version."""
+    def manifest(self, version: str) -> SnapshotManifest:
+        """SnapshotManifest of a sealed version."""
 
     def versions(self) -> frozenset[str]:
         """All versions of which anything is there, leftovers of crashed loads too."""
@@ -51,7 +51,7 @@ class StoreWriter(Protocol):
     def write(self, version: str, chunk: RowChunk) -> None:
         """Write rows into a version that is not sealed."""
 
-    def seal(self, manifest: Manifest) -> None:
+    def seal(self, manifest: SnapshotManifest) -> None:
         """End the load of ``manifest.version``: everything is on its way to the disk before this returns."""
 
     def rows(self, version: str) -> Iterator[tuple[bytes, Buffer]]:

@@ -18,10 +18,10 @@ import pyarrow as pa
 from jobs.store.protocol import OnlineStore, StoreWriter
 from jobs.store.rows import Checksum, row_chunks, user_key
 from jobs.store.snapshot import (
-    Manifest,
     NoLiveSnapshotError,
     OnlineStoreError,
     Pointer,
+    SnapshotManifest,
     Switch,
     VersionDamagedError,
     VersionGoneError,
@@ -87,7 +87,7 @@ class Publication:
     """
 
     action: str
-    manifest: Manifest
+    manifest: SnapshotManifest
     sequence: int
 
 
@@ -199,7 +199,7 @@ def delete_user(store: OnlineStore, user_id: str) -> int:
     return n_found
 
 
-def audit(store: OnlineStore) -> Manifest:
+def audit(store: OnlineStore) -> SnapshotManifest:
     """Read every row of the live version and compare count and checksum with its manifest.
 
     Raises:
@@ -215,7 +215,7 @@ def audit(store: OnlineStore) -> Manifest:
         return manifest
 
 
-def _refuse(source: SnapshotSource, live: Manifest | None, *, force: bool, allow_basis_change: bool) -> None:
+def _refuse(source: SnapshotSource, live: SnapshotManifest | None, *, force: bool, allow_basis_change: bool) -> None:
     if source.row_count == 0:
         raise PublishRefusedError(f"{source}: no rows")
     if live is None:
@@ -231,8 +231,8 @@ def _refuse(source: SnapshotSource, live: Manifest | None, *, force: bool, allow
         )
 
 
-def _readable(writer: StoreWriter, version: str | None) -> Manifest | None:
-    """Manifest of a version; None for no version and, with a warning, for one that cannot be read.
+def _readable(writer: StoreWriter, version: str | None) -> SnapshotManifest | None:
+    """SnapshotManifest of a version; None for no version and, with a warning, for one that cannot be read.
 
     A damaged version must not block its own replacement, so it counts as absent.
     """
@@ -245,14 +245,14 @@ def _readable(writer: StoreWriter, version: str | None) -> Manifest | None:
         return None
 
 
-def _to_keep(writer: StoreWriter, pointer: Pointer, live: Manifest | None) -> str | None:
+def _to_keep(writer: StoreWriter, pointer: Pointer, live: SnapshotManifest | None) -> str | None:
     """The version that a rollback switches to after a publish: the last one that can be read."""
     if live is not None:
         return live.version
     return pointer.previous if _readable(writer, pointer.previous) else None
 
 
-def _is_live(writer: StoreWriter, live: Manifest, source: SnapshotSource) -> bool:
+def _is_live(writer: StoreWriter, live: SnapshotManifest, source: SnapshotSource) -> bool:
     """Whether exactly the rows of ``source`` are live, and whole."""
     identity = (live.ds, live.basis_version, live.lte_window, live.method, live.row_count)
     if identity != (source.ds, source.basis_version, source.lte_window, source.method, source.row_count):
@@ -286,7 +286,7 @@ def _prune(writer: StoreWriter, pointer: Pointer) -> None:
         writer.remove(version)
 
 
-def _load_or_remove(writer: StoreWriter, source: SnapshotSource, on_step: OnStep) -> Manifest:
+def _load_or_remove(writer: StoreWriter, source: SnapshotSource, on_step: OnStep) -> SnapshotManifest:
     version = f"{source.ds.isoformat()}.{secrets.token_hex(4)}"
     try:
         return _load(writer, version, source, on_step)
@@ -302,7 +302,7 @@ def _remove_failed(writer: StoreWriter, version: str) -> None:
         LOG.warning("version %s stays until the next publish: %s", version, error)
 
 
-def _load(writer: StoreWriter, version: str, source: SnapshotSource, on_step: OnStep) -> Manifest:
+def _load(writer: StoreWriter, version: str, source: SnapshotSource, on_step: OnStep) -> SnapshotManifest:
     """Load, seal and verify one version."""
     on_step("create", version)
     writer.create(version)
@@ -326,8 +326,8 @@ def _load(writer: StoreWriter, version: str, source: SnapshotSource, on_step: On
     return manifest
 
 
-def _manifest(version: str, source: SnapshotSource, *, dim: int, checksum: str) -> Manifest:
-    return Manifest(
+def _manifest(version: str, source: SnapshotSource, *, dim: int, checksum: str) -> SnapshotManifest:
+    return SnapshotManifest(
         version=version,
         ds=source.ds,
         basis_version=source.basis_version,
@@ -340,7 +340,7 @@ def _manifest(version: str, source: SnapshotSource, *, dim: int, checksum: str) 
     )
 
 
-def _verify_rows(writer: StoreWriter, manifest: Manifest) -> None:
+def _verify_rows(writer: StoreWriter, manifest: SnapshotManifest) -> None:
     checksum, row_count = Checksum(), 0
     for key, value in writer.rows(manifest.version):
         checksum.add(key, value)
@@ -356,7 +356,7 @@ def _verify_rows(writer: StoreWriter, manifest: Manifest) -> None:
         )
 
 
-def _verify_sample(writer: StoreWriter, manifest: Manifest, source: SnapshotSource) -> None:
+def _verify_sample(writer: StoreWriter, manifest: SnapshotManifest, source: SnapshotSource) -> None:
     for chunk in row_chunks(source.sample()):
         stored = writer.values(manifest.version, chunk.keys)
         for (key, value), found in zip(chunk.items(), stored, strict=True):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jobs.store.protocol import OnlineStore, PinnedSnapshot
 from jobs.store.rows import decode_into, user_key
-from jobs.store.snapshot import BasisMismatchError, Manifest, OnlineStoreError, VersionGoneError
+from jobs.store.snapshot import BasisMismatchError, OnlineStoreError, SnapshotManifest, VersionGoneError
 
 # Each retry needs two publishes within one read; more than a few in a row means that something else is wrong.
 READ_ATTEMPTS = 10
@@ -30,7 +30,7 @@ class StoredEmbedding:
     user_id: str
     embedding: NDArray[np.float32]
     n_items: int
-    manifest: Manifest
+    manifest: SnapshotManifest
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class EmbeddingBatch:
     embeddings: NDArray[np.float32]
     n_items: NDArray[np.int32]
     is_found: NDArray[np.bool_]
-    manifest: Manifest
+    manifest: SnapshotManifest
 
 
 class SnapshotReader:
@@ -97,8 +97,8 @@ class SnapshotReader:
             f"online store {self._store!r}: the live version vanished {READ_ATTEMPTS} times in a row"
         )
 
-    def manifest(self) -> Manifest:
-        """Manifest of the live version.
+    def manifest(self) -> SnapshotManifest:
+        """SnapshotManifest of the live version.
 
         Raises:
             NoLiveSnapshotError: Nothing was published.
@@ -127,7 +127,7 @@ class SnapshotReader:
             embeddings = np.zeros((0, manifest.dim), dtype=np.float32)
         return EmbeddingBatch(user_ids, embeddings, n_items, is_found, manifest)
 
-    def _check_basis(self, manifest: Manifest) -> None:
+    def _check_basis(self, manifest: SnapshotManifest) -> None:
         if self._basis_version not in (None, manifest.basis_version):
             raise BasisMismatchError(
                 f"online store {self._store!r}: live snapshot ds={manifest.ds} has basis_version "

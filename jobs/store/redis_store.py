@@ -36,10 +36,10 @@ from redis.retry import Retry
 from jobs.store.protocol import require_own
 from jobs.store.rows import Buffer, RowChunk
 from jobs.store.snapshot import (
-    Manifest,
     NoLiveSnapshotError,
     OnlineStoreError,
     Pointer,
+    SnapshotManifest,
     StoreAuthError,
     StoreFullError,
     StoreLockedError,
@@ -117,7 +117,7 @@ class RedisStore:
             retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
             **tls,
         )
-        self._pinned: Manifest | None = None
+        self._pinned: SnapshotManifest | None = None
 
     def __repr__(self) -> str:
         return f"RedisStore({self._place}, prefix={self._prefix!r})"
@@ -226,14 +226,14 @@ class RedisStore:
         size = before.get("aof_current_size", 0)
         return f"redis is still rewriting its append-only file of {size:,} bytes after {wait_s:g} s"
 
-    def _live_manifest(self) -> Manifest:
+    def _live_manifest(self) -> SnapshotManifest:
         live = self.pointer().live
         if live is None:
             raise NoLiveSnapshotError(f"online store {self!r}: nothing was published yet")
         stored = _bytes(self._client.get(self.key(live, "manifest")))
         if stored is None:
             raise VersionGoneError(f"online store {self!r}: version {live} is no longer kept")
-        return Manifest.from_json(stored)
+        return SnapshotManifest.from_json(stored)
 
     def _claim(self) -> None:
         """Mark the store with the deployment's name.
@@ -270,7 +270,7 @@ class RedisStore:
 class _PinnedVersion:
     """A version of which every answer is proved to be whole; see :class:`jobs.store.protocol.PinnedSnapshot`."""
 
-    def __init__(self, store: RedisStore, client: redis.Redis, manifest: Manifest) -> None:
+    def __init__(self, store: RedisStore, client: redis.Redis, manifest: SnapshotManifest) -> None:
         self._store = store
         self._client = client
         self.manifest = manifest
@@ -291,7 +291,7 @@ class _PinnedVersion:
         found = Pointer.from_json(pointer)
         if manifest is None or version not in ({found.live} if is_first else found.kept):
             raise VersionGoneError(f"online store {self._store!r}: version {version} is no longer live")
-        self.manifest = Manifest.from_json(manifest)
+        self.manifest = SnapshotManifest.from_json(manifest)
         return values
 
 
@@ -308,12 +308,12 @@ class RedisWriter:
         """The pointer."""
         return self._store.pointer()
 
-    def manifest(self, version: str) -> Manifest:
-        """Manifest of a sealed version."""
+    def manifest(self, version: str) -> SnapshotManifest:
+        """SnapshotManifest of a sealed version."""
         stored = _bytes(self._client.get(self._store.key(version, "manifest")))
         if stored is None:
             raise VersionDamagedError(f"online store {self._store!r}: version {version} has no manifest")
-        return Manifest.from_json(stored)
+        return SnapshotManifest.from_json(stored)
 
     def versions(self) -> frozenset[str]:
         """All versions that were begun and not removed to the end."""
@@ -329,7 +329,7 @@ class RedisWriter:
         for rows in _groups(chunk.items(), KEYS_A_REQUEST):
             self._fenced(partial(self._fill, version, rows))
 
-    def seal(self, manifest: Manifest) -> None:
+    def seal(self, manifest: SnapshotManifest) -> None:
         """Write the manifest. What reaches the disk, and when, is the server's own setting."""
         key = self._store.key(manifest.version, "manifest")
         self._fenced(lambda pipe: pipe.set(key, manifest.to_json()))
@@ -393,7 +393,7 @@ class RedisWriter:
         for key, value in rows:
             pipe.hset(self._store.bucket_key(version, key), key, value)
 
-    def _forget_user(self, bucket: str, key: bytes, manifest: Manifest, pipe: Pipeline) -> None:
+    def _forget_user(self, bucket: str, key: bytes, manifest: SnapshotManifest, pipe: Pipeline) -> None:
         pipe.hdel(bucket, key)
         pipe.set(self._store.key(manifest.version, "manifest"), manifest.to_json())
 

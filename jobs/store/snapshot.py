@@ -48,7 +48,7 @@ class VersionDamagedError(OnlineStoreError):
 
 
 @dataclass(frozen=True)
-class Manifest:
+class SnapshotManifest:
     """What a version holds.
 
     Attributes:
@@ -80,12 +80,12 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self) | {"ds": self.ds.isoformat()}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str | Buffer) -> Manifest:
+    def from_json(cls, text: str | Buffer) -> SnapshotManifest:
         """Read :meth:`to_json`."""
         fields = json.loads(text if isinstance(text, str) else bytes(text))
         return cls(**(fields | {"ds": date.fromisoformat(fields["ds"])}))
 
-    def without(self, key: bytes, value: Buffer) -> Manifest:
+    def without(self, key: bytes, value: Buffer) -> SnapshotManifest:
         """This manifest after one of its rows was deleted."""
         checksum = Checksum.parse(self.checksum)
         checksum.discard(key, value)
@@ -129,7 +129,7 @@ class Switch:
 
     sequence: int
     action: str
-    manifest: Manifest
+    manifest: SnapshotManifest
 
     def to_json(self) -> str:
         """One line of JSON that :meth:`from_json` reads."""
@@ -140,4 +140,4 @@ class Switch:
     def from_json(cls, text: Buffer) -> Switch:
         """Read :meth:`to_json`."""
         fields = json.loads(bytes(text))
-        return cls(fields["sequence"], fields["action"], Manifest.from_json(fields["manifest"]))
+        return cls(fields["sequence"], fields["action"], SnapshotManifest.from_json(fields["manifest"]))

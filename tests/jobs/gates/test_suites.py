@@ -22,7 +22,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from jobs.gates.checkpoints import GateRun, Outcome
+from jobs.gates.checkpoints import GateOutcome, GateRun
 from jobs.gates.suites import (
     basis_suite,
     drift_suite,
@@ -151,7 +151,7 @@ class Verdicts:
     def __init__(self, spark: SparkSession) -> None:
         self._spark, self._found = spark, {}
 
-    def __call__(self, table: Table, kind: str) -> dict[str, Outcome]:
+    def __call__(self, table: Table, kind: str) -> dict[str, GateOutcome]:
         if (table.name, kind) not in self._found:
             outcomes = GateRun(DAY).rows(table, self._rows(table, kind), suite_of(table), shows_rows=False)
             found = {outcome.expectation: outcome for outcome in outcomes}

@@ -37,9 +37,9 @@ from jobs.store.redis_store import RedisStore, RedisWriter
 from jobs.store.rows import BadRowError, Checksum, RowChunk, row_chunks
 from jobs.store.snapshot import (
     BasisMismatchError,
-    Manifest,
     NoLiveSnapshotError,
     OnlineStoreError,
+    SnapshotManifest,
     StoreAuthError,
     StoreFullError,
     StoreLockedError,
@@ -174,7 +174,7 @@ def test_what_was_published_is_read_back(store: Any) -> None:
     reader = SnapshotReader(store)
     manifest = reader.manifest()
     assert manifest == done.manifest == audit(store)
-    assert dataclasses.replace(manifest, version="", checksum="") == Manifest(
+    assert dataclasses.replace(manifest, version="", checksum="") == SnapshotManifest(
         "", DAY_ONE, "basis-a", "365-60", "uniform", 2, 3, "", "test"
     )
     found = reader.get("日本")
