@@ -26,12 +26,15 @@ from jobs.config.window import LONG_DAYS, LteWindow, day_number
 from jobs.lake.lake import Lake, open_lake
 from jobs.lake.predicates import Predicate
 from jobs.lte.windows import in_window
-from jobs.ranker.examples import _SCHEMA, ExamplesOfUser, user_events
+from jobs.ranker.examples import _SCHEMA, ExamplesOfUser, first_landing, user_events
 from jobs.runtime.entry import is_off, run_job, say
 from jobs.runtime.flags import parse_config
 from schemas import EVENT_DAYS, INTERACTIONS, TRAINING_EXAMPLES
 
 JOB = "build_examples"
+
+# What is taken of the past, as part of every inputs_id: examples of other rules are built anew.
+PAST_RULES = "landed by the anchor, ties by hash"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,7 +93,12 @@ def inputs_ids(lake: Lake, deployment: Deployment, anchors: Sequence[date], basi
     event_days = {row["event_date"]: (row["n_events"], row["checksum"]) for row in rows.collect()}
     landed = read_basis(lake, basis_version).groupBy("first_ds").count().collect()
     first_days = sorted(row["first_ds"] for row in landed for _ in range(row["count"]))
-    settings = {"types": deployment.interactions.types, "half_life_days": deployment.lte.half_life_days}
+    first_load = first_landing(lake.read(INTERACTIONS))
+    settings = {
+        "types": deployment.interactions.types,
+        "half_life_days": deployment.lte.half_life_days,
+        "past": f"{PAST_RULES}, first load {first_load}",
+    }
     return {
         anchor: _hash({**settings, **_read_by(anchor, event_days, first_days)})
         for anchor in anchors
@@ -128,7 +136,9 @@ def write_examples(lake: Lake, deployment: Deployment, anchors: Mapping[date, st
     days = list(anchors)
     items = known_items(read_basis(lake, basis_version), days[-1] + timedelta(days=1))
     task = ExamplesOfUser(tuple(day_number(anchor) for anchor in days), deployment.lte.half_life_days)
-    events = user_events(lake.read(INTERACTIONS), items, deployment.interactions.types, days)
+    interactions = lake.read(INTERACTIONS)
+    first = first_landing(interactions)
+    events = user_events(interactions, items, deployment.interactions.types, days, first_load=first)
     ids = {day_number(anchor): inputs_id for anchor, inputs_id in anchors.items()}
     rows = events.mapInArrow(NamedExamples(task, ids), _NAMED)
     anchor_ds = F.expr("date_add(DATE '1970-01-01', anchor_day)")

@@ -37,6 +37,7 @@ TRAINING_EXAMPLES = Table(
             ),
             column("types", ArrayType(IntegerType()), "Their interaction types: places in interactions.types."),
             column("ages_hours", ArrayType(IntegerType()), "Their whole hours before the end of anchor_ds."),
+            column("moments", ArrayType(IntegerType()), "Number of their moment, from 0: equal for equal seconds."),
             column("past_items", ArrayType(IntegerType()), "item_index of each known item in 365 days, ascending."),
             _past("n_week", IntegerType(), "interactions in the last 7 days."),
             _past("n_month", IntegerType(), "interactions in the last 28 days."),

@@ -30,7 +30,7 @@ from jobs.config.sections import Deployment, ExperimentSection
 from jobs.config.window import day_number
 from jobs.experiments.plan import ExampleSet
 from jobs.lake.lake import Lake
-from jobs.ranker.examples import ExamplesOfUser, user_events
+from jobs.ranker.examples import ExamplesOfUser, first_landing, user_events
 from jobs.ranker.items import CandidateItems, load_candidates
 from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version
@@ -177,7 +177,8 @@ class ExampleBuilder:
         )
         reach = max(examples.long_days, examples.sequence_days)
         interactions = self.lake.read(INTERACTIONS)
-        events = user_events(interactions, items, self.deployment.interactions.types, anchors, reach)
+        first = first_landing(interactions)
+        events = user_events(interactions, items, self.deployment.interactions.types, anchors, reach, first)
         rows = events.mapInArrow(task, _COMPUTED).withColumns(
             {
                 "basis_version": F.lit(self.basis_version),

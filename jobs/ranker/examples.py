@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -23,12 +24,19 @@ _DAYS = LONG_DAYS + 1  # more than any number of days that is looked back
 IntArray = npt.NDArray[np.int64]
 
 
+def first_landing(interactions: DataFrame) -> date | None:
+    """Landing day of the first load: it may bring years of history at once, before anything was served."""
+    first: date | None = interactions.agg(F.min("landing_ds").alias("first")).collect()[0]["first"]
+    return first
+
+
 def user_events(
     interactions: DataFrame,
     items: DataFrame,
     types: Sequence[str],
     anchors: Sequence[date],
     reach_days: int = LONG_DAYS,
+    first_load: date | None = None,
 ) -> DataFrame:
     """One row a user: all interactions that an example of ``anchors`` can hold, in any order.
 
@@ -38,21 +46,27 @@ def user_events(
         types: Interaction types, place = code.
         anchors: Anchor days, oldest first.
         reach_days: Days before an anchor that an example can hold.
+        first_load: From :func:`first_landing`. Events that landed on that day count as landed when they happened;
+            None: no event does.
 
     Returns:
         user_id and events, an array of (ts in seconds since 1970, item_index or -1, type code or -1, day since 1970
-        from which the item is known).
+        from which the item is known, day since 1970 on which the event landed).
     """
     last_target = anchors[-1] + timedelta(days=1)
     span = (last_target - anchors[0]).days + reach_days
     recent = interactions.where(in_window(last_target, LteWindow(span, 0)))
     numbered = recent.join(F.broadcast(items), "item_id", "left")
     code = F.array_position(F.array(*(F.lit(name) for name in types)), F.col("interaction_type")) - 1
+    landed = F.col("landing_ds")
+    if first_load is not None:
+        landed = F.when(landed > F.lit(first_load), landed).otherwise(F.col("event_date"))
     event = F.struct(
         F.col("event_ts").cast("bigint").alias("ts"),
         F.coalesce(F.col("item_index"), F.lit(UNKNOWN)).cast("bigint").alias("item"),
         code.cast("bigint").alias("type"),
         F.coalesce(F.datediff(F.col("first_ds"), F.lit(EPOCH_DAY)), F.lit(0)).cast("bigint").alias("known_from"),
+        F.datediff(landed, F.lit(EPOCH_DAY)).cast("bigint").alias("landed"),
     )
     return numbered.groupBy("user_id").agg(F.collect_list(event).alias("events"))
 
@@ -94,20 +108,26 @@ class ExamplesOfUser:
     def examples(self, user_id: str, events: Sequence[Mapping[str, int]]) -> Iterator[dict[str, Any]]:
         """Yield the examples of one user: one for each anchor with a known item on the day after.
 
-        The past holds items that were known on the anchor, as compute_lte reads them on that day; the targets, those
-        known on the day after.
+        The past holds what serving had on the anchor: events that had landed, of items that were known. The targets
+        are items known on the day after, whenever their events landed.
 
         Args:
             user_id: The user.
-            events: Interactions with ``ts``, ``item``, ``type`` and, unless the item was always known, ``known_from``.
+            events: Interactions with ``ts``, ``item``, ``type``, ``known_from`` unless the item was always known, and
+                ``landed`` unless the event landed at once.
         """
         ts, item, kind = (
             np.array([event[name] for event in events], dtype=np.int64) for name in ("ts", "item", "type")
         )
-        known_from = np.array([event.get("known_from", 0) for event in events], dtype=np.int64)
-        order = np.lexsort((kind, item, ts))
+        known_from, landed = (
+            np.array([event.get(name, 0) for event in events], dtype=np.int64) for name in ("known_from", "landed")
+        )
+        # Both the item and the event must be there: what is later decides.
+        usable_from = np.maximum(known_from, landed)
+        order = np.lexsort((kind, item, tie_order(user_id, ts, item), ts))
         order = order[item[order] != UNKNOWN]
-        ts, item, kind, known_from = ts[order], item[order], kind[order], known_from[order]
+        ts, item, kind = ts[order], item[order], kind[order]
+        known_from, usable_from = known_from[order], usable_from[order]
         day = ts // 86_400
         for target_day in np.intersect1d(np.unique(day), np.array(self.anchors) + 1):
             first, short, end, after = np.searchsorted(
@@ -117,7 +137,7 @@ class ExamplesOfUser:
             if not targets.size:
                 continue
             start = min(first, short)
-            known = start + np.flatnonzero(known_from[start:end] < target_day)
+            known = start + np.flatnonzero(usable_from[start:end] < target_day)
             past, sequence = known[known >= first], known[known >= short][-self.max_sequence :]
             yield {
                 "user_id": user_id,
@@ -125,6 +145,7 @@ class ExamplesOfUser:
                 "items": item[sequence],
                 "types": kind[sequence],
                 "ages_hours": (target_day * 86_400 - ts[sequence]) // 3600,
+                "moments": np.unique(ts[sequence], return_inverse=True)[1],
                 "targets": targets,
                 **self._past(ts[past], item[past], int(target_day)),
             }
@@ -152,6 +173,34 @@ class ExamplesOfUser:
             "past_w_long": np.bincount(place, weights=weight * ~is_short, minlength=n).astype(np.float32),
             **_visits(place, days_ago, n),
         }
+
+
+# Odd constants of splitmix64 (Steele, Lea, Flood 2014), which spreads neighbouring numbers over all 64 bits.
+_SPREAD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def tie_order(user_id: str, ts: IntArray, item: IntArray) -> npt.NDArray[np.uint64]:
+    """Order of interactions of one moment: a hash of user, moment and item.
+
+    Item numbers follow the catalogue. In their order a model would learn to predict the next higher number, and of a
+    large basket the highest numbers would be kept.
+
+    Args:
+        user_id: The user.
+        ts: [N] moments in seconds.
+        item: [N] item numbers.
+
+    Returns:
+        uint64 [N], the same on every machine and in every run.
+    """
+    seed = int.from_bytes(hashlib.blake2b(user_id.encode(), digest_size=8).digest(), "little")
+    mixed = np.full(len(ts), seed, dtype=np.uint64)
+    for values in (ts, item):
+        mixed += values.astype(np.uint64) * np.uint64(_SPREAD[0]) + np.uint64(_SPREAD[0])
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(_SPREAD[1])
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(_SPREAD[2])
+        mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def _visits(place: IntArray, days_ago: IntArray, n_items: int) -> dict[str, npt.NDArray[Any]]:

@@ -28,6 +28,7 @@ EXAMPLE_COLUMNS = (
     "items",
     "types",
     "ages_hours",
+    "moments",
     "past_items",
     "past_n_week",
     "past_n_month",
@@ -156,7 +157,8 @@ class ExampleCollate:
             past its end (items newer than the vocabulary) are unknown, too.
         max_length: L at most.
         objective: "next_day": the last position predicts the targets. "clm": each position predicts the next item of
-            the sequence, whose last item is no input then; a padding position never does.
+            the sequence, whose last item is no input then; a padding position never does, and an item of the same
+            moment is never predicted.
     """
 
     row_of_index: IntArray
@@ -187,7 +189,8 @@ class ExampleCollate:
             left_pad(values, lengths, width + ahead)
             for values in (known[kept], types[kept] + 1, age_bucket(hours[kept]))
         )
-        query_user, query_position, target_query, targets = self._queries(items, rows)
+        moments = self._moments(rows, kept, lengths, width + ahead)
+        query_user, query_position, target_query, targets = self._queries(items, moments, rows)
         return ExampleBatch(
             items=torch.from_numpy(items[:, :width]),
             types=torch.from_numpy(kinds[:, :width]),
@@ -200,10 +203,21 @@ class ExampleCollate:
             anchor_day=torch.from_numpy(rows["anchor_day"].to_numpy().astype(np.int64)),
         )
 
-    def _queries(self, items: IntArray, rows: pa.Table) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    def _moments(self, rows: pa.Table, kept: npt.NDArray[np.bool_], lengths: IntArray, width: int) -> IntArray | None:
+        """Numbers of the moments, int64 [B, L + 1], where positions are compared; None where they are not."""
+        if self.objective != "clm":
+            return None
+        moments, _ = list_parts(rows["moments"])
+        return left_pad(moments[kept], lengths, width)
+
+    def _queries(
+        self, items: IntArray, moments: IntArray | None, rows: pa.Table
+    ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         n_users, width = items.shape
-        if self.objective == "clm":
-            user, position = np.nonzero(items[:, :-1])
+        if moments is not None:
+            # What was bought together has no order: the one is no consequence of the other.
+            is_later = moments[:, 1:] > moments[:, :-1]
+            user, position = np.nonzero((items[:, :-1] > 0) & is_later)
             return user, position, np.arange(len(user)), items[user, position + 1]
         index, lengths = list_parts(rows["targets"])
         targets = self.rows(index)

@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -18,7 +19,7 @@ from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
 from jobs.lake.predicates import TableError
 from jobs.landing.event_days import refresh_event_days
-from jobs.ranker.examples import ExamplesOfUser
+from jobs.ranker.examples import ExamplesOfUser, first_landing, tie_order, user_events
 from lte_models.averages.pooling import Weighting
 from lte_models.ranker.examples import ExampleCollate, averaged_lte, lte_weights
 from schemas import EVENT_DAYS, INTERACTIONS, ITEM_EMBEDDINGS, TRAINING_EXAMPLES, Table
@@ -115,6 +116,61 @@ def test_no_example_sees_its_future(past: list[Any], future: list[Any], rng: Any
     assert {k: v for k, v in after.items() if k != "targets"} == {k: v for k, v in before.items() if k != "targets"}
     on_target_day = {event["item"] for event in [TARGET, *later] if event["ts"] < (ANCHOR + 2) * DAY}
     assert set(after["targets"]) == on_target_day
+
+
+def test_ties_in_time_do_not_follow_item_numbers() -> None:
+    """In one basket every item is as likely to be before as after an item of a higher number."""
+    n_users, n_rising = 200, 0
+    for number in range(n_users):
+        events = [_event(0.5, item) for item in (50, 7, 33, 2, 90, 41)]
+        task = ExamplesOfUser((ANCHOR,), 30.0)
+        rows = [next(iter(task.examples(f"u{number}", [*part, TARGET]))) for part in (events, events[::-1])]
+        assert rows[0]["items"].tolist() == rows[1]["items"].tolist()  # the same in any order of reading
+        assert rows[0]["moments"].tolist() == [0] * 6
+        n_rising += int(np.sum(np.diff(rows[0]["items"]) > 0))
+    pairs = 5 * n_users  # half of them rise; neighbouring pairs of a permutation rise with variance (n + 1) / 12
+    assert abs(n_rising - pairs / 2) < 5 * np.sqrt(n_users * 7 / 12)
+
+
+def test_a_random_part_of_a_basket_above_the_cap_is_kept() -> None:
+    events = [_event(0.5, item) for item in range(300)]
+    kept = [
+        next(iter(ExamplesOfUser((ANCHOR,), 30.0).examples(user, [*events, TARGET])))["items"] for user in ("a", "b")
+    ]
+    assert [len(items) for items in kept] == [100, 100]
+    assert set(kept[0].tolist()) != set(kept[1].tolist())
+    # The mean of 100 of the numbers 0 to 299 lies within 5 deviations (7.1 each) of 149.5.
+    assert all(abs(items.mean() - 149.5) < 36 for items in kept)
+
+
+def test_the_order_of_ties_is_the_same_on_every_machine() -> None:
+    order = tie_order("u", np.array([1, 1, 2]), np.array([5, 6, 5]))
+    # By splitmix64 in whole numbers of Python, which know no overflow.
+    seed = int.from_bytes(hashlib.blake2b(b"u", digest_size=8).digest(), "little")
+    assert order.tolist() == [_mixed(_mixed(seed, ts), item) for ts, item in ((1, 5), (1, 6), (2, 5))]
+
+
+def _mixed(state: int, value: int) -> int:
+    bits = 2**64
+    z = (state + (value + 1) * 0x9E3779B97F4A7C15) % bits
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % bits
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % bits
+    return z ^ (z >> 31)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.floats(0.01, 400), st.integers(0, 5), st.integers(0, 30)), max_size=12),
+    st.lists(st.tuples(st.floats(0.01, 400), st.integers(0, 5), st.integers(1, 30)), max_size=12),
+)
+def test_no_example_sees_an_event_that_had_not_landed(
+    on_time: list[tuple[float, int, int]], late: list[tuple[float, int, int]]
+) -> None:
+    """Late events change nothing of the past; as targets they count whenever they landed."""
+    known = [_event(age, item) | {"landed": ANCHOR - ahead} for age, item, ahead in on_time]
+    unknown = [_event(age, item, 1) | {"landed": ANCHOR + behind} for age, item, behind in late]
+    target = TARGET | {"landed": ANCHOR + 9}
+    assert _example([*unknown, target, *known]) == _example([*known, target])
 
 
 def test_examples_are_one_a_day_that_the_user_came_and_an_anchor_was_asked_for() -> None:
@@ -287,3 +343,33 @@ def test_a_table_of_the_version_before_is_built_again(lake: Lake, deployment_fil
     assert old.read(before, version=1).count() == 11  # its history stays
     lake.renew(TRAINING_EXAMPLES)  # of this version: nothing happens
     assert lake.version(TRAINING_EXAMPLES) == version
+
+
+def test_a_late_event_is_in_no_past_before_it_landed_unless_the_first_load_brought_it(lake: Lake) -> None:
+    first, anchor = date(2020, 6, 1), date(2020, 12, 1)
+    rows = [
+        ("u", "i0", "event", first - timedelta(days=100), first),  # history of the first load
+        ("u", "i1", "on time", anchor, anchor),
+        ("u", "i2", "late", anchor, anchor + timedelta(days=1)),
+        ("u", "i0", "target", anchor + timedelta(days=1), anchor + timedelta(days=5)),
+    ]
+    _append(
+        lake, [(*_interaction(user, item, day)[:6], landed, day) for user, item, _, day, landed in rows], INTERACTIONS
+    )
+    items = lake.spark.createDataFrame(
+        [(f"i{n}", n, first) for n in range(3)], "item_id string, item_index int, first_ds date"
+    )
+    interactions = lake.read(INTERACTIONS)
+    assert first_landing(interactions) == first
+    for load, expected in ((first, [0, 1]), (None, [0, 1])):
+        [user] = user_events(interactions, items, ["purchase"], [anchor], first_load=load).toArrow().to_pylist()
+        landed = {(event["item"], event["ts"] // DAY): event["landed"] for event in user["events"]}
+        [example] = ExamplesOfUser((_day(anchor),), 30.0).examples("u", user["events"])
+        assert example["past_items"].tolist() == expected
+        assert example["targets"].tolist() == [0]
+        history = _day(first - timedelta(days=100))
+        assert landed[0, history] == (history if load else _day(first))
+
+
+def _day(day: date) -> int:
+    return (day - date(1970, 1, 1)).days

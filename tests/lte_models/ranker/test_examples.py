@@ -31,6 +31,7 @@ def example(**changes: Any) -> dict[str, Any]:
         "items": [0, 1, 3],
         "types": [0, 1, 0],
         "ages_hours": [50, 10, 0],
+        "moments": [0, 1, 2],
         "past_items": [3, 0, 1],
         "past_n_week": [1, 1, 1],
         "past_n_month": [1, 1, 1],
@@ -97,7 +98,7 @@ def test_a_user_without_history_keeps_one_padding_position() -> None:
 
 def test_causal_training_predicts_the_next_item_at_each_position() -> None:
     batch = ExampleCollate(ROW_OF_INDEX, objective="clm")(
-        table(example(), example(items=[3], types=[1], ages_hours=[3]))
+        table(example(), example(items=[3], types=[1], ages_hours=[3], moments=[0]))
     )
     # the newest item is no input: a query stands at every position, the last one too, where serving asks
     assert batch.items.tolist() == [[2, 1], [0, 0]]
@@ -106,6 +107,19 @@ def test_causal_training_predicts_the_next_item_at_each_position() -> None:
     assert batch.query_position.tolist() == [0, 1]
     assert batch.targets.tolist() == [1, 3]
     assert batch.target_query.tolist() == [0, 1]
+
+
+def test_an_item_of_the_same_moment_is_never_predicted() -> None:
+    rows = table(
+        example(moments=[0, 0, 1]),  # items 0 and 1 in one basket
+        example(moments=[0, 1, 1]),
+        # The item outside the vocabulary goes; its neighbours stay in one basket.
+        example(items=[1, 2, 0, 3], types=[0] * 4, ages_hours=[9, 9, 9, 0], moments=[0, 0, 0, 1]),
+    )
+    batch = ExampleCollate(ROW_OF_INDEX, objective="clm")(rows)
+    assert batch.items.tolist() == [[2, 1], [2, 1], [1, 2]]
+    found = list(zip(batch.query_user.tolist(), batch.query_position.tolist(), batch.targets.tolist(), strict=True))
+    assert found == [(0, 1, 3), (1, 0, 1), (2, 1, 3)]
 
 
 def test_only_the_last_max_length_items_are_kept() -> None:
