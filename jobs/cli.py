@@ -177,7 +177,9 @@ def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
         _print(args.json, back, "\n".join(lines))
     elif users:
         done = (erase.plan_erasure if args.dry_run else erase.erase_users)(deployment, users)
-        _print(args.json, done.as_json(), erase.erasure_text(done, users, is_plan=args.dry_run))
+        # A task's log names no user: the operator named the others.
+        named = args.user_ids if not args.requests else []
+        _print(args.json, done.as_json(), erase.erasure_text(done, named, is_plan=args.dry_run))
     else:
         _print(args.json, [], "no user asks to be forgotten")
 

@@ -17,7 +17,7 @@ from datetime import date
 from itertools import chain
 
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from jobs.config.sections import Deployment
@@ -60,6 +60,9 @@ from schemas.ingest import TARGETS
 JOB = "ingest"
 STAGING = "_staging/ingest"
 SHOWN_FAULTS = 3
+
+# Columns that can name a person; a detail begins with the faulty column.
+PERSONAL_COLUMNS = ("user_id", "session_id")
 FRACTIONS = "have an id like 17.0, which is another id than 17; write whole numbers without a fraction"
 
 
@@ -153,13 +156,24 @@ def _say_misplaced(landing: str, other_case: Sequence[str]) -> None:
 
 
 def _say_first_faults(staged: Staged) -> None:
-    """Show what is wrong with a few rows: a count alone does not tell anybody what to change."""
+    """Show what is wrong with a few rows: a count alone does not tell anybody what to change.
+
+    A log is kept where no erasure reaches. So of rows with users it shows neither the text nor an id.
+    """
     for target in TARGETS:
         if any(each.n_quarantined for file, each in staged.counts.items() if file.target == target):
             for row in staged.bad(target).orderBy("source_file", "line").limit(SHOWN_FAULTS).collect():
                 if row["line"]:  # a file that was refused as a whole has been named already
-                    detail = f" ({row['detail']})" if row["detail"] else ""
-                    warn(JOB, f"{row['source_file']} line {row['line']}: {row['reason']}{detail}: {row['raw']}")
+                    warn(JOB, f"{row['source_file']} line {row['line']}: {_shown_fault(target, row)}")
+
+
+def _shown_fault(target: str, row: Row) -> str:
+    """Reason and value of a bad row; of a row with a user, only a value that names nobody."""
+    names_somebody = row["detail"].startswith(PERSONAL_COLUMNS) if row["detail"] else True
+    if target == "interactions" and names_somebody:
+        return f"{row['reason']}; table quarantine has the row"
+    detail = f" ({row['detail']})" if row["detail"] else ""
+    return f"{row['reason']}{detail}" + ("" if target == "interactions" else f": {row['raw']}")
 
 
 def _held_days(lake: Lake, table: Table, batch: Batch) -> list[tuple[date, date | None]]:

@@ -131,11 +131,17 @@ def let_back_in(deployment: Deployment, user_id: str) -> bool:
 
 
 def erasure_text(done: Erasure, user_ids: Sequence[str], *, is_plan: bool) -> str:
-    """What was done, for a terminal: the ids that the operator gave are the only ones in it."""
-    who = ", ".join(printable(user_id) for user_id in user_ids)
+    """What was done, for a terminal or a log.
+
+    Args:
+        done: Result.
+        user_ids: The users that the operator named; empty for a number instead of names.
+        is_plan: Whether nothing was changed.
+    """
+    who = ", ".join(f"user {printable(user_id)}" for user_id in user_ids) or f"{done.n_users} users"
     if not done.is_known and not is_plan:
-        return f"nothing was known of user {who}; ingest keeps the id out from now on (lte erase --readmit lets it in)"
-    lines = [f"{'would erase' if is_plan else 'erased'} user {who}"]
+        return f"nothing was known of {who}; ingest keeps the id out from now on (lte erase --readmit ends that)"
+    lines = [f"{'would erase' if is_plan else 'erased'} {who}"]
     lines += [f"  {name:20}{count:>8} rows" for name, count in done.tables.items() if count]
     lines += [f"  {'pages and copies':20}{done.files:>8} files", f"  {'online store':20}{done.versions:>8} rows"]
     if done.rewritten:

@@ -285,3 +285,10 @@ def test_nothing_else_gets_into_the_shell_of_an_experiment(bag: Any, flags: str)
 
 def _pattern(bag: Any, name: str) -> str:
     return dict(bag["dags"]["lte_experiments"]["params"])[name]["schema"]["__var"]["pattern"]
+
+
+def test_erasures_take_the_requests_and_name_no_user_in_a_command(bag: Any) -> None:
+    (task,) = bag["tasks"]["lte_erasure"].values()
+    start = f'exec "${{LTE_PYTHON:-{sys.executable}}}" -P -m jobs.cli erase --config '
+    assert task["command"].startswith(start)
+    assert task["command"].endswith(" --requests")

@@ -435,3 +435,17 @@ def test_any_mix_of_days_and_files_conserves_rows_and_is_the_same_again(
     once = everything(lake)
     ingest(lake, deployment, two)
     assert everything(lake) == once
+
+
+def test_the_log_of_an_ingest_names_no_user(
+    lake: Lake, deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [f"u{i},i1,2017-01-02T10:00:00Z,click" for i in range(8)]
+    land(deployment, "2017-01-02", "a.csv", *good, "secret1,i,no day,click", " secret2,i,2017-01-02,click", "secret3,i")
+    ingest(lake, deployment, DS)
+    said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line and " line " in line]
+    assert [line.split(" line ")[1] for line in said] == [
+        '9: bad_timestamp (event_ts = "no day")',
+        "10: malformed_user_id; table quarantine has the row",
+        "11: malformed_row (2 fields where the header has 4)",
+    ]

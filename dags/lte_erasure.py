@@ -1,0 +1,37 @@
+"""# Users who ask to be forgotten, erased every day.
+
+`lte erase --requests` erases the users whom table `erasure_requests` names (columns `user_id`, `requested_ts`; any
+Delta writer can append to the table). An erasure takes the user out of the online store first. Then it takes the user
+out of all tables and their history, staged copies, reports and Data Docs. The request goes with the user.
+
+**What is kept**: one row per user in table `erasures`, with a salted hash and no id. Ingest keeps the user out from
+then on, also where old landing files hold the user. `lte erase --audit` lists the erasures, and for each the models
+that still know the user until they are trained anew.
+
+**The task's log names no user.** It says how many users were erased, and what became of tables and files.
+
+A new DAG is paused: `airflow dags unpause lte_erasure` starts it.
+
+The run takes a slot of the pool `lte_heavy` and the lease of the lake, so no other job writes meanwhile.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from airflow.sdk import DAG, CronDataIntervalTimetable
+from tasks import JOB_LIMITS, job_task
+
+with DAG(
+    "lte_erasure",
+    # After the daily run has had the morning: an erasure waits for the lease of the lake.
+    schedule=CronDataIntervalTimetable("0 12 * * *", timezone="UTC"),
+    start_date=datetime(2000, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(days=1),
+    default_args=JOB_LIMITS,
+    doc_md=__doc__,
+    tags=["lte", "erasure"],
+):
+    job_task("erase_requested", "cli erase", "--requests")
