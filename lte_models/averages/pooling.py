@@ -82,6 +82,7 @@ def packed_keys(rows: Int64Array, item_indices: Int64Array, ages: Int64Array) ->
         item_indices: Rows of the item matrix; -1 for an item without a vector.
         ages: Age in whole days.
     """
+    # user, then item, then age: one sort of integers groups the pairs and puts the newest interaction of each first
     return (rows << CODE_BITS) | ((item_indices + 1) << AGE_BITS) | ages
 
 
@@ -106,7 +107,7 @@ class Histories:
     def item_indices(self) -> Int64Array:
         """Item of each interaction, -1 where it has no vector."""
         numbered: Int64Array = (self.keys >> AGE_BITS) & MAX_ITEMS
-        return numbered - 1
+        return numbered - 1  # 0 stands for no vector in a key: a negative number has no place in unsigned bits
 
     @property
     def ages(self) -> Int64Array:
@@ -116,6 +117,7 @@ class Histories:
 
     def block(self, start: int, stop: int) -> Histories:
         """Users ``start`` to ``stop``, renumbered from 0."""
+        # keys are sorted by user, so a block of users is one slice: no mask over all interactions
         low, high = np.searchsorted(self.keys, [start << CODE_BITS, stop << CODE_BITS])
         return Histories(self.keys[low:high] - (start << CODE_BITS), stop - start)
 
@@ -177,22 +179,24 @@ class WindowPairs:
         if weighting.count == DISTINCT:
             ages, rows = self.histories.ages[self.starts], self.histories.rows[self.starts]
             return _looked_up(decay, ages - reference[rows])
+        # every interaction decays on its own, then a pair adds up its interactions in the order of the keys
         masses = _looked_up(decay, self.histories.ages - reference[self.histories.rows])
         pair_of = np.repeat(np.arange(len(self.starts)), self.counts(EACH))
         return _sums(pair_of, masses, len(self.starts))
 
     def matrix(self, values: NDArray[np.generic], n_items: int) -> sparse.csr_array:
-        """One value a pair as a sparse matrix [U, V], items in order within each user."""
+        """One value per pair as a sparse matrix [U, V], items in order within each user."""
         rows = self.histories.rows[self.starts]
         items = self.histories.item_indices[self.starts]
         if len(items) and items.max() >= n_items:
             raise PoolingError(f"item_index {items.max()} is outside the item matrix of {n_items} rows")
+        # the pairs are sorted by user and item already, which is what CSR wants: nothing is sorted or copied again
         offsets = np.searchsorted(rows, np.arange(self.histories.n_users + 1))
         shape = (self.histories.n_users, n_items)
         return sparse.csr_array((values, items.astype(np.int32), offsets.astype(np.int32)), shape=shape)
 
     def totals(self, values: NDArray[np.generic]) -> DoubleArray:
-        """Sum of one value a pair for each user, float64 [U]."""
+        """Sum of one value per pair for each user, float64 [U]."""
         return _sums(self.histories.rows[self.starts], values, self.histories.n_users)
 
 
@@ -204,7 +208,7 @@ def window_pairs(histories: Histories, ages: range) -> WindowPairs:
         ages: Ages in days that lie in the window: ``range(60, 365)`` is [365, 60).
     """
     in_window = histories.where((histories.ages >= ages.start) & (histories.ages < ages.stop))
-    is_known = in_window.item_indices != UNKNOWN_ITEM
+    is_known = in_window.item_indices != UNKNOWN_ITEM  # an item without a vector is counted, never averaged
     n_unknown = np.bincount(in_window.rows[~is_known], minlength=histories.n_users)
     known = in_window.where(is_known)
     return WindowPairs(known, run_starts(known.keys >> AGE_BITS), n_unknown, known.newest_ages())
@@ -212,6 +216,7 @@ def window_pairs(histories: Histories, ages: range) -> WindowPairs:
 
 def normalised(pairs: WindowPairs, masses: DoubleArray) -> DoubleArray:
     """Masses divided by their user's total: weights that sum to 1."""
+    # masses count ages from the newest interaction, so that the total of a user with pairs does not vanish
     return masses / pairs.totals(masses)[pairs.histories.rows[pairs.starts]]
 
 
@@ -231,7 +236,8 @@ def pooled(weights: sparse.csr_array, vectors: Float32Array) -> Float32Array:
     if vectors.ndim != 2 or weights.shape[1] != vectors.shape[0]:
         raise PoolingError(f"weights {weights.shape} do not fit vectors {vectors.shape}")
     if weights.dtype != np.float32 or vectors.dtype != np.float32:
-        raise PoolingError(f"weights are {weights.dtype}, vectors {vectors.dtype}: float32 is wanted")
+        raise PoolingError(f"expected float32, got weights of {weights.dtype} and vectors of {vectors.dtype}")
+    # SciPy adds row by row in the order of the columns, on one thread: a rerun gives the same bits
     return np.asarray(weights @ vectors)
 
 

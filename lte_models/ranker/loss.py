@@ -65,6 +65,7 @@ def _full_loss(model: Ranker, batch: ExampleBatch, context: Context, weights: Te
     embedded = model.embed(rows)
     queries = model.queries(batch, context, *embedded)
     has_one_target_each = batch.target_query.numel() == queries.shape[0]
+    # Without history logits a score is a plain inner product, and the loss needs no matrix of Q x V logits.
     if model.history is None and weights is None and has_one_target_each:
         vectors, position = embedded
         return linear_softmax_loss(queries[batch.target_query], vectors[position[rows]], batch.targets - 1)
@@ -84,6 +85,7 @@ def _sampled_loss(
     ranks = sampler.sample(rng)
     log_expected = sampler.log_expected[ranks].to(batch.items.device) if logq else None
     negatives = (ranks + 1).to(batch.items.device)
+    # Every row that the step reads, so that the item tower runs once for all of them.
     rows = [batch.items.flatten(), batch.targets, negatives]
     embedded = model.embed(torch.cat(rows if model.history is None else [*rows, batch.past.items]))
     queries = model.queries(batch, context, *embedded)
@@ -126,6 +128,7 @@ def _own_items(
 
 def _find(user: Tensor, items: Tensor, wanted_user: Tensor, wanted_item: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Place of each wanted pair among pairs sorted by user, then item: int64 [T], and bool [T], whether it is there."""
+    # One sorted key per pair: a binary search instead of a matrix of users x items.
     keys, wanted = user * width + items, wanted_user * width + wanted_item
     if keys.numel() == 0:
         return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
@@ -134,5 +137,6 @@ def _find(user: Tensor, items: Tensor, wanted_user: Tensor, wanted_item: Tensor,
 
 
 def _target_weights(batch: ExampleBatch) -> Tensor:
+    # A wholesaler with a hundred targets weighs as much as a user with one, as in the metric.
     counts = torch.bincount(batch.target_query, minlength=batch.query_user.numel())
     return 1 / counts[batch.target_query].float()

@@ -65,6 +65,7 @@ class Ranker(nn.Module):
         Returns:
             float [U, D] embeddings and int64 [V + 1], position of each row in them (0 where it was not asked for).
         """
+        # A step meets popular items hundreds of times: the item tower runs once for each.
         distinct = torch.unique(torch.cat([rows.new_zeros(1), rows.flatten()]))
         position = torch.zeros(self.n_items + 1, dtype=torch.int64, device=rows.device)
         position[distinct] = torch.arange(distinct.numel(), device=rows.device)
@@ -109,6 +110,7 @@ class Ranker(nn.Module):
         logits = self.shared_logits(queries, candidates, batch, context, embedded)
         if self.history is None:
             return logits
+        # A user's past holds a few of V items: their logits are scattered into the matrix instead of computed for all.
         slots = self._slots(candidates)[batch.past.items]
         kept = slots >= 0
         added = self.past_logits(batch, context, embedded)[kept].to(logits.dtype)
@@ -140,6 +142,7 @@ class Ranker(nn.Module):
         logits = queries @ vectors[position[candidates]].T
         if self.history is None:
             return logits
+        # Popularity is the same for all users of a day, and a batch has few days.
         days, day_of_user = torch.unique(batch.anchor_day, return_inverse=True)
         by_day = self.history.of_popularity(_popularity(context).recent(days.unsqueeze(1), candidates))  # [days, S]
         return logits + by_day[day_of_user[batch.query_user]]

@@ -113,10 +113,10 @@ def check_catalogue(catalogue: Catalogue, config: RankerConfig) -> None:
     if n_rows < 2:
         raise ValueError("the vocabulary holds no item: no ranker can be trained")
     if catalogue.content.shape[1] != content_dim:
-        raise ValueError(f"basis has {catalogue.content.shape[1]} floats an item, the model wants {content_dim}")
+        raise ValueError(f"basis has {catalogue.content.shape[1]} floats per item, expected {content_dim}")
     for name, codes, limit in zip(Catalogue._fields[1:], catalogue[1:], limits, strict=True):
         if codes.shape != (n_rows,):
-            raise ValueError(f"catalogue.{name} has shape {tuple(codes.shape)}, wanted ({n_rows},)")
+            raise ValueError(f"catalogue.{name}: expected shape ({n_rows},), got {tuple(codes.shape)}")
         if not 0 <= int(codes.min()) <= int(codes.max()) < limit:
             raise ValueError(f"catalogue.{name} holds code {int(codes.max())}, the model has {limit}")
     bad = (~torch.isfinite(catalogue.content)).any(dim=1).nonzero().flatten()
@@ -172,10 +172,11 @@ class ItemTower(nn.Module):
         if self.ids is not None:
             parts.append(self.ids(self._visible_ids(rows)))
         vectors: Tensor = self.out(F.gelu(self.hidden(torch.cat(parts, dim=1))))  # [U, D]
-        return vectors * (rows > 0).unsqueeze(1)
+        return vectors * (rows > 0).unsqueeze(1)  # row 0 is padding: the layers' biases must not give it a vector
 
     def _visible_ids(self, rows: Tensor) -> Tensor:
         ids = self.id_row[rows]
+        # Hidden ids train row 0, which stands for every item that has no id of its own: new ones, above all.
         if not self.training or self.id_dropout == 0:
             return ids
         return ids.masked_fill(torch.rand(rows.shape, device=rows.device) < self.id_dropout, 0)
@@ -202,6 +203,7 @@ class Block(nn.Module):
             float [B, L, D].
         """
         n_users, length, dim = x.shape
+        # one product for all three: fewer kernel starts, which is what costs at this size
         heads = self.qkv(self.attention_norm(x)).view(n_users, length, 3, self.n_heads, dim // self.n_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, L, D / heads]
         rate = self.dropout if self.training else 0.0
@@ -238,6 +240,7 @@ class LteProjection(nn.Module):
         Returns:
             float [B, D]; exactly zero for a user without LTE.
         """
+        # One scalar for all directions: a deviation for each direction would blow up those that say nothing.
         projected: Tensor = self.layers((lte - self.mean) / self.scale)
         return projected * has_lte.unsqueeze(1)
 
@@ -251,7 +254,7 @@ class LteStatistics:
 
     def add(self, lte: Tensor, has_lte: Tensor) -> None:
         """Count a batch: float [B, C] and bool [B]."""
-        rows = lte[has_lte].double().cpu()
+        rows = lte[has_lte].double().cpu()  # float32 sums over millions of users would lose the last digits
         self.count += len(rows)
         self.total += rows.sum(dim=0)
         self.square += float(rows.square().sum())
@@ -303,7 +306,7 @@ class UserTower(nn.Module):
         x, allowed = self._input(vectors, batch), self._allowed(batch.items)
         anchor = self.projection(lte, has_lte) if self.config.lte != "none" else None
         if anchor is not None and self.config.lte == "feature_injection":
-            x = x + anchor.unsqueeze(1)
+            x = x + anchor.unsqueeze(1)  # at every position; zero for a user without LTE
         if anchor is not None and self.config.lte == "prefix_token":
             x = torch.cat([(anchor + self.prefix).unsqueeze(1), x], dim=1)  # [B, 1 + L, D]
             allowed = _with_prefix(allowed, has_lte)

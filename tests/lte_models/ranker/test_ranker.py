@@ -305,9 +305,9 @@ def test_bad_catalogues_and_histories_are_named() -> None:
     catalogue = catalogue_of_six()
     with pytest.raises(ValueError, match="holds no item"):
         Ranker(CONFIG, Catalogue(*(part[:1] for part in catalogue)))
-    with pytest.raises(ValueError, match="5 floats an item, the model wants 7"):
+    with pytest.raises(ValueError, match="5 floats per item, expected 7"):
         Ranker(replace(CONFIG, content_dim=7), catalogue)
-    with pytest.raises(ValueError, match=r"catalogue\.brand has shape"):
+    with pytest.raises(ValueError, match=r"catalogue\.brand: expected shape \(7,\), got \(2,\)"):
         Ranker(CONFIG, catalogue._replace(brand=torch.zeros(2, dtype=torch.int64)))
     with pytest.raises(ValueError, match=r"catalogue\.id_row holds code 5, the model has 5"):
         Ranker(replace(CONFIG, n_ids=5), catalogue)
