@@ -141,6 +141,7 @@ class ExampleBuilder:
             if found["inputs_id"] == inputs_id and self._is_in_table(examples, inputs_id):
                 return Built(examples, inputs_id, found["n_rows"], found["seconds"])
         started = time.monotonic()
+        self.lake.renew(EXPERIMENT_EXAMPLES)  # earlier code wrote other columns
         self._write(examples, inputs_id)
         built = Built(examples, inputs_id, self._count(examples), round(time.monotonic() - started, 2))
         write_atomically(note, json.dumps({name: getattr(built, name) for name in ("inputs_id", "n_rows", "seconds")}))
