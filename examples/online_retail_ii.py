@@ -129,7 +129,7 @@ def convert(source: Path, landing: Path) -> Landed:
     sales = read_source(source / "interactions.parquet", SALES)
     products = read_source(source / "items.parquet", PRODUCTS)
     if not pd.api.types.is_datetime64_any_dtype(sales["ts"]):
-        raise SourceError(f"{source}/interactions.parquet: column ts holds {sales['ts'].dtype}, a timestamp is wanted")
+        raise SourceError(f"{source}/interactions.parquet: column ts holds {sales['ts'].dtype}, expected timestamps")
     kept = sold(sales)
     if kept.empty:
         raise SourceError(

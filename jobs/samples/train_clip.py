@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(args: argparse.Namespace) -> ClipTrainConfig:
     for flag, value, low, high in (("threads", args.threads, 1, MAX_THREADS), ("seed", args.seed, 0, 2**63 - 2)):
         if not low <= value <= high:
-            raise ConfigError(f"--{flag} {value}: a number from {low:,} to {high:,} is wanted")
+            raise ConfigError(f"--{flag} {value}: expected a number from {low:,} to {high:,}")
     try:
         return ClipTrainConfig(**{setting.name: getattr(args, setting.name) for setting in fields(ClipTrainConfig)})
     except ClipTrainError as error:

@@ -65,7 +65,7 @@ def check_setting(name: str, value: float, low: float, high: float) -> None:
     """
     if not low <= value <= high:
         wanted = f"from {low:,} to {high:,}" if math.isfinite(high) else f"of at least {low:,}"
-        raise ShopSettingError(f"--{name.replace('_', '-')} {value}: a number {wanted} is wanted")
+        raise ShopSettingError(f"--{name.replace('_', '-')} {value}: expected a number {wanted}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class ShopConfig:
         day = _day(self.first_day)
         if day is None or not first <= day <= last:
             raise ShopSettingError(
-                f"--first-day {self.first_day!r}: a day from {first} to {last} is wanted, as YYYY-MM-DD"
+                f"--first-day {self.first_day!r}: expected a day from {first} to {last}, as YYYY-MM-DD"
             )
 
 
