@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from jobs.config.loading import load_deployment
+from jobs.lake.reader import lake_reader
 from jobs.runtime.day import EXTRA_FLAGS, NEEDS, REPORT_TASK
+from jobs.runtime.progress import say
+from schemas import METRICS
+
+# Counts in a line of the log.
+MOST_COUNTS = 6
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ def run_day(config: Path, ds: date, *flags: str) -> list[TaskResult]:
         flags: Flags for every task.
 
     Returns:
-        One result a task, in order. A failure stops what depends on it; the report is built all the same.
+        One result per task, in order. A failure stops what depends on it; the report is built all the same.
     """
     results: dict[str, TaskResult] = {}
     for task, needed in NEEDS.items():
@@ -50,9 +57,23 @@ def run_day(config: Path, ds: date, *flags: str) -> list[TaskResult]:
 
 
 def _run_task(task: str, config: Path, ds: date, *more: str) -> TaskResult:
-    print(f"==> {task} {ds}", file=sys.stderr, flush=True)
+    say("run", f"{task} of ds={ds} starts")
     flags = ["--config", str(config), "--ds", ds.isoformat(), *EXTRA_FLAGS.get(task, ()), *more]
     started = time.monotonic()
     # Standard output is kept for the command's own answer (--json).
     done = subprocess.run([sys.executable, "-P", "-m", f"jobs.{task}", *flags], stdout=sys.stderr, check=False)
-    return TaskResult(task, done.returncode, round(time.monotonic() - started, 1))
+    result = TaskResult(task, done.returncode, round(time.monotonic() - started, 1))
+    say("run", f"{task} of ds={ds}: {result.state} after {result.seconds:,.1f} s{_noted(config, ds, task)}")
+    return result
+
+
+def _noted(config: Path, ds: date, task: str) -> str:
+    """Counts that the task noted for its day, so that a line of the log says what it wrote."""
+    lake = lake_reader(load_deployment(config))
+    rows = lake.rows(METRICS, columns=["metric", "label", "value"], where={"ds": ds, "job": task})
+    counts = sorted((row["metric"], int(row["value"])) for row in rows if _is_count(row["metric"]) and not row["label"])
+    return f" ({', '.join(f'{name} {value:,}' for name, value in counts[:MOST_COUNTS])})" if counts else ""
+
+
+def _is_count(metric: str) -> bool:
+    return metric.startswith(("n_", "rows_"))

@@ -1,0 +1,84 @@
+"""lte user: one line per title, and the categories of the user's own window."""
+
+import json
+from datetime import UTC, date, datetime
+
+import pyarrow as pa
+
+from jobs.basis.nearest import NearItem
+from jobs.commands.user import _by_title, user_text, user_view
+from jobs.config.sections import Deployment
+from jobs.lake.lake import Lake
+from jobs.store.opening import open_store
+from jobs.store.publish import SnapshotSource, publish
+from schemas import INTERACTIONS, ITEM_EMBEDDINGS, ITEMS
+
+DS = date(2024, 3, 1)
+
+
+def test_equal_titles_are_one_line() -> None:
+    found = [
+        NearItem("a", "Red dress", 0.9), NearItem("b", "", 0.8), NearItem("c", "red  dress ", 0.7),
+        NearItem("d", None, 0.6), NearItem("e", "hat", 0.5),
+    ]  # fmt: skip
+    assert [(near.item_id, n) for near, n in _by_title(found, 3)] == [("a", 2), ("b", 1), ("d", 1)]
+
+
+def test_the_view_of_a_user(lake: Lake, deployment: Deployment) -> None:
+    lake.replace_rows(
+        [
+            _item("a", "red dress", "dresses"), _item("b", "red dress", "dresses"), _item("c", "hat", None),
+            _item("a", "red dress", "gowns", landing_ds=date(2024, 2, 2)),  # the newest category counts
+        ],
+        ITEMS,
+        {"landing_ds": [date(2024, 1, 1), date(2024, 2, 2)]},
+    )  # fmt: skip
+    # The window 5-1 before the end of 2024-03-01: 2024-02-26 to 2024-02-29.
+    days = {"a": date(2024, 2, 26), "b": date(2024, 2, 29), "c": date(2024, 2, 29), "d": date(2024, 2, 25)}
+    rows = [_event("ann", item, day) for item, day in days.items()]
+    rows += [_event("ann", "a", date(2024, 3, 1)), _event("bob", "a", date(2024, 2, 29))]
+    lake.replace_rows(rows, INTERACTIONS, {"event_date": sorted({row["event_date"] for row in rows})})
+    vectors = {"a": [1.0, 0.0], "b": [0.9, 0.1], "c": [0.0, 1.0]}
+    embedded = [_embedding(item, index, vector) for index, (item, vector) in enumerate(vectors.items())]
+    lake.replace_rows(embedded, ITEM_EMBEDDINGS, {"basis_version": "basis-a"})
+    batch = pa.record_batch(
+        {
+            "user_id": pa.array(["ann"]),
+            "embedding": pa.array([[1.0, 0.0]], pa.list_(pa.float32())),
+            "n_items": pa.array([3], pa.int32()),
+        }
+    )
+    store = open_store(deployment)
+    publish(store, SnapshotSource(DS, "basis-a", "5-1", "uniform", "1", 1, lambda: [batch], lambda: [batch]))
+    store.close()
+    view = user_view(deployment, "ann")
+    assert [(near.item_id, near.title) for near in view.nearest] == [("a", "red dress"), ("c", "hat")]
+    assert view.n_same_title == {"a": 2}
+    assert view.categories == {"dresses": 1, "gowns": 1, "no category": 1}
+    text = user_text(view)
+    assert "  1.000  a  red dress (2 items)" in text
+    assert "categories  dresses 1, gowns 1, no category 1" in text
+    assert json.loads(json.dumps(view.as_json()))["categories"]["gowns"] == 1
+
+
+def _item(item_id: str, title: str, category: str | None, landing_ds: date = date(2024, 1, 1)) -> dict[str, object]:
+    empty = dict.fromkeys(ITEMS.columns)
+    return empty | {"item_id": item_id, "title": title, "category": category, "landing_ds": landing_ds}
+
+
+def _event(user: str, item: str, day: date) -> dict[str, object]:
+    stamp = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+    row = {"user_id": user, "item_id": item, "event_ts": stamp, "interaction_type": "click", "market": ""}
+    return row | {"session_id": None, "landing_ds": day, "event_date": day}
+
+
+def _embedding(item: str, index: int, vector: list[float]) -> dict[str, object]:
+    row = {
+        "item_id": item,
+        "embedding": vector,
+        "source": "text",
+        "content_hash": "h",
+        "basis_version": "basis-a",
+        "item_index": index,
+    }
+    return {name: row.get(name) for name in ITEM_EMBEDDINGS.columns} | {"first_ds": date(2024, 1, 1)}
