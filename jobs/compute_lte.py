@@ -1,8 +1,8 @@
-"""Compute the Long-Term Embeddings of a day: one vector a user, method and window (paper, section 4).
+"""Compute the Long-Term Embeddings of a day: one vector per user, method and window (paper, section 4).
 
 Reads interactions, item_embeddings and event_days; writes user_lte, metrics and runs. All methods and windows come out
 of one pass: item ids become numbers by a broadcast join, users meet their interactions in one shuffle of a user id and
-eight bytes a row, and each worker multiplies sparse weights by the memory-mapped item matrix.
+eight bytes per row, and each worker multiplies sparse weights by the memory-mapped item matrix.
 """
 
 from __future__ import annotations

@@ -108,6 +108,8 @@ def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
         target: _held_days(lake, table, batch) for target, table in (("interactions", INTERACTIONS), ("items", ITEMS))
     }
     refuse_missing_days(batch, {target: [landing for landing, _ in days] for target, days in held.items()})
+    # What a run that was killed left: this run holds the lease, so no other one reads it.
+    _remove(lake.for_engine(STAGING))
     staging = lake.for_engine(f"{STAGING}/{ds}-{secrets.token_hex(8)}")
     try:
         staged = _staged(lake, deployment, batch, staging)

@@ -29,7 +29,7 @@ EXPERIMENT_EXAMPLES = Table(
 
 EXPERIMENTS = Table(
     name="experiments",
-    comment="One value an experiment, variant, metric and group of user-days; beside it, where there is one, the "
+    comment="One value per experiment, variant, metric and group of user-days; beside it, where there is one, the "
     "comparison with another variant on the same user-days. Seeds are averaged before they are compared.",
     schema=StructType(
         [

@@ -30,7 +30,7 @@ QUARANTINE = Table(
 
 INGEST_LOG = Table(
     name="ingest_log",
-    comment="One row a landing file: rows read = accepted + duplicate + quarantined.",
+    comment="One row per landing file: rows read = accepted + duplicate + quarantined.",
     schema=StructType(
         [
             column("target", StringType(), "Table that the file feeds.", values=TARGETS),

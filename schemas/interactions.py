@@ -24,7 +24,7 @@ INTERACTIONS = Table(
 
 EVENT_DAYS = Table(
     name="event_days",
-    comment="One row a UTC day that has interactions: what the day holds, so that late data can be noticed.",
+    comment="One row per UTC day that has interactions: what the day holds, so that late data can be noticed.",
     schema=StructType(
         [
             column("event_date", DateType(), "UTC day."),

@@ -38,7 +38,7 @@ SOURCES = ("image+text", "image", "text")
 
 ITEM_EMBEDDINGS = Table(
     name="item_embeddings",
-    comment="The fixed semantic basis: one unit vector an item, immutable within a basis_version (paper, section 4).",
+    comment="The fixed semantic basis: one unit vector per item, immutable within a basis_version (paper, section 4).",
     schema=StructType(
         [
             column("item_id", StringType(), "Item."),

@@ -13,7 +13,7 @@ from schemas.table import Table, column
 
 METRICS = Table(
     name="metrics",
-    comment="One value a metric, label and ds.",
+    comment="One value per metric, label and ds.",
     schema=StructType(
         [
             column("metric", StringType(), "Name, with its unit."),
@@ -73,7 +73,7 @@ MODEL_RUNS = Table(
 
 GATE_RESULTS = Table(
     name="gate_results",
-    comment="One row an expectation of the quality gate of ds.",
+    comment="One row per expectation of the quality gate of ds.",
     schema=StructType(
         [
             column("table", StringType(), "Table that was validated."),
@@ -126,7 +126,7 @@ ERASURE_REQUESTS = Table(
 
 ERASURES = Table(
     name="erasures",
-    comment="One row an erased user, without personal data: the proof of the erasure, and what keeps the user out.",
+    comment="One row per erased user, without personal data: the proof of the erasure, and what keeps the user out.",
     schema=StructType(
         [
             column("user_hash", StringType(), "Keyed BLAKE2b of the user_id."),

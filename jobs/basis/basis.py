@@ -53,7 +53,7 @@ def catalogue_versions(items: DataFrame, ds: date) -> DataFrame:
     """The catalogue of a day by keys alone, so that no picture is read.
 
     Returns:
-        One row an item landed up to ``ds``: item_id, landing_ds of its newest version, first_ds of its first.
+        One row per item that landed up to ``ds``: item_id, landing_ds of its newest version, first_ds of its first.
     """
     landed = items.where(F.col("landing_ds") <= F.lit(ds))
     newest, first = F.max("landing_ds").alias("landing_ds"), F.min("landing_ds").alias("first_ds")

@@ -133,7 +133,7 @@ def arrow_batches(
         path: Folder of the table.
         version: Version to read; the newest by default.
         columns: Columns in order; all by default.
-        where: Column to value, or to the values that are wanted.
+        where: Column to value, or to several values.
 
     Raises:
         deltalake.exceptions.TableNotFoundError: There is no table.

@@ -151,7 +151,7 @@ class Lake:
         Args:
             table: Which table.
             version: Delta version for time travel; the newest by default.
-            where: Column to value, or to the values that are wanted.
+            where: Column to value, or to several values.
 
         Raises:
             TableError: The table on disk has other columns than the declaration.

@@ -28,7 +28,7 @@ _CODE_MASK = (1 << CODE_BITS) - 1
 
 
 class HistoryCollector:
-    """Collects a partition's (user_id, code) rows in eight bytes an interaction and each user id once."""
+    """Collects a partition's (user_id, code) rows in eight bytes per interaction, and each user id once."""
 
     def __init__(self) -> None:
         self._users = pa.array([], pa.string())

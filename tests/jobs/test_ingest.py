@@ -270,7 +270,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_named_and_nothing_is_written(
     ):
         ingest(lake, deployment, DS)
     assert lake.version(INTERACTIONS) is None
-    assert not (Path(lake.root) / "_staging" / "ingest" / str(DS)).exists()
+    assert list((Path(lake.root) / "_staging" / "ingest").glob("*")) == []
 
 
 @pytest.mark.parametrize("table", [QUARANTINE, EVENT_DAYS, INTERACTIONS, INGEST_LOG, METRICS], ids=lambda t: t.name)
@@ -294,8 +294,12 @@ def test_a_crash_before_any_write_is_repaired_by_the_next_run(
         patched.setattr(Lake, "replace", dying)
         with pytest.raises(KeyboardInterrupt):
             ingest(lake, deployment, DS)
+    staging = Path(lake.root) / "_staging" / "ingest"
+    (staging / "2017-01-01-killed").mkdir(parents=True)
+    (staging / "2017-01-01-killed" / "rows.parquet").write_bytes(b"what a run left that was killed")
     ingest(lake, deployment, DS)
     assert everything(lake) == everything(clean)
+    assert list(staging.glob("*")) == []
 
 
 def errors(capsys: pytest.CaptureFixture[str]) -> str:
