@@ -14,4 +14,4 @@ if __name__ == "__main__":
     for command in sys.argv[1:]:
         print(f"airflow {command}", flush=True)
         sys.argv = ["airflow", *shlex.split(command)]
-        main()  # ends this process with the code of a command that fails
+        main()  # type: ignore[no-untyped-call]  # ends this process with the code of a command that fails

@@ -23,7 +23,7 @@ def some_user(config: Path, ds: date) -> str:
     """
     deployment = load_deployment(config)
     published = deployment.publish
-    slice_of_day = {"ds": ds, "method": published.method, "lte_window": published.window}
+    slice_of_day: dict[str, date | str] = {"ds": ds, "method": published.method, "lte_window": published.window}
     path = f"{deployment.paths.lake}/user_lte"
     for batch in arrow_batches(path, columns=["user_id", "n_items"], where=slice_of_day):
         if batch.num_rows:
