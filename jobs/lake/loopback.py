@@ -129,7 +129,9 @@ class PrivatePort:
             with ExitStack() as opened:
                 for each in self._sockets(opened):
                     if _peer_port(each) == source_port:
-                        return each.dup()
+                        # Not each.dup(): that sets a mode for the copy, and the mode is the server's, too. A thread of
+                        # the engine would then block in a read and leave its answers unsent for ever.
+                        return socket.socket(fileno=os.dup(each.fileno()))
         raise LoopbackError(f"port {self._port}: a connection was not accepted within {WAIT_SECONDS:g} s")
 
     def _cut_all_but(self, source_port: int) -> int:

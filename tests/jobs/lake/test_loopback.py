@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from jobs.config.sections import EngineSection
-from jobs.lake.loopback import LoopbackError, PrivatePort, StrangerError
+from jobs.lake.loopback import LoopbackError, PrivatePort, StrangerError, descriptors
 from jobs.lake.sessions import spark_session
 
 # Watches for a new listening port on loopback, connects at once and speaks HTTP/2, as a Spark Connect client does. A
@@ -156,3 +157,18 @@ def test_a_port_of_nobody_is_an_error() -> None:
         port = probe.getsockname()[1]
     with pytest.raises(LoopbackError, match=f"port {port}: no socket of this process listens"):
         PrivatePort(port)
+
+
+def test_the_engines_own_connection_stays_in_the_mode_that_the_engine_gave_it() -> None:
+    """A thread of the engine that blocks in a read sends no answer more: jobs hung for ever in a fetch or in stop."""
+    before = descriptors()
+    with spark_session(EngineSection(master="sail", partitions=1), "test") as spark:
+        assert spark.range(10).count() == 10
+        opened = [each for each in descriptors() - before if stat.S_ISSOCK(os.fstat(each).st_mode)]
+        assert len(opened) >= 3, "the listener and both ends of the connection, at least"
+        assert [each for each in opened if _is_internet(each) and os.get_blocking(each)] == []
+
+
+def _is_internet(descriptor: int) -> bool:
+    with socket.socket(fileno=os.dup(descriptor)) as copy:
+        return copy.family in (socket.AF_INET, socket.AF_INET6)
