@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
@@ -77,8 +78,14 @@ def _run(args: argparse.Namespace, deployment: Deployment) -> None:
 def _status(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.commands.status import deployment_status, status_text
 
-    status = deployment_status(deployment, last=args.last)
-    _print(args.json, status.as_json(), status_text(status))
+    while True:
+        status = deployment_status(deployment, last=args.last)
+        _print(args.json, status.as_json(), status_text(status))
+        if args.watch is None:
+            return
+        sys.stdout.flush()
+        time.sleep(args.watch)
+        print()
 
 
 def _user(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -263,11 +270,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     user = ("user_id", {"metavar": "USER", "help": "user_id"})
     day = ("ds", {"metavar": "DS", "type": parse_ds, "help": "data day, YYYY-MM-DD (UTC)"})
+    watch = ("--watch", {"type": _count, "metavar": "SECONDS", "help": "show it again every SECONDS, until Ctrl-C"})
     last = ("--last", {"type": _count, "default": 10, "help": "how many runs to show (10)"})
     nearest = ("--nearest", {"type": _count, "default": 10, "help": "how many items to show (10)"})
     future = ("--allow-future", {"action": "store_true", "help": "also take a day after today (made data)"})
     _command(commands, "run", _run, "run one data day without Airflow", day, future)
-    _command(commands, "status", _status, "what is live, the last runs, their gates, and which are stale", last)
+    _command(commands, "status", _status, "what is live, the last runs, their gates, and which are stale", last, watch)
     _command(commands, "user", _user, "a user's live LTE: n_items, nearest items, drift since yesterday", user, nearest)
     best = "the live ranker's best items for a user, as a server would find them"
     _command(commands, "recommend", _recommend, best, user, *_recommend_flags())

@@ -135,6 +135,22 @@ def test_a_day_after_today_is_refused_without_a_flag(
     assert started == [("2024-02-28",), ("2024-02-29", "--allow-future")]
 
 
+def test_status_is_shown_again_until_it_is_interrupted(
+    deployment_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits: list[int] = []
+
+    def sleep(seconds: int) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert code_of(monkeypatch, "status", "--watch", "7", "--config", str(deployment_file)) == 130
+    assert waits == [7, 7]
+    assert capsys.readouterr().out.count("live LTEs   nothing yet") == 2
+
+
 def test_a_message_shows_what_is_hidden_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     _print(False, None, "title a\x1b[2Jb\n  \u202eid\udcff")
     assert capsys.readouterr().out == "title a\\x1b[2Jb\n  \\u202eid\\xff\n"
