@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 # <linux/filter.h>: instructions of the classic BPF machine, (code, jump if true, jump if false, constant).
 Instruction = tuple[int, int, int, int]
@@ -38,6 +39,7 @@ DROP_DATA: tuple[Instruction, ...] = (
     DROP,
 )
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
+LISTENING = "0A"  # in /proc/net/tcp
 POLL_SECONDS = 0.001
 WAIT_SECONDS = 30.0
 
@@ -89,7 +91,7 @@ class PrivatePort:
         with socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS) as last:
             barrier = last.getsockname()[1]
             self._accepted_from(barrier).close()
-            if self._cut_all_but(barrier):
+            if self._cut_all_but(barrier) + self._n_others(barrier):
                 raise StrangerError(
                     f"port {port}: another process of this machine connected before the port was closed"
                 )
@@ -144,6 +146,18 @@ class PrivatePort:
                     with suppress(OSError):  # gone by itself
                         each.shutdown(socket.SHUT_RDWR)
         return n_cut
+
+    def _n_others(self, source_port: int) -> int:
+        """Other connections of any user that the kernel knows of, for a minute also those that ended in order."""
+        ours = {self._port, source_port}
+        n_others = 0
+        for name in ("tcp", "tcp6"):
+            with suppress(FileNotFoundError):  # a system without IPv6
+                lines = Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]
+                for here, there, state in (line.split()[1:4] for line in lines):
+                    ports = {int(place.rpartition(":")[2], 16) for place in (here, there)}
+                    n_others += state != LISTENING and self._port in ports and ports != ours
+        return n_others
 
     def _sockets(self, opened: ExitStack, before: frozenset[int] = frozenset()) -> Iterator[socket.socket]:
         """The server's sockets: those of this process whose own port is ours."""
