@@ -17,8 +17,19 @@ import jinja2
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.report.facts import Facts, coverage, gather
+from jobs.report.head import answers
 from jobs.report.plots import activity_plot, coverage_plot, curve_plot, drift_plot, n_items_plot, norm_plot
-from jobs.report.tables import _link, autoencoder, drifts, gates, ingest_totals, ranker, slices, verdict
+from jobs.report.tables import (
+    _link,
+    autoencoder,
+    drifts,
+    gates,
+    ingest_totals,
+    main_metric,
+    ranker,
+    slices,
+    verdict,
+)
 from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import job_parser
@@ -86,6 +97,7 @@ def page(facts: Facts, deployment: Deployment) -> str:
     return template.render(
         facts=facts,
         verdict=verdict(facts),
+        answers=answers(facts, main_metric(facts.of_job("evaluate_ranker"))),
         code_version=code_version(),
         plots=plots(facts),
         windows=[{"window": str(window), "coverage": coverage(facts, window)} for window in facts.windows],

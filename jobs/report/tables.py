@@ -93,7 +93,7 @@ def ranker(facts: Facts) -> dict[str, Any] | None:
     measured, trained = facts.of_job("evaluate_ranker"), facts.of_job("train_ranker")
     if not measured and not trained:
         return None
-    headline = _main_metric(measured)
+    headline = main_metric(measured)
     models = [label for metric, label in measured if metric == headline and "/" not in label]
     names = list(dict.fromkeys(metric for metric, label in measured if label in models))
     rows = [{"model": model, "values": [measured.get((name, model)) for name in names]} for model in models]
@@ -108,7 +108,7 @@ def ranker(facts: Facts) -> dict[str, Any] | None:
     return {"names": names, "rows": rows, "compared": compared, "groups": groups, "trained": plain, "day": day}
 
 
-def _main_metric(measured: Mapping[tuple[str, str], float]) -> str:
+def main_metric(measured: Mapping[tuple[str, str], float]) -> str:
     """NDCG at the largest cutoff, which models are compared by."""
     cutoffs = {int(metric.removeprefix("ndcg_at_")) for metric, _ in measured if metric.startswith("ndcg_at_")}
     return f"ndcg_at_{max(cutoffs, default=0)}"

@@ -1,0 +1,79 @@
+"""The answers at the top of the page, each from the tables: published? healthy? is the ranker better, and surely?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jobs.report.facts import Facts
+
+CANDIDATE = "candidate"
+NOT_BASELINES = (CANDIDATE, "live")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question with its answer; ``tone`` is "good", "bad" or "neutral", the colour beside the words."""
+
+    question: str
+    text: str
+    tone: str
+
+
+def answers(facts: Facts, headline: str) -> list[Answer]:
+    """What a reader wants to know first.
+
+    Args:
+        facts: Of the run.
+        headline: Metric that models are compared by: ``ndcg_at_500``.
+    """
+    return [_published(facts), _gates(facts), _ranker(facts.of_job("evaluate_ranker"), headline)]
+
+
+def _published(facts: Facts) -> Answer:
+    question = "Is this day live?"
+    if facts.live_problem:
+        return Answer(question, "Not known: the online store does not answer", "bad")
+    if facts.live is None:
+        return Answer(question, "No: nothing was ever published", "bad")
+    if facts.live["ds"] != str(facts.ds):
+        return Answer(question, f"No: {facts.live['ds']} is live", "neutral")
+    return Answer(question, f"Yes, for {facts.live['row_count']:,} users", "good")
+
+
+def _gates(facts: Facts) -> Answer:
+    question, failed = "Are the data healthy?", sum(not gate["success"] for gate in facts.gates)
+    if not facts.gates:
+        return Answer(question, "Not judged: validate left nothing", "neutral")
+    if failed:
+        return Answer(question, f"No: {failed} of {len(facts.gates)} expectations failed", "bad")
+    n_skipped = sum(gate["skipped"] is not None for gate in facts.gates)
+    skipped = f"; {n_skipped} had nothing to judge" if n_skipped else ""
+    return Answer(
+        question, f"Yes: {len(facts.gates) - n_skipped} of {len(facts.gates)} expectations held{skipped}", "good"
+    )
+
+
+def _ranker(measured: Mapping[tuple[str, str], float], headline: str) -> Answer:
+    """Against the best baseline; certain where the 95 % interval of the uplift does not hold 0."""
+    question = "Does the ranker beat the best baseline?"
+    values = {label: value for (metric, label), value in measured.items() if metric == headline and "/" not in label}
+    baselines = {label: value for label, value in values.items() if label not in NOT_BASELINES}
+    if CANDIDATE not in values or not baselines:
+        return Answer(question, "Not judged: no ranker was measured on this day", "neutral")
+    best = max(sorted(baselines), key=lambda label: baselines[label])
+    ours, theirs = values[CANDIDATE], baselines[best]
+    is_better = ours > theirs
+    against = f"{headline} {ours:.4f} against {theirs:.4f} of {best}"
+    share = f", {ours / theirs - 1:+.1%}" if theirs else ""
+    certainty = _certainty(measured, f"{CANDIDATE} over {best}")
+    text = f"{'Yes' if is_better else 'No'}: {against}{share}{certainty}"
+    return Answer(question, text, "good" if is_better and "not certain" not in certainty else "neutral")
+
+
+def _certainty(measured: Mapping[tuple[str, str], float], label: str) -> str:
+    low, high = (measured.get((f"uplift_{end}", label)) for end in ("low", "high"))
+    if low is None or high is None:
+        return ", not certain: no interval was measured"
+    is_certain = low > 0 or high < 0
+    return f", {'certain' if is_certain else 'not certain'}: 95 % interval {low:+.1%} to {high:+.1%}"
