@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,12 @@ class Objects:
             raise ObjectStoreError(f"{self.root}, file {name}: {str(error).splitlines()[0]}") from error
 
 
+def _client_options() -> ClientConfig:
+    """Options of the connection; they replace what the environment says, so the one that deltalake reads is kept."""
+    may_be_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+    return {**PATIENCE, "allow_http": may_be_http}
+
+
 def objects_of(root: str) -> Objects:
     """The files under a folder or URI; a folder that is not there yet is made by the first write.
 
@@ -102,7 +109,7 @@ def objects_of(root: str) -> Objects:
     if not is_url(root):
         return Objects(root, LocalStore(Path(root).absolute(), mkdir=True))
     try:
-        return Objects(root, from_url(root, client_options=PATIENCE, retry_config=RETRIES))
+        return Objects(root, from_url(root, client_options=_client_options(), retry_config=RETRIES))
     except BaseError as error:
         raise ConfigError(
             f"paths.lake = {root!r}: expected a folder or a URI with s3://, gs://, az:// or abfss://, where a file can "

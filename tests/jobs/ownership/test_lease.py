@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import obstore
 import pytest
@@ -253,3 +256,49 @@ def test_commands_are_refused_beside_a_run_of_another_machine_until_its_lease_is
     code, text = command("check-config")
     assert code == 2
     assert "belongs to deployment 'test'" in text
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """As much of S3 as a conditional write needs."""
+
+    content: ClassVar[dict[str, bytes]] = {}
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        is_refused = self.headers.get("If-None-Match") == "*" and self.path in self.content
+        if not is_refused:
+            self.content[self.path] = body
+        self.answer(412 if is_refused else 200)
+
+    def do_GET(self) -> None:
+        body = self.content.get(self.path)
+        self.answer(404 if body is None else 200, body or b"")
+
+    def answer(self, code: int, body: bytes = b"") -> None:
+        self.send_response(code)
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Thu, 02 Jan 2020 00:00:00 GMT")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_s3_is_asked_for_a_conditional_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "REGION": "us-east-1", "ALLOW_HTTP": "true"}
+    settings["ENDPOINT_URL"] = f"http://127.0.0.1:{server.server_port}"
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    try:
+        objects = objects_of("s3://bucket/lake")
+        assert objects.create(".deployment", b"mine")
+        assert not objects.create(".deployment", b"yours")
+        assert lake_owner(objects) == "mine"
+        assert objects.read("other") is None
+    finally:
+        server.shutdown()
+        server.server_close()
