@@ -305,7 +305,7 @@ def _recommend_flags() -> list[tuple[str, dict[str, Any]]]:
     day_help = "last day whose interactions count, YYYY-MM-DD (that of the live LTEs)"
     return [
         ("--ds", {"type": parse_ds, "help": day_help}),
-        ("-k", {"type": _count, "default": 10, "help": "items wanted (10)"}),
+        ("-k", {"type": _count, "default": 10, "help": "number of items (10)"}),
     ]
 
 

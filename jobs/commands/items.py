@@ -57,7 +57,7 @@ def search_items(
     Args:
         deployment: Names encoder and tables.
         like: Words, such as ``red floral dress``.
-        like_image: A picture file (JPEG, PNG, WebP, GIF). Exactly one of the two is wanted.
+        like_image: A picture file (JPEG, PNG, WebP, GIF). Give exactly one of the two.
         n: How many items.
 
     Raises:

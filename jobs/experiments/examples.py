@@ -266,7 +266,7 @@ def experiment_candidates(lake: Lake, days: Days, basis_version: str, train_days
         lake: Reads interactions, items, item_embeddings.
         days: Of the experiment.
         basis_version: Basis of the items.
-        train_days: Days before the first test day whose popularity is wanted.
+        train_days: Number of days before the first test day for which the popularity is computed.
     """
     shop = load_candidates(lake, days.cutoff, basis_version, train_days)
     if len(days.test) == 1:

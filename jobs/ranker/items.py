@@ -59,7 +59,7 @@ def load_candidates(lake: Lake, ds: date, basis_version: str, train_days: int) -
         lake: Reads interactions, items, item_embeddings.
         ds: Test day.
         basis_version: Basis of the items.
-        train_days: Anchor days whose popularity is wanted.
+        train_days: Number of anchor days for which the popularity is computed.
 
     Raises:
         ModelError: No item is known.

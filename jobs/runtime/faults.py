@@ -39,7 +39,7 @@ def sentence_of(error: BaseException) -> str | None:
     """Tell an error in one sentence.
 
     Returns:
-        The sentence; None for a defect, whose trace is wanted.
+        The sentence; None for a defect: the caller prints its trace.
     """
     if type(error).__module__.partition(".")[0] in OUR_PACKAGES:
         return f"{type(error).__name__}: {error}"

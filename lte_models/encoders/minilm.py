@@ -98,7 +98,11 @@ def _read_shape(folder: Path) -> BertShape:
         raise EncoderError(f"minilm folder {folder}: {error}") from error
     is_known = bert["model_type"] == "bert" and bert["hidden_act"] == "gelu" and pooling["pooling_mode_mean_tokens"]
     if not is_known:
-        raise EncoderError(f"minilm folder {folder}: a BERT with gelu and mean pooling is wanted")
+        raise EncoderError(
+            f"minilm folder {folder}: expected a BERT with gelu and mean pooling, got model_type "
+            f"{bert['model_type']!r}, hidden_act {bert['hidden_act']!r} and pooling_mode_mean_tokens "
+            f"{pooling['pooling_mode_mean_tokens']!r}; name a folder of all-MiniLM-L6-v2 or another BERT of that kind"
+        )
     return BertShape(
         layers=bert["num_hidden_layers"],
         heads=bert["num_attention_heads"],

@@ -136,7 +136,7 @@ def load_bundle(folder: Path, *, kind: str, basis_version: str | None = None, lt
 
     Args:
         folder: The bundle.
-        kind: Kind that is wanted.
+        kind: Expected kind.
         basis_version: Basis that the caller works in; None accepts any.
         lte_window: Window of the caller's LTEs; None accepts any.
 

@@ -223,7 +223,7 @@ def _shop(lake: Lake, rows: Sequence[tuple[object, ...]], *, lands: date = date(
     )
 
 
-def _land(lake: Lake, rows: Sequence[tuple[object, ...]]) -> None:
+def _land(lake: Lake, rows: Sequence[tuple[Any, ...]]) -> None:
     _append(lake, rows, INTERACTIONS)
     refresh_event_days(lake, sorted({row[-1] for row in rows}))
 

@@ -22,7 +22,7 @@ from jobs.build_report import main, page, parse_flags
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError, LteWindow
-from jobs.lake.lake import Lake
+from jobs.lake.lake import Lake, Metrics
 from jobs.report.facts import Distributions, Facts, count_distributions, coverage, gather
 from jobs.report.tables import verdict
 from jobs.runtime.pages import claim, docs_index, report_page
@@ -39,7 +39,10 @@ class Text(HTMLParser):
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        self.words, self.tags, self.addresses, self._is_style = [], set(), [], False
+        self.words: list[str] = []
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self._is_style = False
         self.feed(source)
         self.text = " ".join(" ".join(self.words).split())
 
@@ -69,10 +72,14 @@ def shop(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     put(lake, QUARANTINE, bad)
     put(lake, USER_LTE, [(HOSTILE, [2.0, 0.0], 1, 0, BASIS, DS, "uniform", "365-60")])  # too long, and too many
     validate_day(lake, deployment, DS)
-    ranked = {("ndcg_at_500", model): value for model, value in (("candidate", 0.437), ("popularity_7d", 0.297))}
+    ranked: Metrics = {
+        ("ndcg_at_500", model): value for model, value in (("candidate", 0.437), ("popularity_7d", 0.297))
+    }
     ranked[("ndcg_at_10", "candidate")] = 0.111
-    compared = {(name, "candidate over popularity_7d"): 0.25 for name in ("uplift", "uplift_low", "uplift_high", "p")}
-    groups = {("ndcg_at_500", "candidate/1-5"): 0.123, ("n_users", ""): 55.0, ("went_live", ""): 1.0}
+    compared: Metrics = {
+        (name, "candidate over popularity_7d"): 0.25 for name in ("uplift", "uplift_low", "uplift_high", "p")
+    }
+    groups: Metrics = {("ndcg_at_500", "candidate/1-5"): 0.123, ("n_users", ""): 55.0, ("went_live", ""): 1.0}
     groups |= {("n_next_items", ""): 640.0, ("n_next_items_unknown", ""): 3.0}
     lake.record_metrics(DS, "evaluate_ranker", ranked | compared | groups)
     lake.record_metrics(DS, "train_ranker", {("loss", f"epoch {n}"): 1 / n for n in (1, 2, 3)})

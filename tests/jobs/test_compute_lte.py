@@ -2,6 +2,7 @@ import dataclasses
 import os
 import random
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,10 +212,10 @@ def test_main_writes_metrics_and_a_run_that_goes_stale_with_late_data(lake, depl
 
 def test_fingerprint_depends_on_all_that_lte_follow_from():
     days = [(DS, 3, "x"), (DS - timedelta(days=1), 2, "y")]
-    base = {"lte": LteSection(), "basis_version": BASIS, "n_known": 5}
+    base: dict[str, Any] = {"lte": LteSection(), "basis_version": BASIS, "n_known": 5}
     once = input_fingerprint(days, **base)
     assert input_fingerprint(days[::-1], **base) == once
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"lte": LteSection(half_life_days=30.0)},
         {"lte": LteSection(count="distinct")},
         {"basis_version": "other"},

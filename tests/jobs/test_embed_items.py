@@ -482,8 +482,8 @@ def test_pictures_are_decoded_as_many_at_once_as_there_is_room_for(
     monkeypatch.setattr(type(encoder), "encode_images", recorded)
     [found] = list(small.encode(iter([batch.take([0, 1, 2, 3, 5, 6])])))
     assert sizes == [[40_000, 40_000, 10_000], [40_000, 40_000, 10_000]]
-    vectors = [np.array(each.column("embedding").to_pylist()) for each in (found, expected)]
-    np.testing.assert_allclose(*vectors, atol=1e-6)  # sums of float32 in another order
+    close, exact = (np.array(each.column("embedding").to_pylist()) for each in (found, expected))
+    np.testing.assert_allclose(close, exact, atol=1e-6)  # sums of float32 in another order
     problems = small.picture_problems(iter([batch])).__next__().column("reason").to_pylist()
     assert problems == [*["came_later"] * 4, "too_large", *["came_later"] * 2]  # 160 x 160 x 4 bytes are above the room
 

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_the_parameters_of_a_baseline_are_those_that_are_best_on_earlier_days(
         scores[batch.target_query, batch.targets - 1] = share  # 0: nothing is known; 1: all targets come first
         return scores
 
-    choices: list[Scorer] = [lambda batch, share=share: oracle(batch, share) for share in (0.0, 1.0, 0.5)]
+    choices: list[Scorer] = [partial(oracle, share=share) for share in (0.0, 1.0, 0.5)]
     assert best_of(choices, reader) is choices[1]  # the third ranks alike: of equals the first
     assert best_of(choices[:1], reader) is choices[0]
 
@@ -126,7 +127,7 @@ def test_the_parameters_of_a_baseline_are_those_that_are_best_on_earlier_days(
 def test_the_trained_ranker_beats_popularity_and_goes_live(own: tuple[Lake, Deployment]) -> None:
     lake, deployment = own
     verdict = evaluate(lake, deployment, DS, BASIS)
-    models = {label for metric, label in verdict.metrics if metric == "ndcg_at_5" and "/" not in label}
+    models = {key[1] for key in verdict.metrics if key[0] == "ndcg_at_5" and "/" not in key[1]}
     assert models == BASELINES | {"candidate"}
     assert verdict.metrics["ndcg_at_5", "candidate"] > verdict.metrics["ndcg_at_5", "popularity_7d"]
     assert verdict.n_users == verdict.metrics["n_users", ""] == N_USERS // 2  # every second user came on DS
@@ -302,7 +303,7 @@ def test_the_table_splits_by_length_of_history_and_by_kind_of_target(
         ("ndcg_at_5", "new"): np.array([np.nan] * 5),
     }
     rows = table_rows("m", Scored(values, np.array(NARROW)), FACTS, shop)
-    assert {label: round(value, 6) for (metric, label), value in rows.items() if metric == "ndcg_at_5"} == {
+    assert {key[1]: round(value, 6) for key, value in rows.items() if key[0] == "ndcg_at_5"} == {
         "m": 0.3,
         "m/0": 0.1,
         "m/1-5": 0.3,

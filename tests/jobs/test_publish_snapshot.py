@@ -22,6 +22,7 @@ from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.lake.lake import Lake
+from jobs.lake.predicates import Predicate
 from jobs.publish_snapshot import (
     PublishConfig,
     main,
@@ -90,7 +91,7 @@ def write_gates(lake: Lake, ds: date, *, failed: tuple[str, ...] = ()) -> None:
 
 def record_seen(lake: Lake, ds: date) -> None:
     """What validate records of the slice that the test deployment serves."""
-    where = {"ds": ds, "method": "uniform", "lte_window": "365-60"}
+    where: Predicate = {"ds": ds, "method": "uniform", "lte_window": "365-60"}
     checksum, n_rows = rows_checksum(lake.batches(USER_LTE, columns=SERVED_COLUMNS, where=where))
     record_validated(lake, ds, "basis-a", SliceState(lake.version(USER_LTE) or 0, n_rows, checksum))
 
@@ -275,7 +276,7 @@ def test_a_slice_of_two_bases_or_of_none_is_refused(job_lake: Lake, deployment: 
          "method": "uniform", "lte_window": "365-60"}
         for user, basis in (("ann", "basis-a"), ("bob", "basis-b"))
     ]  # fmt: skip
-    lake_slice = {"ds": DAY, "method": "uniform", "lte_window": "365-60"}
+    lake_slice: Predicate = {"ds": DAY, "method": "uniform", "lte_window": "365-60"}
     job_lake.replace(frame(job_lake.spark, USER_LTE, both), USER_LTE, lake_slice)
     with pytest.raises(PublishRefusedError, match=r"expected rows of one basis, got .*'basis-b': 1"):
         publish_day(PublishConfig(deployment, DAY))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
@@ -53,7 +54,7 @@ from two_days import VECTORS, YESTERDAY, fill, without_models
 HOSTILE = "<script>alert(1)</script>"
 
 
-def gated(deployment: Deployment, **limits: float) -> Deployment:
+def gated(deployment: Deployment, **limits: Any) -> Deployment:
     return dataclasses.replace(deployment, gates=dataclasses.replace(GatesSection(), **limits))
 
 
@@ -407,7 +408,7 @@ def test_rows_of_a_file_that_came_late_into_an_older_day_are_validated(lake, dep
         lines = ["user_id,item_id,event_ts,interaction_type", f"{user},i1,{day}T10:00:00Z,click", f"{user},i1,no,click"]
         (folder / name).write_text("\n".join(lines))
 
-    def files_read(day: date) -> tuple[set[str], set[str], set[str]]:
+    def files_read(day: date) -> tuple[set[str], ...]:
         matrix = load_matrix(key_of(lake))
         extent = basis_extent(matrix.vectors, matrix.known_ages(day) >= 0)
         slices = {table: rows for table, rows, _ in table_checks(lake, deployment, day, BASIS, matrix, extent)}

@@ -231,6 +231,10 @@ def _write_lines(path: Path, rows: Sequence[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def _sorted_by(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: [str(row[name]) for name in names])
+
+
 def tables(lake: Path) -> dict[str, list[dict[str, Any]]]:
     """Rows of the compared tables, sorted by their keys."""
     found = {}
@@ -239,7 +243,7 @@ def tables(lake: Path) -> dict[str, list[dict[str, Any]]]:
         batches = arrow_batches(path) if table_version(path) is not None else ()
         rows = [row for batch in batches for row in batch.to_pylist()]
         plain = [name for name in table.columns if not any(isinstance(row[name], float | list) for row in rows)]
-        found[table.name] = sorted(rows, key=lambda row, names=plain: [str(row[name]) for name in names])
+        found[table.name] = _sorted_by(plain, rows)
     return found
 
 

@@ -29,6 +29,11 @@ def schema_of(table: Table):
     return table.row_type()
 
 
+def values_of(row: Mapping[str, object], table: Table) -> tuple[object, ...]:
+    """The row as ``Lake.replace_rows`` takes it: values in the order of the table's columns."""
+    return tuple(row[name] for name in table.columns)
+
+
 def put(lake: Lake, table: Table, rows: Sequence[tuple]) -> None:
     lake.append_rows(rows, table)
 

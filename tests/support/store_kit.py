@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -43,7 +43,8 @@ class Place:
         return RedisStore(self.location, **self.options)
 
 
-def batch(users: dict[str, Sequence[float]], n_items: int = 3) -> pa.RecordBatch:
+def batch(users: Mapping[Any, Sequence[float | None] | None], n_items: int = 3) -> pa.RecordBatch:
+    """User to vector, as rows; None, also as the user, is for the tests of refusals."""
     return pa.record_batch(
         {
             "user_id": pa.array(list(users), pa.string()),

@@ -112,8 +112,8 @@ def test_a_killed_server_is_started_anew(home: Home) -> None:
 
 def test_a_killed_wrapper_takes_no_database_from_its_command(home: Home) -> None:
     command = [*WITH_DATABASE, "bash", "-c", 'echo begun; read -r; exec "$@"', "bash", *home.psql("select 23")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env=home.variables, text=True, **pipes) as wrapper:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=home.variables, text=True, stdin=pipe, stdout=pipe) as wrapper:
         assert wrapper.stdin is not None
         assert wrapper.stdout is not None
         assert wrapper.stdout.readline() == "begun\n"

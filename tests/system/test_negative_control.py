@@ -22,7 +22,7 @@ import torch
 
 from checkout import ROOT
 from jobs.basis.basis import encoder_config
-from jobs.config.sections import BasisSection, RankerSection
+from jobs.config.sections import BasisSection, LteMode, RankerSection
 from jobs.landing.catalogue import texts_of
 from jobs.ranker.evaluation import score
 from jobs.ranker.examples import ExamplesOfUser
@@ -130,7 +130,7 @@ class SwappedScorer(RankerScorer):
 class Work(NamedTuple):
     """One training."""
 
-    lte: str
+    lte: LteMode
     seed: int
     shop: CandidateItems
     rows: dict[str, StagedRows]
@@ -165,7 +165,8 @@ def uplifts_of_lte(taste: float, items: pd.DataFrame, content: np.ndarray, folde
     config = replace(SHOP, taste=taste)
     interactions = simulate_interactions(items, stock_shelf(items, config), config)
     rows, shop = staged(items, interactions, folder), shop_of(items, interactions, content)
-    work = [Work(lte, seed, shop, rows, folder) for lte in ("prefix_token", "none") for seed in SEEDS]
+    modes: tuple[LteMode, LteMode] = ("prefix_token", "none")
+    work = [Work(lte, seed, shop, rows, folder) for lte in modes for seed in SEEDS]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         found = np.array(list(pool.map(ndcg_of, work)))  # [2 x seeds, own and swapped, examples]
     prefix, none = found[: len(SEEDS)], found[len(SEEDS) :, 0]

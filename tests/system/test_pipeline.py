@@ -23,6 +23,7 @@ from deployments import CONFIG
 from jobs.cli import dispatch
 from jobs.config.loading import load_deployment
 from jobs.lake.delta_files import arrow_batches
+from jobs.lake.predicates import Predicate
 from jobs.runtime.day import REPORT_TASK, TASKS
 from jobs.store.opening import open_store
 from jobs.store.reader import SnapshotReader
@@ -122,7 +123,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def slice_of(shop: Path, ds: date) -> list[dict[str, Any]]:
-    where = {"ds": ds, "method": "uniform", "lte_window": "365-60"}
+    where: Predicate = {"ds": ds, "method": "uniform", "lte_window": "365-60"}
     batches = arrow_batches(str(shop / "lake" / "user_lte"), where=where)
     return sorted((row for batch in batches for row in batch.to_pylist()), key=lambda row: row["user_id"])
 

@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -178,10 +179,10 @@ def test_wherever_a_killed_job_can_leave_a_user_nothing_is_left(shop: Deployment
     assert sorted(row["user_id"] for row in lake.read(INTERACTIONS).collect()) == ["17", "17", "178"]
 
 
-def publish_two(shop: Deployment, users: dict[str, Sequence[float]]) -> LmdbStore:
+def publish_two(shop: Deployment, users: Mapping[str, Sequence[float]]) -> LmdbStore:
     store, rows = LmdbStore(Path(shop.paths.online_store)), batch(users)
     for ds in (DAY - timedelta(days=1), DAY):
-        scans = {"batches": lambda: [rows], "sample": lambda: [rows.slice(0, 1)]}
+        scans: dict[str, Any] = {"batches": lambda: [rows], "sample": lambda: [rows.slice(0, 1)]}
         publish(store, marked_source(1.0, ds=ds, row_count=len(users), **scans), force=True)
     return store
 

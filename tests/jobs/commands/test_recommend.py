@@ -35,6 +35,7 @@ from jobs.store.publish import SnapshotSource, publish
 from jobs.store.reader import SnapshotReader
 from jobs.store.snapshot import NoLiveSnapshotError
 from jobs.train_ranker import train
+from lte_builders import values_of
 from lte_models.ranker.examples import ExampleBatch, ExampleCollate
 from lte_models.training.bundle import load_bundle
 from ranker_shop import BASIS, DIM, DS, N_ITEMS, make_shop, settings, shop_rows, vectors
@@ -132,9 +133,10 @@ def test_what_the_items_are_not_based_on_is_said(shop: tuple[Lake, Deployment], 
     [note] = recommendations(online, "nobody", k=1)["notes"]
     assert note.startswith(f"user nobody has no interactions up to ds={ANCHOR} and no LTE; the items are those for")
     salt = "00ff"
-    row = {"user_hash": user_hash(salt, "gone"), "salt": salt, "erased_ts": datetime(2024, 1, 1, tzinfo=UTC)}
+    row_hash = user_hash(salt, "gone")
+    row = {"user_hash": row_hash, "salt": salt, "erased_ts": datetime(2024, 1, 1, tzinfo=UTC)}
     counts = {"n_rows": 1, "n_files": 0, "n_versions": 0, "is_kept_out": True, "bundles": "[]"}
-    lake.replace_rows([row | counts], ERASURES, {"user_hash": row["user_hash"]})
+    lake.replace_rows([values_of(row | counts, ERASURES)], ERASURES, {"user_hash": row_hash})
     later = recommendations(online, "gone", ds=DS + timedelta(days=9), k=1)
     beyond, erased = later["notes"]
     assert beyond == f"ds={DS + timedelta(days=9)} is beyond the data: the last interactions are of {DS}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def trained(deployment: Deployment, ds: date, *, basis: str = "basis-a", method:
     return folder
 
 
-def published(deployment: Deployment, **changes: str) -> None:
+def published(deployment: Deployment, **changes: Any) -> None:
     store = open_store(deployment)
     publish(store, marked_source(1, ds=DAY_ONE, **changes))
     store.close()

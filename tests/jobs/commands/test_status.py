@@ -49,12 +49,16 @@ def test_what_is_live_since_when_how_old_it_is_and_what_was_before(
     assert (status.live or {})["ds"] == str(SECOND)
     assert (status.age_days, (status.rollback or {})["ds"]) == (10, str(FIRST))
     text = status_text(status)
-    assert f"{status.published['at']}; the day is 10 days old; `lte rollback` makes ds={FIRST} live" in text
+    assert f"{(status.published or {})['at']}; the day is 10 days old; `lte rollback` makes ds={FIRST} live" in text
     assert text.splitlines()[2].startswith("            published 2")
     rollback(store)
     log_switches(lake, store)
     status = deployment_status(deployment)
-    assert (status.age_days, status.published["action"], status.rollback["ds"]) == (11, "rollback", str(SECOND))
+    assert (status.age_days, (status.published or {})["action"], (status.rollback or {})["ds"]) == (
+        11,
+        "rollback",
+        str(SECOND),
+    )
     store.close()
 
 
@@ -63,7 +67,7 @@ def test_the_score_of_the_live_ranker_stands_beside_the_best_baseline(lake: Lake
     folder.mkdir(parents=True)
     pointer = {"bundle": "b", "ds": str(FIRST), "weights_sha256": "abc" * 9, "previous": ""}
     (folder / POINTER).write_text(json.dumps(pointer))
-    assert deployment_status(deployment).ranker["score"] is None  # judged nowhere yet
+    assert (deployment_status(deployment).ranker or {})["score"] is None  # judged nowhere yet
     values = {"candidate": 0.0312, "live": 0.9, "popularity": 0.01, "frequency_60d": 0.0298, "frequency_60d/new": 0.5}
     lake.record_metrics(FIRST, "evaluate_ranker", {("ndcg_at_500", label): value for label, value in values.items()})
     status = deployment_status(deployment)

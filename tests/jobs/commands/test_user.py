@@ -11,6 +11,7 @@ from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
 from jobs.store.opening import open_store
 from jobs.store.publish import SnapshotSource, publish
+from lte_builders import values_of
 from schemas import INTERACTIONS, ITEM_EMBEDDINGS, ITEMS
 
 DS = date(2024, 3, 1)
@@ -37,7 +38,7 @@ def test_the_view_of_a_user(lake: Lake, deployment: Deployment) -> None:
     days = {"a": date(2024, 2, 26), "b": date(2024, 2, 29), "c": date(2024, 2, 29), "d": date(2024, 2, 25)}
     rows = [_event("ann", item, day) for item, day in days.items()]
     rows += [_event("ann", "a", date(2024, 3, 1)), _event("bob", "a", date(2024, 2, 29))]
-    lake.replace_rows(rows, INTERACTIONS, {"event_date": sorted({row["event_date"] for row in rows})})
+    lake.replace_rows(rows, INTERACTIONS, {"event_date": sorted({*days.values(), date(2024, 3, 1)})})
     vectors = {"a": [1.0, 0.0], "b": [0.9, 0.1], "c": [0.0, 1.0]}
     embedded = [_embedding(item, index, vector) for index, (item, vector) in enumerate(vectors.items())]
     lake.replace_rows(embedded, ITEM_EMBEDDINGS, {"basis_version": "basis-a"})
@@ -61,19 +62,19 @@ def test_the_view_of_a_user(lake: Lake, deployment: Deployment) -> None:
     assert json.loads(json.dumps(view.as_json()))["categories"]["gowns"] == 1
 
 
-def _item(item_id: str, title: str, category: str | None, landing_ds: date = date(2024, 1, 1)) -> dict[str, object]:
-    empty = dict.fromkeys(ITEMS.columns)
-    return empty | {"item_id": item_id, "title": title, "category": category, "landing_ds": landing_ds}
+def _item(item_id: str, title: str, category: str | None, landing_ds: date = date(2024, 1, 1)) -> tuple[object, ...]:
+    row = {"item_id": item_id, "title": title, "category": category, "landing_ds": landing_ds}
+    return values_of(dict.fromkeys(ITEMS.columns) | row, ITEMS)
 
 
-def _event(user: str, item: str, day: date) -> dict[str, object]:
+def _event(user: str, item: str, day: date) -> tuple[object, ...]:
     stamp = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
     row = {"user_id": user, "item_id": item, "event_ts": stamp, "interaction_type": "click", "market": ""}
-    return row | {"session_id": None, "landing_ds": day, "event_date": day}
+    return values_of(row | {"session_id": None, "landing_ds": day, "event_date": day}, INTERACTIONS)
 
 
-def _embedding(item: str, index: int, vector: list[float]) -> dict[str, object]:
-    row = {
+def _embedding(item: str, index: int, vector: list[float]) -> tuple[object, ...]:
+    row: dict[str, object] = {
         "item_id": item,
         "embedding": vector,
         "source": "text",
@@ -81,4 +82,5 @@ def _embedding(item: str, index: int, vector: list[float]) -> dict[str, object]:
         "basis_version": "basis-a",
         "item_index": index,
     }
-    return {name: row.get(name) for name in ITEM_EMBEDDINGS.columns} | {"first_ds": date(2024, 1, 1)}
+    row["first_ds"] = date(2024, 1, 1)
+    return tuple(row.get(name) for name in ITEM_EMBEDDINGS.columns)

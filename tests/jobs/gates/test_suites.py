@@ -43,7 +43,7 @@ from schemas import EVENT_DAYS, INTERACTIONS, ITEM_EMBEDDINGS, LTE_DRIFT, TABLES
 DAY = date(2025, 6, 30)
 NOON = datetime(2025, 6, 30, 12, tzinfo=UTC)
 # By hand, where a row must fit more than its columns' limits.
-GOOD = {
+GOOD: dict[str, dict[str, object]] = {
     "ingest_log": {"rows_read": 3, "rows_accepted": 1, "rows_duplicate": 1, "rows_quarantined": 1},
     "lte_drift": {"n_now": 4, "n_before": 5, "n_in": 1, "n_out": 2, "tau": 0.75, "cosine": 0.5, "centred_cosine": 0.5},
     "item_embeddings": {"embedding": [0.6, 0.8]},
@@ -59,7 +59,7 @@ HAND = {
     "lte_drift": drift_suite,
 }
 # Rows that break the rules written by hand, one each: column to value.
-BROKEN_BY_HAND = {
+BROKEN_BY_HAND: dict[str, list[dict[str, object]]] = {
     "interactions": [
         {"interaction_type": "stare"},
         {"landing_ds": date(2025, 6, 29)},
@@ -149,7 +149,8 @@ class Verdicts:
     """Outcomes of each table on good rows, bad rows, other columns and other types; each validated once."""
 
     def __init__(self, spark: SparkSession) -> None:
-        self._spark, self._found = spark, {}
+        self._spark = spark
+        self._found: dict[tuple[str, str], dict[str, GateOutcome]] = {}
 
     def __call__(self, table: Table, kind: str) -> dict[str, GateOutcome]:
         if (table.name, kind) not in self._found:

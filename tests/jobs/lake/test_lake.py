@@ -95,7 +95,7 @@ def contents(lake: Lake, table: Table = EVERY_TYPE) -> list[tuple[object, ...]]:
 
 
 def test_types_and_nulls_come_back_as_written(engine_lake: Lake) -> None:
-    empty = {"name": None, "share": None, "is_good": None, "seen_ts": None, "picture": None}
+    empty: dict[str, Any] = {"name": None, "share": None, "is_good": None, "seen_ts": None, "picture": None}
     rows = [row(1), row(2, vector=[]), row(3, **empty)]
     assert engine_lake.replace(frame(engine_lake.spark, *rows), EVERY_TYPE, {"ds": DAY}) == 3
     found = {r["id"]: r.asDict() for r in engine_lake.read(EVERY_TYPE).collect()}
@@ -115,7 +115,8 @@ def test_types_and_nulls_come_back_as_written(engine_lake: Lake) -> None:
 def test_a_moment_with_an_offset_is_stored_as_utc(engine_lake: Lake) -> None:
     df = frame(engine_lake.spark, row(1)).withColumn("seen_ts", F.to_timestamp(F.lit("2017-03-04T01:30:00+02:00")))
     engine_lake.replace(df, EVERY_TYPE, {"ds": DAY})
-    assert engine_lake.read(EVERY_TYPE).first()["seen_ts"] == datetime(2017, 3, 3, 23, 30)
+    [found] = engine_lake.read(EVERY_TYPE).collect()
+    assert found["seen_ts"] == datetime(2017, 3, 3, 23, 30)
     [batch] = arrow_batches(engine_lake.path(EVERY_TYPE), columns=["seen_ts"])
     assert batch.column(0)[0].as_py() == datetime(2017, 3, 3, 23, 30, tzinfo=UTC)
 
@@ -242,6 +243,7 @@ def test_time_travel_history_and_restore(engine_lake: Lake) -> None:
     assert engine_lake.read(EVERY_TYPE).count() == 0
     engine_lake.append(frame(spark, row(1)), EVERY_TYPE)
     old = engine_lake.version(EVERY_TYPE)
+    assert old is not None
     engine_lake.append(frame(spark, row(2)), EVERY_TYPE)
     assert [r["id"] for r in engine_lake.read(EVERY_TYPE, version=old).collect()] == [1]
     assert engine_lake.history(EVERY_TYPE)[0]["version"] == engine_lake.version(EVERY_TYPE)
@@ -304,6 +306,7 @@ def test_forgotten_history_is_gone_from_files_and_log_and_the_table_lives_on(eng
     spark = engine_lake.spark
     engine_lake.append(frame(spark, row(1, name="gone"), row(2)), EVERY_TYPE)
     version = engine_lake.version(EVERY_TYPE)
+    assert version is not None
     engine_lake.delete(EVERY_TYPE, {"name": "gone"})
     engine_lake.forget_history(EVERY_TYPE)
     files = [path for path in Path(engine_lake.path(EVERY_TYPE)).rglob("*") if path.is_file()]
@@ -438,7 +441,7 @@ def test_a_rewrite_streams_from_the_table_itself(engine_lake: Lake) -> None:
     ],
 )
 def test_rows_in_memory_that_do_not_fit_are_refused(
-    sail: SparkSession, tmp_path: Path, change: dict[str, object], message: str
+    sail: SparkSession, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     lake = Lake(sail, str(tmp_path / "lake"))
     lake.create(EVERY_TYPE)

@@ -168,7 +168,7 @@ def test_each_bad_line_has_its_reason_and_number_and_spoils_no_other(tmp_path: P
     assert named["future_timestamp"] == 'event_ts = "9999-12-31"'
 
 
-BAD_OBJECTS = {
+BAD_OBJECTS: dict[str, list[Any]] = {
     "wrong_type": [event(user_id={"a": 1}), event(item_id=["x"]), event(user_id=True), event(event_ts=1483358400)],
     "null_user_id": [event(user_id=None), {k: v for k, v in event().items() if k != "user_id"}, event(user_id="")],
     "malformed_row": ["[1, 2]", "{", '{"user_id": 1e', "nul", "[" * 100_000, '{"user_id": ' + "9" * 5000 + "}"],

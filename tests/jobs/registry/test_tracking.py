@@ -27,6 +27,7 @@ def _at(deployment: Deployment, uri: str) -> Deployment:
 def test_a_training_is_logged_once_with_its_curve_and_manifest(deployment: Deployment, tmp_path: Path) -> None:
     (Path(deployment.paths.lake) / "models").mkdir(parents=True)
     run_id = track(deployment, _record(tmp_path))
+    assert run_id is not None
     assert track(deployment, _record(tmp_path)) == run_id  # a rerun of the same training
     assert track(deployment, _record(tmp_path, "f2")) != run_id
     from mlflow import MlflowClient

@@ -11,7 +11,7 @@ from jobs.runtime.entry import run_job
 from jobs.runtime.faults import sentence_of
 
 
-def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[str | int | None, str]:
     def main() -> None:
         raise error
 

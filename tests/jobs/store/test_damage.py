@@ -150,7 +150,7 @@ def _swap_and_die_before_the_lock_file(folder: Path) -> None:
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal(signal.SIGSEGV, ctypes.cast(die, ctypes.c_void_p))
 
-    def inside_the_swap(*_: Any) -> None:
+    def inside_the_swap(*_: Any, **__: Any) -> None:
         for line in Path("/proc/self/maps").read_text().splitlines():
             if line.endswith("index.mdb-lock"):
                 start, end = (int(part, 16) for part in line.split()[0].split("-"))

@@ -179,7 +179,7 @@ def test_what_was_published_is_read_back(store: Any) -> None:
     )
     found = reader.get("日本")
     assert found is not None
-    assert (found.n_items, found.embedding.dtype, found.manifest) == (5, np.float32, manifest)
+    assert (found.n_items, found.embedding.dtype, found.manifest) == (5, np.dtype(np.float32), manifest)
     np.testing.assert_array_equal(found.embedding, np.array([-1.5, 1e-30], dtype=np.float32))
     assert reader.get("bob") is None
     asked = ["bob", "ä" * 64, "ann", "ann"]
@@ -712,7 +712,7 @@ def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
     with redis_server(tmp_path / "data", plain, *tls, "--requirepass", "hush",
                       wait_for=redis.Redis(port=plain, password="hush", retry=NO_RETRY)):  # fmt: skip
         url = f"rediss://127.0.0.1:{port}/0"
-        own = {"password": "hush", "cert_file": certificate, "key_file": key, "retries": 0}
+        own: dict[str, Any] = {"password": "hush", "cert_file": certificate, "key_file": key, "retries": 0}
         store = RedisStore(url, ca_file=ca, **own)
         publish(store, marked_source(4))
         assert markers_of(SnapshotReader(store).get_many(["u1"]).embeddings) == {4.0}
@@ -757,7 +757,8 @@ def test_the_lock_of_a_dead_publisher_runs_out(redis_port: int, tmp_path: Path) 
 
 def test_a_publisher_that_lost_its_lock_writes_nothing_more(redis_port: int, tmp_path: Path) -> None:
     """It slept through its lock's life, and another one published meanwhile."""
-    url, options = f"redis://127.0.0.1:{redis_port}/0", {"prefix": tmp_path.name, "lock_ttl_s": 0.3}
+    url = f"redis://127.0.0.1:{redis_port}/0"
+    options: dict[str, Any] = {"prefix": tmp_path.name, "lock_ttl_s": 0.3}
     slow, quick = RedisStore(url, **options), RedisStore(url, **options)
 
     def sleeping() -> Iterator[pa.RecordBatch]:
@@ -777,7 +778,8 @@ def test_a_publisher_that_lost_its_lock_writes_nothing_more(redis_port: int, tmp
 
 def test_a_load_whose_rows_were_cleaned_away_meanwhile_never_goes_live(redis_port: int, tmp_path: Path) -> None:
     """It slept, another one cleaned up, published and gave the lock back: the lock is free, the rows are gone."""
-    url, options = f"redis://127.0.0.1:{redis_port}/0", {"prefix": tmp_path.name, "lock_ttl_s": 0.3}
+    url = f"redis://127.0.0.1:{redis_port}/0"
+    options: dict[str, Any] = {"prefix": tmp_path.name, "lock_ttl_s": 0.3}
     slow, quick = RedisStore(url, **options), RedisStore(url, **options)
 
     def sleeping() -> Iterator[pa.RecordBatch]:

@@ -59,8 +59,8 @@ def test_a_second_deployment_is_refused_everywhere(ours: Deployment) -> None:
     assert store.pointer() == before
     rollback(store)
     assert check_store(ours) is None
-    for each in (store, foreign):
-        each.close()
+    for opened in (store, foreign):
+        opened.close()
 
 
 def test_a_server_that_does_not_answer_is_no_wrong_configuration(deployment_file: Path) -> None:

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from lte_builders import naive_lte, naive_weights
 from lte_models.averages import drift
-from lte_models.averages.pooling import Histories, Weighting, long_term_embeddings, packed_keys, window_pairs
+from lte_models.averages.pooling import (
+    Histories,
+    Weighting,
+    WindowPairs,
+    long_term_embeddings,
+    packed_keys,
+    window_pairs,
+)
 
 WINDOW, N_ITEMS, DIM = (12, 3), 6, 2
 AGES = range(WINDOW[1], WINDOW[0])
@@ -28,7 +35,7 @@ def histories_of(events):
     return Histories(np.sort(packed_keys(*columns)), 1)
 
 
-def windows_of(events, offset, known_ages=ALWAYS_KNOWN):
+def windows_of(events, offset, known_ages=ALWAYS_KNOWN) -> tuple[WindowPairs, WindowPairs]:
     histories = histories_of(events)
     now = window_pairs(histories, AGES)
     before = drift.earlier_window(histories, AGES, offset_days=offset, known_age=np.array(known_ages))

@@ -13,7 +13,7 @@ def test_uplift_interval_and_p_by_hand() -> None:
     model, baseline = np.array([0.5, 0.7, 0.4, 0.9]), np.array([0.4, 0.4, 0.4, 0.7])
     found = compare(model, baseline, np.array([7, 7, 2, 3]))
     assert found.uplift == pytest.approx(2.5 / 1.9 - 1)
-    assert (found.model, found.baseline) == (pytest.approx(2.5 / 4), pytest.approx(1.9 / 4))
+    assert (found.model, found.baseline) == pytest.approx((2.5 / 4, 1.9 / 4))
     assert (found.n_users, found.n_queries) == (3, 4)
     # residuals 1.2 - r .8, .4 - r .4, .9 - r .7 with r = 2.5 / 1.9
     residuals = [0.14736842, -0.12631579, -0.02105263]
@@ -22,7 +22,7 @@ def test_uplift_interval_and_p_by_hand() -> None:
     t = found.uplift / error
     assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t), abs=1e-6)  # Student's t with 2 degrees in closed form
     reach = 4.302653 * error  # its 97.5 % quantile
-    assert (found.low, found.high) == (pytest.approx(found.uplift - reach), pytest.approx(found.uplift + reach))
+    assert (found.low, found.high) == pytest.approx((found.uplift - reach, found.uplift + reach))
 
 
 def test_the_interval_leaves_out_zero_exactly_where_p_is_below_five_percent() -> None:
@@ -40,7 +40,7 @@ def test_the_days_of_one_user_are_one_observation() -> None:
     model, baseline = np.array([0.5, 0.4, 0.9, 0.3]), np.array([0.4, 0.4, 0.7, 0.35])
     once = compare(model, baseline, np.arange(4))
     twice = compare(np.tile(model, 2), np.tile(baseline, 2), np.tile(np.arange(4), 2))  # each day a second time
-    assert (twice.uplift, twice.p) == (pytest.approx(once.uplift), pytest.approx(once.p))
+    assert (twice.uplift, twice.p) == pytest.approx((once.uplift, once.p))
     assert twice.n_queries == 2 * once.n_queries
 
 

@@ -1,6 +1,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,8 @@ def test_the_steps_are_those_of_adamw() -> None:
     torchs = torch.optim.AdamW(models[1].parameters(), lr=0.05, weight_decay=0.1)
     for step in range(5):
         batch = torch.randn(6, 3, generator=torch.Generator().manual_seed(step))
-        for model, optimizer in zip(models, (ours, torchs), strict=True):
+        optimizers: tuple[AdamW | torch.optim.AdamW, ...] = (ours, torchs)
+        for model, optimizer in zip(models, optimizers, strict=True):
             optimizer.zero_grad()
             model(batch).square().mean().backward()
             optimizer.step()
@@ -239,8 +241,9 @@ def test_no_batch_is_an_error(tmp_path: Path) -> None:
 
 def test_warm_start_follows_the_items_to_their_new_rows() -> None:
     torch.manual_seed(0)
-    model = nn.ModuleDict({"ids": nn.Embedding(3, 2), "out": nn.Linear(2, 2), "grown": nn.Linear(2, 5)})
-    fresh = model["ids"].weight.detach().clone()
+    ids = nn.Embedding(3, 2)
+    model = nn.ModuleDict({"ids": ids, "out": nn.Linear(2, 2), "grown": nn.Linear(2, 5)})
+    fresh = ids.weight.detach().clone()
     earlier = {
         "ids.weight": torch.tensor([[1.0, 1], [2, 2]]),
         "out.weight": torch.eye(2),
@@ -248,8 +251,8 @@ def test_warm_start_follows_the_items_to_their_new_rows() -> None:
     }
     taken = warm_start(model, earlier, {"ids.weight": {2: 0, 0: 1}})
     assert taken == ["ids.weight", "out.weight"]
-    assert model["ids"].weight[[2, 0]].tolist() == [[1, 1], [2, 2]]
-    assert torch.equal(model["ids"].weight[1], fresh[1])
+    assert ids.weight[[2, 0]].tolist() == [[1, 1], [2, 2]]
+    assert torch.equal(ids.weight[1], fresh[1])
 
 
 def test_a_core_is_left_free_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +274,6 @@ def test_mixed_precision_only_where_the_hardware_gains() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"patience": 0}, {"checkpoint_every": 0}, {"learning_rate": 0.0}])
-def test_impossible_configurations_are_named(changes: dict[str, float]) -> None:
+def test_impossible_configurations_are_named(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         TrainConfig(**changes)
