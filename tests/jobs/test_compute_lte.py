@@ -245,7 +245,7 @@ def test_a_day_without_interactions_is_an_error(lake, deployment):
 def test_damaged_vectors_are_named_before_anything_is_written(lake, deployment, vectors, message):
     put_basis(lake, vectors)
     put_events(lake, [Event("u", "good", 70)])
-    with pytest.raises(BasisError, match=f"item_embeddings .*basis_version {BASIS}: .*{message}"):
+    with pytest.raises(BasisError, match=f"item_embeddings .*basis_version {BASIS}, column embedding: {message}"):
         write_lte(lake, deployment, DS, BASIS)
     assert lake.version(USER_LTE) is None
 

@@ -220,6 +220,15 @@ def test_torn_minilm_weights_are_an_error_naming_the_file(tmp_path: Path) -> Non
         load_encoder(EncoderConfig("minilm", weights=str(folder)))
 
 
+def test_a_bert_of_another_kind_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    folder = linked_minilm(tmp_path / "other")
+    shape = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(shape | {"hidden_act": "relu"}))
+    message = r"other: expected a BERT with gelu and mean pooling, got model_type 'bert', hidden_act 'relu' and .* True"
+    with pytest.raises(EncoderError, match=message):
+        load_encoder(EncoderConfig("minilm", weights=str(folder)))
+
+
 # --- open_clip
 
 
