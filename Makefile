@@ -55,7 +55,7 @@ test-fast: $(READY) ## the tests that take seconds: no scheduler, no Apache Spar
 	@$(BIN)/python -m pytest -m "not slow and not airflow and not spark and not pairs" $(PYTEST_ARGS)
 
 coverage: $(READY) ## branch coverage of the fast tests, per module, with what runs in subprocesses
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow and not airflow and not spark and not control" \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow and not airflow and not spark and not control and not pairs" \
 		--spark-jobs none --cov --cov-report=term $(PYTEST_ARGS)
 
 test-spark: $(READY) ## a cluster, and all jobs' tests on Apache Spark; make test has them on Sail (5 minutes)
