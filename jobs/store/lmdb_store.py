@@ -1,17 +1,18 @@
-"""Online store in a local folder: one LMDB file a version, and one small LMDB file with the pointer.
+"""Online store in a local folder: one LMDB file per version, and one small LMDB file with the pointer.
 
-A file of its own for each version means that a removed version gives its disk back at once, while a reader that still
-maps it reads on undisturbed. Vectors are copied once, from the map into the caller's array. The folder must be on a
-local disk: LMDB's locks do not work over network file systems. A value of more than about 2,000 bytes takes whole
-pages, so at 512 floats a user costs 4 KiB of disk, three times while publishing (previous, live, new).
+Each version has its own file. So the disk space of a removed version is free at once, and a reader that still maps the
+file can finish its read. Vectors are copied once, from the map into the caller's array. The folder must be on a local
+disk, because LMDB's locks do not work over network file systems. A value of more than about 2,000 bytes takes whole
+pages. So a user with 512 floats needs 4 KiB of disk per version, and there are three versions during a publish
+(previous, live, new).
 
     index.mdb        pointer and journal, switched in one transaction
     <version>.mdb    user_id -> value, and the manifest
     .deployment      name of the deployment that the store belongs to
     writer.lock      held (flock) by the one process that publishes; the kernel frees it when that process dies
 
-An account that may read the folder and not write it reads without LMDB's lock file: it checks after each read that no
-writer committed meanwhile, and reads again where one did.
+An account that may read the folder but not write to it reads without LMDB's lock file. After each such read, the store
+checks whether a writer committed meanwhile. If so, the read is repeated.
 """
 
 from __future__ import annotations
@@ -57,16 +58,16 @@ INDEX_MAP_BYTES = 64 << 20
 FIRST_MAP_BYTES = 64 << 20
 INDEX_OPTIONS: dict[str, Any] = {"is_writable": True, "create": True, "map_size": INDEX_MAP_BYTES}
 
-# Address space, not disk: room for later deletions of users, so that no reader ever has to map a sealed file again.
+# Address space, not disk. Later deletions of users need it; with it, no reader has to map a sealed file again.
 SEALED_SLACK_BYTES = 256 << 20
 MAX_READERS = 2048
 LOCK_POLL_S = 0.05
 UPGRADE_WAIT_S = 60.0
 
-# A read without the lock file is repeated where a writer commits meanwhile; a writer commits a few times per publish.
+# A read without the lock file is repeated when a writer commits meanwhile. A writer commits a few times per publish.
 LOCKLESS_ATTEMPTS = 10
 
-# EIO: what LMDB says of a page of which the disk took only a part.
+# EIO: LMDB reports this error when the disk wrote only a part of a page.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.VersionMismatchError)
 
@@ -81,7 +82,10 @@ class _Open:
 
 
 class _Environments:
-    """Open LMDB files of this process; LMDB forbids to open a file twice, and to close one that is being read."""
+    """Open LMDB files of this process.
+
+    LMDB forbids a process to open a file twice, and to close a file while it is read.
+    """
 
     def __init__(self) -> None:
         self._reset()
@@ -94,7 +98,7 @@ class _Environments:
 
     @contextmanager
     def use(self, path: Path, *, is_writable: bool = False, **options: Any) -> Iterator[lmdb.Environment]:
-        """Hold the file open; it stays open afterwards, until :meth:`forget`."""
+        """Hold the file open; the file stays open afterwards, until :meth:`forget`."""
         entry = self._acquire(path, is_writable, options)
         try:
             yield entry.environment
@@ -102,7 +106,7 @@ class _Environments:
             self._release(path, entry)
 
     def forget(self, path: Path) -> None:
-        """Close the file, at the latest when its last user lets it go."""
+        """Close the file now, or when its last user releases it."""
         with self._changed:
             entry = self._open.get(path)
             if entry is not None:
@@ -122,13 +126,14 @@ class _Environments:
                 )
             entry = self._open.get(path)
             if entry is not None and is_writable and not entry.is_writable:
+                # LMDB cannot make an open file writable; nobody reads it now, so it can be opened again.
                 entry.environment.close()
                 entry = None
             if entry is None:
                 environment = _environment(path, is_writable, options)
                 entry = self._open[path] = _Open(environment, is_writable, environment.stat()["psize"])
             try:
-                # On each use, not only when the file is opened: the file can be cut while this process maps it.
+                # Checked on each use, not only on opening, because the file can be cut while this process maps it.
                 _require_whole(path, entry)
             except (OSError, VersionDamagedError):
                 entry.is_doomed = True
@@ -157,10 +162,10 @@ _ENVIRONMENTS = _Environments()
 
 
 def _environment(path: Path, is_writable: bool, options: dict[str, Any]) -> lmdb.Environment:
-    # map_size 0: as large as the file says. Readers never create a file.
+    # map_size 0: LMDB takes the size from the file. Readers never create a file.
     defaults = {"map_size": 0, "create": False, "readonly": not is_writable, "max_readers": MAX_READERS}
     wanted = {"subdir": False, "readahead": False, **defaults, **options}
-    # LMDB would make a new file of an empty one, without a word.
+    # LMDB would turn an empty file into a new database without any error.
     if (path.exists() or not wanted["create"]) and path.stat().st_size == 0:
         raise VersionDamagedError(f"lmdb {path}: the file is empty")
     try:
@@ -168,20 +173,20 @@ def _environment(path: Path, is_writable: bool, options: dict[str, Any]) -> lmdb
     except lmdb.ReadonlyError:
         if is_writable:
             raise
-        # The lock file needs write permission, which an account that only reads does not have.
+        # The lock file needs write permission, and a read-only account has none.
         return lmdb.open(str(path), **wanted, lock=False)
 
 
 def _require_whole(path: Path, entry: _Open) -> None:
-    """Refuse a file that lost its end: the kernel ends a process (SIGBUS) that reads a mapped page past the end.
+    """Refuse a file that lost its end: the kernel kills (SIGBUS) a process that reads a mapped page past the end.
 
     Raises:
         VersionDamagedError: The file is shorter than its header says.
-        FileNotFoundError: The file is gone.
+        FileNotFoundError: The file does not exist.
     """
     found = path.stat().st_size
     needed = 2 * entry.page_bytes
-    if found >= needed:  # only now: the two meta pages, which say how much is in use, are mapped pages too
+    if found >= needed:  # checked first, because info() reads the two meta pages, which are mapped pages too
         needed = (entry.environment.info()["last_pgno"] + 1) * entry.page_bytes
     if found < needed:
         raise VersionDamagedError(f"lmdb {path}: expected at least {needed} bytes, got {found}: the file was cut")
@@ -189,7 +194,7 @@ def _require_whole(path: Path, entry: _Open) -> None:
 
 @contextmanager
 def _errors(what: str) -> Iterator[None]:
-    """Turn LMDB's errors into ours, naming the file."""
+    """Turn LMDB's errors into errors of this project that name the file."""
     try:
         yield
     except lmdb.MapFullError as error:
@@ -208,7 +213,7 @@ def _errors(what: str) -> Iterator[None]:
 
 
 def _is_overtaken(environment: lmdb.Environment, transaction: lmdb.Transaction) -> bool:
-    """Whether a read without the lock file may have met pages that a writer used again; never with the lock file."""
+    """Whether a read without the lock file may have seen pages that a writer reused; False with the lock file."""
     is_lockless = not environment.flags()["lock"]
     return is_lockless and environment.info()["last_txnid"] != transaction.id()
 
@@ -248,13 +253,13 @@ class LmdbStore:
         first_map_bytes: int = FIRST_MAP_BYTES,
         lock_wait_s: float = 60.0,
     ) -> None:
-        """Name the store; nothing is opened or made before it is used.
+        """Keep the settings of the store; the first use opens or creates files.
 
         Args:
-            folder: Where the files are; made by the first publish.
-            deployment: Whose store it is; empty for no mark of ownership.
-            first_map_bytes: Map size a load starts with; it doubles as needed.
-            lock_wait_s: How long a writer waits for another one.
+            folder: Folder of the files; the first publish creates the folder.
+            deployment: Name of the deployment that owns the store; empty for no mark of ownership.
+            first_map_bytes: Size in bytes of the map at the start of a load. The map doubles when it is full.
+            lock_wait_s: How many seconds a writer waits for another writer.
         """
         self._folder = folder.resolve()
         self._deployment = deployment
@@ -278,7 +283,7 @@ class LmdbStore:
         return self._read_index(_switches, [])
 
     def _read_index(self, read: Callable[[lmdb.Transaction], T], nothing: T) -> T:
-        """Read the index in one transaction; ``nothing`` where there is no index yet."""
+        """Read the index in one transaction; returns ``nothing`` where there is no index yet."""
         if not self._index.exists():
             return nothing
         for _ in range(LOCKLESS_ATTEMPTS):
@@ -317,7 +322,7 @@ class LmdbStore:
             yield LmdbWriter(self, self._index, self._first_map_bytes)
 
     def close(self) -> None:
-        """Unmap the files that no read is using."""
+        """Close the files that no read is using."""
         _ENVIRONMENTS.forget_folder(self._folder)
 
     def path(self, version: str) -> Path:
@@ -329,7 +334,7 @@ class LmdbStore:
         """Hold a version's file open.
 
         Raises:
-            VersionGoneError: There is no such file (any more).
+            VersionGoneError: The file does not exist, or no longer exists.
         """
         path = self.path(version)
         with _errors(str(path)), _ENVIRONMENTS.use(path, **options) as environment:
@@ -340,11 +345,11 @@ class LmdbStore:
         return self._folder / "index.mdb"
 
     def _recover_index(self) -> None:
-        """Bring the index up to its last commit, or start a new one where the index cannot be read.
+        """Bring the index up to its last commit, or start a new index where the index cannot be read.
 
-        A process that was killed between writing LMDB's meta page and noting it in the lock file leaves all readers
-        one transaction behind. LMDB repairs the lock file when the next write transaction begins. So one begins here,
-        before the pointer is read.
+        LMDB writes the meta page first, and then the lock file. A process that is killed between these two writes
+        leaves all readers one transaction behind. LMDB repairs the lock file when the next write transaction begins.
+        So this method begins a write transaction before the pointer is read.
         """
         if not self._index.exists():
             return
@@ -393,23 +398,23 @@ class LmdbWriter:
             return _manifest(transaction)
 
     def versions(self) -> frozenset[str]:
-        """Every version of which a file is there, be it only its lock file."""
+        """Every version that has a file, even if only its lock file exists."""
         files = (*self._index.parent.glob("*.mdb"), *self._index.parent.glob("*.mdb-lock"))
         return frozenset(file.stem for file in files) - {self._index.stem}
 
     def create(self, version: str) -> None:
-        """Make the version's file."""
+        """Create the version's file."""
         with self._store.opened(version, **self._load_options):
             pass
 
     def write(self, version: str, chunk: RowChunk) -> None:
-        """Write rows in one transaction, in a map that doubles until they fit."""
+        """Write rows in one transaction; the map doubles until the rows fit."""
         with self._store.opened(version, **self._load_options) as environment:
             while not _put_all(environment, chunk):
                 environment.set_mapsize(2 * environment.info()["map_size"])
 
     def seal(self, manifest: SnapshotManifest) -> None:
-        """Write the manifest and flush the file; the map keeps room for deletions."""
+        """Write the manifest and flush the file; the map keeps space for deletions."""
         path = self._store.path(manifest.version)
         with self._store.opened(manifest.version, **self._load_options) as environment:
             environment.set_mapsize(path.stat().st_size + SEALED_SLACK_BYTES)
@@ -432,10 +437,10 @@ class LmdbWriter:
             return [transaction.get(key) for key in keys]
 
     def swap(self, expected: Pointer, wanted: Pointer, action: str) -> None:
-        """Replace the pointer and add to the journal in one transaction, on the disk when this returns."""
+        """Replace the pointer and add to the journal in one transaction; both are on the disk on return."""
         entry = Switch(wanted.sequence, action, self.manifest(str(wanted.live)))
         with _errors(str(self._index)), _ENVIRONMENTS.use(self._index, **INDEX_OPTIONS) as index:
-            index.reader_check()  # slots of readers that were killed would keep old pages from being used again
+            index.reader_check()  # frees the slots of killed readers; such a slot keeps LMDB from reusing old pages
             with index.begin(write=True) as transaction:
                 self._check_pointer(Pointer.from_json(transaction.get(POINTER_KEY)), expected)
                 transaction.put(POINTER_KEY, wanted.to_json().encode())
@@ -444,7 +449,7 @@ class LmdbWriter:
         flush(self._index.parent)
 
     def remove(self, version: str) -> None:
-        """Unlink the version's files; the disk is free as soon as no reader maps them."""
+        """Unlink the version's files; the disk space is free as soon as no reader maps the files."""
         if version in self.pointer().kept:
             raise OnlineStoreError(f"online store {self._store!r}: version {version} is kept, not removed")
         path = self._store.path(version)
@@ -455,7 +460,7 @@ class LmdbWriter:
     def erase(self, version: str, key: bytes) -> bool:
         """Delete one row and correct the manifest in one transaction.
 
-        The bytes stay in free pages of the file until the version is removed, two publishes later at the latest.
+        The bytes stay in free pages of the file until the version is removed. This takes two publishes at most.
         """
         with self._store.opened(version, is_writable=True) as environment:
             environment.reader_check()
@@ -477,7 +482,7 @@ def _switches(transaction: lmdb.Transaction) -> list[Switch]:
 
 
 def _put_all(environment: lmdb.Environment, chunk: RowChunk) -> bool:
-    """Write all rows or, where the map is too small, none."""
+    """Write all rows, or no row when the map is too small; returns whether the rows were written."""
     try:
         with environment.begin(write=True) as transaction:
             for key, value in chunk.items():

@@ -1,4 +1,4 @@
-"""Open the online store of a deployment, and see what is live in it."""
+"""Open the online store of a deployment, and read which snapshot is live."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.store.snapshot import NoLiveSnapshotError, OnlineStoreError, SnapshotM
 
 
 def live_snapshot(deployment: Deployment) -> SnapshotManifest | None:
-    """Manifest of what is live; None before the first publish.
+    """Manifest of the live snapshot; None before the first publish.
 
     Raises:
         jobs.store.snapshot.OnlineStoreError: The store does not answer.
@@ -34,14 +34,14 @@ def live_snapshot(deployment: Deployment) -> SnapshotManifest | None:
 
 
 def open_store(deployment: Deployment, *, is_patient: bool = True) -> OnlineStore:
-    """The online store of a deployment; nothing is opened before it is used.
+    """The online store of a deployment; the first use opens files and connections.
 
     Args:
-        deployment: Whose.
-        is_patient: Whether a server that does not answer is tried again; a look at the configuration does not wait.
+        deployment: The deployment.
+        is_patient: Whether a server that does not answer is tried again. A check of the configuration does not wait.
 
     Raises:
-        ConfigError: The settings of Redis cannot be right.
+        ConfigError: The settings of Redis are invalid.
     """
     settings = deployment.publish
     if settings.store == "lmdb":
@@ -64,13 +64,13 @@ def open_store(deployment: Deployment, *, is_patient: bool = True) -> OnlineStor
 
 
 def check_store(deployment: Deployment) -> str | None:
-    """Refuse a store whose settings cannot be right or that is another deployment's; changes nothing.
+    """Refuse a store with invalid settings and a store of another deployment; changes nothing.
 
     Returns:
-        Why the owner could not be looked up; None where it was.
+        Why the owner could not be read; None when it was read.
 
     Raises:
-        ConfigError: The settings cannot be right, or the store is another deployment's.
+        ConfigError: The settings are invalid, or the store belongs to another deployment.
     """
     store = open_store(deployment, is_patient=False)
     settings, name = deployment.publish, deployment.deployment.name
@@ -89,7 +89,7 @@ def check_store(deployment: Deployment) -> str | None:
 
 
 def live_snapshot_values(deployment: Deployment) -> dict[str, Any] | None:
-    """Manifest of what is live, as plain values; None before the first publish.
+    """Manifest of the live snapshot, as plain values; None before the first publish.
 
     Raises:
         jobs.store.snapshot.OnlineStoreError: The store does not answer.
@@ -106,7 +106,7 @@ def live_snapshot_values(deployment: Deployment) -> dict[str, Any] | None:
 
 
 def previous_snapshot_values(deployment: Deployment) -> dict[str, Any] | None:
-    """Manifest of the snapshot that a rollback makes live, as plain values; None where there is none.
+    """Manifest of the snapshot that a rollback would make live, as plain values; None where there is none.
 
     Raises:
         jobs.store.snapshot.OnlineStoreError: The store does not answer.

@@ -1,8 +1,9 @@
 """The online store: exactly one live version of LTEs, and the reader that serves it (ADR 0009).
 
-A version is one load of one slice of ``user_lte``. The pointer names the live version and the one before it; it is
-swapped atomically, so a reader sees all of the old version or all of the new one. :mod:`jobs.store.lmdb_store` and
-:mod:`jobs.store.redis_store` keep the versions, :mod:`jobs.store.publish` changes what is live.
+A version is one load of one slice of ``user_lte``. The pointer names the live version and the previous version. The
+pointer is swapped atomically, so a reader sees all of the old version or all of the new version.
+:mod:`jobs.store.lmdb_store` and :mod:`jobs.store.redis_store` keep the versions. :mod:`jobs.store.publish` changes
+which version is live.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class PinnedSnapshot(Protocol):
         """SnapshotManifest of the pinned version."""
 
     def values(self, keys: Sequence[bytes]) -> Iterable[Buffer | None]:
-        """Stored values in the order of ``keys``, None for a user without one; valid while the pin is held.
+        """Stored values in the order of ``keys``, None for a user without a value; valid while the pin is held.
 
         Raises:
             VersionGoneError: The version is no longer kept.
@@ -34,7 +35,7 @@ class PinnedSnapshot(Protocol):
 
 
 class StoreWriter(Protocol):
-    """What only the one process that holds the store's lock may do."""
+    """Actions that are allowed only to the one process that holds the store's lock."""
 
     def pointer(self) -> Pointer:
         """The pointer."""
@@ -43,32 +44,32 @@ class StoreWriter(Protocol):
         """SnapshotManifest of a sealed version."""
 
     def versions(self) -> frozenset[str]:
-        """All versions of which anything is there, leftovers of crashed loads too."""
+        """All versions of which any file or key exists, leftovers of crashed loads included."""
 
     def create(self, version: str) -> None:
-        """Begin a version; readers do not see it."""
+        """Begin a version; readers do not see the version yet."""
 
     def write(self, version: str, chunk: RowChunk) -> None:
         """Write rows into a version that is not sealed."""
 
     def seal(self, manifest: SnapshotManifest) -> None:
-        """End the load of ``manifest.version``: everything is on its way to the disk before this returns."""
+        """End the load of ``manifest.version``; all its writes are handed to the store before this call returns."""
 
     def rows(self, version: str) -> Iterator[tuple[bytes, Buffer]]:
         """All keys and values of a version, in any order; a value is valid until the next step."""
 
     def values(self, version: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Stored values in the order of ``keys``, None for a user without one."""
+        """Stored values in the order of ``keys``, None for a user without a value."""
 
     def swap(self, expected: Pointer, wanted: Pointer, action: str) -> None:
         """Replace the pointer and add to the journal, in one atomic step.
 
         Raises:
-            StoreLockedError: The pointer is not ``expected``: somebody else published.
+            StoreLockedError: The pointer is not ``expected``, because another process published.
         """
 
     def remove(self, version: str) -> None:
-        """Remove a version that the pointer does not name, and give its room back."""
+        """Remove a version that the pointer does not name, and free its space."""
 
     def erase(self, version: str, key: bytes) -> bool:
         """Delete one row and correct the manifest in one atomic step; False when there is no such row."""
@@ -99,28 +100,28 @@ class OnlineStore(Protocol):
         """
 
     def writer(self) -> AbstractContextManager[StoreWriter]:
-        """Hold the store's only lock; a store without a mark is marked with this deployment's name first.
+        """Hold the store's only lock; a store without a mark gets this deployment's name as its mark first.
 
         Raises:
-            jobs.config.window.ConfigError: The store is another deployment's.
-            StoreLockedError: Another process holds it.
+            jobs.config.window.ConfigError: The store belongs to another deployment.
+            StoreLockedError: Another process holds the lock.
         """
 
     def close(self) -> None:
-        """Give files and connections back."""
+        """Close files and connections."""
 
 
 def require_own(store: OnlineStore, deployment: str, setting: str, mark: str) -> None:
-    """Refuse a store that is marked with the name of another deployment; one without a mark passes.
+    """Refuse a store that is marked with the name of another deployment; a store without a mark passes.
 
     Args:
         store: The store.
-        deployment: Who is about to use the store.
+        deployment: Name of the deployment that is about to use the store.
         setting: The setting that names the store, with its value.
-        mark: Where the mark is, for a person.
+        mark: Place of the mark, for the message.
 
     Raises:
-        ConfigError: It is another deployment's.
+        ConfigError: The store belongs to another deployment.
     """
     found = store.owner()
     if found not in (None, deployment):

@@ -1,8 +1,8 @@
-"""What changes the live snapshot: publish, roll back, delete a user (ADR 0009).
+"""The three actions that change the live snapshot: publish, roll back, delete a user (ADR 0009).
 
-Publishing loads a new version beside the live one, reads it back and compares it with its source, and only then swaps
-the pointer. Whatever stops it before the swap leaves the live version as it was; what it left behind is removed by
-the next publish.
+A publish loads a new version beside the live version. Then it reads the new version back and compares it with its
+source. Only then it swaps the pointer. A publish that stops before the swap leaves the live version unchanged. The
+next publish removes what the stopped publish left.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ OnStep = Callable[[str, str], None]
 
 
 class PublishRefusedError(OnlineStoreError):
-    """This snapshot must not go live; the message says why."""
+    """This snapshot must not become live; the message says why."""
 
 
 class NewerIsLiveError(PublishRefusedError):
-    """A newer ds is live, and live only moves forward."""
+    """A newer ds is live, and an older ds must not replace a newer ds."""
 
 
 class VerificationError(OnlineStoreError):
-    """What was read back from the store is not what was loaded."""
+    """The rows that were read back from the store are not the rows that were loaded."""
 
 
 @dataclass(frozen=True)
 class SnapshotSource:
-    """One slice of ``user_lte``, as the publisher wants it.
+    """One slice of ``user_lte``, in the form that :func:`publish` needs.
 
     Attributes:
         ds: Data day.
@@ -56,10 +56,10 @@ class SnapshotSource:
         lte_window: Window, ``365-60``.
         method: How interactions were weighted.
         code_version: Version of the code that publishes.
-        row_count: Users of the slice, counted by a query of its own.
-        batches: Starts a new scan: batches of user_id (string), embedding (list of float32), n_items (int32).
-        sample: Some rows of the slice in the same form, read by a query of their own.
-        validated: Checksum of the rows that the gates saw; None where nothing is to be compared.
+        row_count: Number of users in the slice, counted by a separate query.
+        batches: Starts a new scan. Returns batches of user_id (string), embedding (list of float32), n_items (int32).
+        sample: Returns some rows of the slice in the same form, read by a separate query.
+        validated: Checksum of the rows that the gates saw; None turns the comparison off.
     """
 
     ds: date
@@ -78,12 +78,12 @@ class SnapshotSource:
 
 @dataclass(frozen=True)
 class Publication:
-    """What a call did.
+    """Result of a call of :func:`publish` or :func:`rollback`.
 
     Attributes:
         action: ``publish``, ``rollback`` or ``unchanged``.
-        manifest: What is live now.
-        sequence: Number of the switch that made it live.
+        manifest: Manifest of the version that is live now.
+        sequence: Number of the switch that made this version live.
     """
 
     action: str
@@ -92,7 +92,7 @@ class Publication:
 
 
 def log_step(step: str, detail: str) -> None:
-    """Tell the log about a step."""
+    """Write a step to the log."""
     LOG.info("publish: %s %s", step, detail)
 
 
@@ -105,24 +105,24 @@ def publish(
     after_sequence: int = 0,
     on_step: OnStep = log_step,
 ) -> Publication:
-    """Make a snapshot live, or leave everything as it is.
+    """Make a snapshot live, or change nothing.
 
     Args:
-        store: Where to.
-        source: What.
+        store: The store that gets the snapshot.
+        source: The rows to publish.
         force: Publish although a newer ds is live, and load again although the same rows are live.
-        allow_basis_change: Publish although the live vectors belong to another basis; readers that work with the old
+        allow_basis_change: Publish although the live vectors belong to another basis. Readers that work with the old
             basis refuse the new snapshot.
-        after_sequence: The switch gets a larger number than this (a store that was emptied has forgotten its own).
+        after_sequence: The switch gets a larger number than this one. An emptied store no longer knows its last number.
         on_step: Called before each of :data:`STEPS` with its name and a detail.
 
     Returns:
-        What is live now; ``unchanged`` when exactly these rows were live already and passed an audit.
+        The live version. The action is ``unchanged`` when exactly these rows were live already and passed an audit.
 
     Raises:
         NewerIsLiveError: A newer ds is live.
-        PublishRefusedError: Another basis is live, the slice is empty, or its rows are not those that the gates saw.
-        VerificationError: The store did not give back what was loaded.
+        PublishRefusedError: Another basis is live, the slice is empty, or its rows are not the rows that the gates saw.
+        VerificationError: The rows read back from the store differ from the loaded rows.
         BadRowError: The slice holds a row that cannot be served.
         OnlineStoreError: The store failed, or another process is publishing.
     """
@@ -146,7 +146,7 @@ def publish(
 
 
 def rollback(store: OnlineStore, *, after_sequence: int = 0) -> Publication:
-    """Switch back to the version that was live before; called again, switch forth.
+    """Make the previous version live; a second call undoes the first call.
 
     Raises:
         PublishRefusedError: There is no previous version.
@@ -171,22 +171,23 @@ def rollback(store: OnlineStore, *, after_sequence: int = 0) -> Publication:
 def delete_user(store: OnlineStore, user_id: str) -> int:
     """Erase a user from the live and the previous version.
 
-    Row count and checksum of each manifest are corrected in the same atomic step: the digest of the user's row is taken
-    off the sum, ``n_erased`` counts the deletions, and :func:`audit` still holds. Erase the user from
-    ``user_lte`` first, or the next publish brings them back. Called again after a crash, it finishes.
+    The same atomic step corrects the row count and the checksum of the manifest. The digest of the user's row is
+    subtracted from the checksum, and ``n_erased`` counts the deletions. So :func:`audit` still passes. Erase the user
+    from ``user_lte`` first, or the next publish writes the user again. After a crash, a second call finishes the
+    deletion.
 
     Returns:
-        In how many versions the user was.
+        Number of versions that held the user.
 
     Raises:
         BadRowError: ``user_id`` is not 1 to 128 bytes.
-        VersionDamagedError: A version cannot be read; the user is gone from the others.
+        VersionDamagedError: A version cannot be read; the user is deleted from the other versions.
         OnlineStoreError: The store failed, or another process is publishing.
     """
     key = user_key(user_id)
     with store.writer() as writer:
         pointer = writer.pointer()
-        # What an earlier, crashed load left may hold the user too.
+        # The rows that a crashed load left may hold the user too.
         _prune(writer, pointer)
         readable = [version for version in sorted(pointer.kept) if _readable(writer, version)]
         n_found = sum(writer.erase(version, key) for version in readable)
@@ -204,7 +205,7 @@ def audit(store: OnlineStore) -> SnapshotManifest:
 
     Raises:
         NoLiveSnapshotError: Nothing was published.
-        VerificationError: They differ.
+        VerificationError: The count or the checksum differs.
     """
     with store.writer() as writer:
         live = writer.pointer().live
@@ -232,7 +233,7 @@ def _refuse(source: SnapshotSource, live: SnapshotManifest | None, *, force: boo
 
 
 def _readable(writer: StoreWriter, version: str | None) -> SnapshotManifest | None:
-    """SnapshotManifest of a version; None for no version and, with a warning, for one that cannot be read.
+    """SnapshotManifest of a version; None for no version, and None with a warning for a version that cannot be read.
 
     A damaged version must not block its own replacement, so it counts as absent.
     """
@@ -246,14 +247,14 @@ def _readable(writer: StoreWriter, version: str | None) -> SnapshotManifest | No
 
 
 def _to_keep(writer: StoreWriter, pointer: Pointer, live: SnapshotManifest | None) -> str | None:
-    """The version that a rollback switches to after a publish: the last one that can be read."""
+    """The version that a rollback switches to after a publish: the newest version that can be read."""
     if live is not None:
         return live.version
     return pointer.previous if _readable(writer, pointer.previous) else None
 
 
 def _is_live(writer: StoreWriter, live: SnapshotManifest, source: SnapshotSource) -> bool:
-    """Whether exactly the rows of ``source`` are live, and whole."""
+    """Whether exactly the rows of ``source`` are live, and the live version is complete."""
     identity = (live.ds, live.basis_version, live.lte_window, live.method, live.row_count)
     if identity != (source.ds, source.basis_version, source.lte_window, source.method, source.row_count):
         return False
@@ -273,7 +274,7 @@ def _is_live(writer: StoreWriter, live: SnapshotManifest, source: SnapshotSource
 
 
 def _require_validated(source: SnapshotSource, found: Checksum) -> None:
-    """Refuse rows that are not those that the gates saw."""
+    """Refuse rows that differ from the rows that the gates saw."""
     if source.validated not in (None, str(found)):
         raise PublishRefusedError(
             f"{source}: expected checksum {source.validated} of the rows that the gates saw, got {found}: rows changed "

@@ -12,7 +12,7 @@ from jobs.store.protocol import OnlineStore, PinnedSnapshot
 from jobs.store.rows import decode_into, user_key
 from jobs.store.snapshot import BasisMismatchError, OnlineStoreError, SnapshotManifest, VersionGoneError
 
-# Each retry needs two publishes within one read; more than a few in a row means that something else is wrong.
+# A read is retried when a publish or a rollback came in between. Many retries in a row mean another fault.
 READ_ATTEMPTS = 10
 
 
@@ -23,8 +23,8 @@ class StoredEmbedding:
     Attributes:
         user_id: The user.
         embedding: float32 [D]; zeros for a user without known items.
-        n_items: Items it averages.
-        manifest: The version it comes from.
+        n_items: Number of items that the embedding averages.
+        manifest: Manifest of the version that the embedding comes from.
     """
 
     user_id: str
@@ -38,11 +38,11 @@ class EmbeddingBatch:
     """Live LTEs of several users, all from one version.
 
     Attributes:
-        user_ids: B users as asked for.
+        user_ids: The B requested users, in the order of the request.
         embeddings: float32 [B, D]; zeros where ``is_found`` is False.
         n_items: int32 [B]; 0 where ``is_found`` is False.
         is_found: bool [B], whether the store holds the user.
-        manifest: The version they come from.
+        manifest: Manifest of the version that the embeddings come from.
     """
 
     user_ids: tuple[str, ...]
@@ -53,9 +53,9 @@ class EmbeddingBatch:
 
 
 class SnapshotReader:
-    """Reads the live version; each call sees exactly one version, and a later call the newest.
+    """Reads the live version; each call sees exactly one version, and a later call sees the newest version.
 
-    Safe to share between threads. Open one in each process.
+    Threads may share one reader. Each process must open its own reader.
     """
 
     def __init__(self, store: OnlineStore, *, basis_version: str | None = None) -> None:
@@ -64,7 +64,7 @@ class SnapshotReader:
         self._basis_version = basis_version
 
     def get(self, user_id: str) -> StoredEmbedding | None:
-        """The user's live LTE, or None when the live version has none.
+        """The user's live LTE, or None when the live version has no LTE of the user.
 
         Raises:
             NoLiveSnapshotError: Nothing was published.
@@ -78,7 +78,7 @@ class SnapshotReader:
         return StoredEmbedding(user_id, batch.embeddings[0], int(batch.n_items[0]), batch.manifest)
 
     def get_many(self, user_ids: Sequence[str]) -> EmbeddingBatch:
-        """The live LTEs of several users, all from one version, in the order asked for.
+        """The live LTEs of several users, all from one version, in the order of ``user_ids``.
 
         Raises:
             NoLiveSnapshotError: Nothing was published.
@@ -116,7 +116,8 @@ class SnapshotReader:
         is_found = np.zeros(len(keys), dtype=np.bool_)
         for row, value in enumerate(pinned.values(keys)):
             if embeddings is None:
-                # Only now: a store may learn from the first answer that its pin is out of date.
+                # Not before the first answer: only the first answer tells a store that its pin is out of date, and
+                # then the manifest (and D) may be another one.
                 embeddings = np.zeros((len(keys), pinned.manifest.dim), dtype=np.float32)  # [B, D]
             if value is not None:
                 n_items[row] = decode_into(value, embeddings[row])

@@ -3,16 +3,16 @@
     {prefix}:pointer              pointer, JSON
     {prefix}:journal              list of the last switches, JSON
     {prefix}:deployment           name of the deployment that the store belongs to
-    {prefix}:versions             set of all versions of which anything is there
-    {prefix}:lock                 token of the one process that publishes; runs out when that process is gone
+    {prefix}:versions             set of all versions that have any key in the server
+    {prefix}:lock                 token of the one process that publishes; the lock expires when that process dies
     {prefix}:{version}:manifest   manifest, JSON
     {prefix}:{version}:{bucket}   hash: user_id -> value
 
-Users are spread over a fixed number of hashes, so that the keys of a version are known without a scan of the whole
-server, and a crashed load can be removed whole. Every write is one MULTI that takes effect only while the lock is
-held (WATCH). Every read is one MULTI that fetches the pointer together with the values, so that an answer is from a
-version that was kept at that moment, or is asked for again. No scripts and no dangerous commands are needed: an ACL
-of ``~{prefix}:* +@read +@write +@transaction +@connection +info`` suffices.
+Users are spread over a fixed number of hashes. So the keys of a version are known without a scan of the whole server,
+and all keys of a crashed load can be removed. Every write is one MULTI that takes effect only while the lock is held
+(WATCH). Every read is one MULTI that fetches the pointer together with the values. The pointer shows whether the
+store kept the version at that moment; if not, the read is repeated. The store needs no scripts and no dangerous
+commands. An ACL of ``~{prefix}:* +@read +@write +@transaction +@connection +info`` is enough.
 """
 
 from __future__ import annotations
@@ -50,12 +50,18 @@ from jobs.store.snapshot import (
 )
 
 LOG = logging.getLogger(__name__)
+
+# Part of the layout: a reader finds a user by crc32 modulo this number, so another number loses every stored user.
 BUCKETS = 4096
+
+# Bounds on one request, so that neither the server nor this process holds a whole version in memory.
 BUCKETS_A_REQUEST = 16
 KEYS_A_REQUEST = 500
 JOURNAL_LENGTH = 1000
 LOCK_POLL_S = 0.1
 TLS_OPTIONS = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
+
+# A write is repeated when its answer was lost or a watched key changed; more often in a row means another fault.
 FENCED_ATTEMPTS = 5
 
 AOF_POLL_S = 0.2
@@ -81,24 +87,24 @@ class RedisStore:
         retries: int = 5,
         lock_ttl_s: float = 120.0,
     ) -> None:
-        """Name the store; nothing is connected before it is used.
+        """Keep the settings of the store; the first use connects.
 
         Args:
-            url: ``redis://host:port/db``, or ``rediss://`` for TLS. Credentials do not belong into it.
+            url: ``redis://host:port/db``, or ``rediss://`` for TLS. The URL must not contain credentials.
             username: ACL user; empty for the default user.
-            password: Its password; never shown.
-            ca_file: PEM file of the authority that signed the server's certificate; empty for the system's.
-            cert_file: PEM file of this client's certificate; Redis asks for one unless told not to.
-            key_file: PEM file of its key.
-            prefix: All keys start with it.
-            deployment: Whose store it is; empty for no mark of ownership.
-            timeout_s: Limit for connecting and for each answer.
+            password: Password of the ACL user; no message shows the password.
+            ca_file: PEM file of the authority that signed the server's certificate; empty for the system's authorities.
+            cert_file: PEM file of this client's certificate. Redis asks for one unless its configuration says no.
+            key_file: PEM file of the private key of this client's certificate.
+            prefix: Prefix of all keys.
+            deployment: Name of the deployment that owns the store; empty for no mark of ownership.
+            timeout_s: Limit in seconds for connecting and for each answer.
             retries: How often a lost connection is tried again, with growing pauses.
-            lock_ttl_s: After how long the lock of a dead publisher runs out; each write renews it.
+            lock_ttl_s: Seconds after which the lock of a dead publisher expires; each write renews the lock.
 
         Raises:
-            ValueError: The URL carries credentials or is none, a file is missing or given without TLS, or a
-                certificate is given without its key.
+            ValueError: The URL contains credentials or is not a Redis URL. Or a file is missing or given without
+                TLS, or a certificate is given without its key.
         """
         files = {"ca": ca_file, "cert": cert_file, "key": key_file}
         self._place = _place(url)
@@ -142,11 +148,13 @@ class RedisStore:
     def pin(self) -> Iterator[_PinnedVersion]:
         """See :class:`jobs.store.protocol.OnlineStore`.
 
-        The answer itself shows whether the version that this process remembers still is the live one.
+        The version that this process remembers is used without a look at the pointer. The answer to the first request
+        shows whether the remembered version is still live.
         """
         with self.errors():
             manifest = self._pinned or self._live_manifest()
-            # Remembered again at the end: a version that was found gone is looked up anew.
+            # The manifest is remembered again only after a read without error. After a VersionGoneError, the next
+            # attempt reads the pointer again.
             self._pinned = None
             yield _PinnedVersion(self, self._client, manifest)
             self._pinned = manifest
@@ -164,6 +172,7 @@ class RedisStore:
                     self._claim()
                 yield writer
             finally:
+                # Without this, the next publisher waits until the lock of this process expires.
                 writer.unlock()
 
     def close(self) -> None:
@@ -184,10 +193,11 @@ class RedisStore:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn redis-py's errors into ours; the message names the server and never a password."""
+        """Turn redis-py's errors into errors of this project; the message names the server and never a password."""
         who = f"user {self._username!r}" if self._username else "the default user"
         try:
             yield
+        # AuthenticationError is a ConnectionError in redis-py, so the more special error is caught first.
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
             raise StoreAuthError(f"redis {self._place} refused {who}: {error}") from error
         except redis.exceptions.OutOfMemoryError as error:
@@ -200,13 +210,13 @@ class RedisStore:
             raise OnlineStoreError(f"redis {self._place}: {error}") from error
 
     def rewrite_append_only_file(self, wait_s: float = 60.0) -> str:
-        """Have the server write its append-only file anew, without the values of deleted users.
+        """Make the server rewrite its append-only file, without the values of deleted users.
 
         Args:
-            wait_s: How long to wait for the end.
+            wait_s: How many seconds to wait for the end of the rewrite.
 
         Returns:
-            What is left to do or to wait for; empty where the file is written.
+            What is left to do or to wait for; empty when the file is rewritten.
         """
         with self.errors():
             before = dict(self._client.info("persistence"))
@@ -220,6 +230,7 @@ class RedisStore:
             time.sleep(AOF_POLL_S)
             with self.errors():
                 found = dict(self._client.info("persistence"))
+            # Redis only schedules the rewrite while it saves a snapshot file, so "in progress" alone is not enough.
             if not found["aof_rewrite_in_progress"] and not found["aof_rewrite_scheduled"]:
                 is_done = found["aof_last_bgrewrite_status"] == "ok"
                 return "" if is_done else "redis could not rewrite its append-only file, which still holds the user"
@@ -239,14 +250,14 @@ class RedisStore:
         """Mark the store with the deployment's name.
 
         Raises:
-            ConfigError: It is another deployment's.
+            ConfigError: The store belongs to another deployment.
         """
-        # Only where there is no mark: of two deployments that come at once, one wins.
+        # nx=True sets the mark only where there is none. When two deployments start at the same time, one of them wins.
         self._client.set(self.key("deployment"), self._deployment, nx=True)
         require_own(self, self._deployment, f"publish.redis_prefix = {self._prefix!r}", self.key("deployment"))
 
     def _lock(self, token: bytes) -> None:
-        # A little longer than the lock of a dead publisher lives.
+        # Five seconds longer than the lock of a dead publisher exists, so a crash alone never fails the next publish.
         wait_s = self._lock_ttl_ms / 1000 + 5
         for _ in range(round(wait_s / LOCK_POLL_S)):
             if self._client.set(self.key("lock"), token, nx=True, px=self._lock_ttl_ms):
@@ -255,12 +266,13 @@ class RedisStore:
         raise StoreLockedError(f"online store {self!r}: another process has held {self.key('lock')} for {wait_s:g} s")
 
     def _refuse_eviction(self) -> None:
-        """A server that evicts keys at will loses users without a word: no place for a snapshot."""
+        """Refuse a server that may evict any key: such a server loses users and reports no error."""
         try:
             memory: Any = self._client.info("memory")
         except redis.exceptions.NoPermissionError:
             LOG.warning("redis %s: INFO is not allowed, so the eviction policy was not checked", self._place)
             return
+        # Policies "volatile-*" evict only keys that expire. Of this store's keys, only the lock expires.
         if memory.get("maxmemory") and str(memory.get("maxmemory_policy")).startswith("allkeys"):
             raise OnlineStoreError(
                 f"redis {self._place}: maxmemory-policy {memory['maxmemory_policy']} would evict users; set noeviction"
@@ -268,7 +280,7 @@ class RedisStore:
 
 
 class _PinnedVersion:
-    """A version of which every answer is proved to be whole; see :class:`jobs.store.protocol.PinnedSnapshot`."""
+    """One version; each answer is checked to be complete. See :class:`jobs.store.protocol.PinnedSnapshot`."""
 
     def __init__(self, store: RedisStore, client: redis.Redis, manifest: SnapshotManifest) -> None:
         self._store = store
@@ -276,7 +288,8 @@ class _PinnedVersion:
         self.manifest = manifest
 
     def values(self, keys: Sequence[bytes]) -> Iterator[Buffer | None]:
-        """One MULTI for each few hundred users; the first one also proves that the version still is the live one."""
+        """One MULTI per few hundred users; the first MULTI also proves that the version is still live."""
+        # max(1, ...): a read without keys also makes one request, because that request proves the version.
         for start in range(0, max(1, len(keys)), KEYS_A_REQUEST):
             yield from self._request(keys[start : start + KEYS_A_REQUEST], is_first=start == 0)
 
@@ -289,8 +302,11 @@ class _PinnedVersion:
                 pipe.hget(self._store.bucket_key(version, key), key)
             pointer, manifest, *values = pipe.execute()
         found = Pointer.from_json(pointer)
+        # A later request of the same read accepts the previous version too: a publish in between is no reason to
+        # start the read again, as long as all rows of the version are kept.
         if manifest is None or version not in ({found.live} if is_first else found.kept):
             raise VersionGoneError(f"online store {self._store!r}: version {version} is no longer live")
+        # The erasure of a user changes the manifest of a version, so the newest manifest is kept.
         self.manifest = SnapshotManifest.from_json(manifest)
         return values
 
@@ -316,27 +332,28 @@ class RedisWriter:
         return SnapshotManifest.from_json(stored)
 
     def versions(self) -> frozenset[str]:
-        """All versions that were begun and not removed to the end."""
+        """All versions whose load began and whose removal is not complete."""
         members: Any = self._client.smembers(self._store.key("versions"))
         return frozenset(member.decode() for member in members)
 
     def create(self, version: str) -> None:
-        """Name the version before its first row is written, so that a crash leaves nothing unknown."""
+        """Record the name of the version before its first row, so the next publish finds what a crash leaves."""
         self._fenced(lambda pipe: pipe.sadd(self._store.key("versions"), version))
 
     def write(self, version: str, chunk: RowChunk) -> None:
-        """Write rows, a few hundred to a request."""
+        """Write rows, a few hundred per request."""
         for rows in _groups(chunk.items(), KEYS_A_REQUEST):
             self._fenced(partial(self._fill, version, rows))
 
     def seal(self, manifest: SnapshotManifest) -> None:
-        """Write the manifest. What reaches the disk, and when, is the server's own setting."""
+        """Write the manifest. The settings of the server decide what reaches the disk, and when."""
         key = self._store.key(manifest.version, "manifest")
         self._fenced(lambda pipe: pipe.set(key, manifest.to_json()))
 
     def rows(self, version: str) -> Iterator[tuple[bytes, Buffer]]:
         """All rows, bucket by bucket."""
         for keys in _groups(self._store.bucket_keys(version), BUCKETS_A_REQUEST):
+            # No MULTI: only the holder of the lock changes a version, and the holder is this process.
             with self._client.pipeline(transaction=False) as pipe:
                 for key in keys:
                     pipe.hgetall(key)
@@ -356,9 +373,13 @@ class RedisWriter:
         self._fenced(lambda pipe: self._switch(pipe, wanted, entry), swap=(expected, wanted))
 
     def remove(self, version: str) -> None:
-        """Unlink the version's hashes, and forget its name last."""
+        """Unlink the version's hashes, and remove its name last.
+
+        A removal that is killed half-way leaves the name, so the next publish removes the rest.
+        """
         if version in self.pointer().kept:
             raise OnlineStoreError(f"online store {self._store!r}: version {version} is kept, not removed")
+        # The manifest goes first: a version without a manifest cannot be pinned while its rows disappear.
         names = [self._store.key(version, "manifest"), *self._store.bucket_keys(version)]
         for keys in _groups(names, KEYS_A_REQUEST):
             self._fenced(partial(_unlink, keys))
@@ -375,9 +396,10 @@ class RedisWriter:
         return True
 
     def unlock(self) -> None:
-        """Give the lock back, if it still is ours."""
+        """Release the lock, if this process still holds it."""
         key = self._store.key("lock")
         with self._client.pipeline() as pipe:
+            # WATCH: between the check and the delete, the lock may expire and another process may take it.
             _watch(pipe, key)
             if pipe.get(key) != self._token:
                 LOG.warning("online store %r: the lock ran out before it was given back", self._store)
@@ -387,8 +409,8 @@ class RedisWriter:
             pipe.execute()
 
     def _fill(self, version: str, rows: Iterable[tuple[bytes, memoryview]], pipe: Pipeline) -> None:
-        # Named again with every write: should the lock run out and the version be cleaned away meanwhile, what is
-        # written afterwards is found and removed too.
+        # The name is added with every write. The lock may expire and another process may remove the version and its
+        # name. Then the rows that are written afterwards still have a name, so the next publish finds and removes them.
         pipe.sadd(self._store.key("versions"), version)
         for key, value in rows:
             pipe.hset(self._store.bucket_key(version, key), key, value)
@@ -403,10 +425,11 @@ class RedisWriter:
         pipe.ltrim(self._store.key("journal"), -JOURNAL_LENGTH, -1)
 
     def _fenced(self, fill: Callable[[Pipeline], object], *, swap: tuple[Pointer, Pointer] | None = None) -> None:
-        """Run commands in one MULTI that takes effect only while the lock is ours and, for a swap, nothing else moved.
+        """Run commands in one MULTI that takes effect only while this process holds the lock.
 
-        A lost answer leaves open whether the MULTI ran: it is run again (all our commands may be), except for a swap
-        that the pointer proves to have happened.
+        A swap also needs an unchanged pointer. After a lost answer nobody knows whether the MULTI ran, so the MULTI is
+        run again; every command of this class may be repeated. A swap is not repeated when the pointer proves that the
+        swap happened.
         """
         for _ in range(FENCED_ATTEMPTS):
             with self._client.pipeline(transaction=True) as pipe:
@@ -414,18 +437,20 @@ class RedisWriter:
                     if not self._is_due(pipe, swap):
                         return
                     pipe.multi()
+                    # Renews the lock in the same step, so a load may take longer than the lock lives.
                     pipe.set(self._store.key("lock"), self._token, px=self._lock_ttl_ms)
                     fill(pipe)
                     pipe.execute()
                     return
                 except redis.WatchError:
+                    # A watched key changed, perhaps by the renewal whose answer was lost. The check runs again.
                     continue
         raise StoreUnreachableError(
             f"online store {self._store!r}: a write was cut off {FENCED_ATTEMPTS} times in a row"
         )
 
     def _is_due(self, pipe: Pipeline, swap: tuple[Pointer, Pointer] | None) -> bool:
-        """Watch what the write depends on and check it; False for a swap that has happened."""
+        """Watch and check the keys that the write depends on; False for a swap that happened already."""
         _watch(pipe, self._store.key("lock"), self._store.key("pointer"))
         self._check_lock(_bytes(pipe.get(self._store.key("lock"))))
         if swap is None:
@@ -441,25 +466,25 @@ class RedisWriter:
         return found == expected
 
     def _check_lock(self, holder: bytes | None) -> None:
-        # A lock that ran out and that nobody took is taken again; the count after the load tells whether rows were
-        # lost in between.
+        # An expired lock that nobody took is taken again. Rows may have been lost in between; the count and the
+        # checksum after the load show that.
         if holder not in (None, self._token):
             raise StoreLockedError(f"online store {self._store!r}: another process took the lock over")
 
 
 def _place(url: str) -> str:
-    """Where the server is, fit for messages.
+    """Address of the server for messages, without credentials.
 
     Raises:
         ValueError: See :class:`RedisStore`.
     """
-    # No message shows the part of a URL in which a password may stand.
+    # No message shows the part of a URL that may contain a password.
     parts = urlsplit(url)
     if parts.username or parts.password:
         raise ValueError(
             "publish.redis_url: leave the credentials out, set redis_username and LTE_PUBLISH__REDIS_PASSWORD"
         )
-    # redis-py takes every option from a query, ssl_cert_reqs=none and password among them.
+    # redis-py reads every option from the query of a URL, ssl_cert_reqs=none and password included.
     if parts.query or parts.fragment:
         raise ValueError(
             "publish.redis_url: expected no '?' and no '#', got one; redis_username, LTE_PUBLISH__REDIS_PASSWORD, "
@@ -472,7 +497,7 @@ def _place(url: str) -> str:
 
 
 def _require_files(url: str, files: dict[str, str]) -> None:
-    """Check the files of TLS before anything connects.
+    """Check the TLS files before the first connection.
 
     Raises:
         ValueError: See :class:`RedisStore`.

@@ -1,8 +1,9 @@
-"""How a user's LTE is written in an online store, and the checksum over all of them.
+"""How a user's LTE is written in an online store, and the checksum over all users.
 
-A value is ``n_items`` (int32) followed by the D floats of the embedding (float32), all little-endian; its key is the
-user_id in UTF-8. The checksum is the sum, modulo 2**128, of one BLAKE2b digest a row: the order of rows does not
-matter, and one row can be taken off again (see :func:`jobs.store.publish.delete_user`) without reading the others.
+A value is ``n_items`` (int32) followed by the D floats of the embedding (float32), all little-endian. The key of the
+value is the user_id in UTF-8. The checksum is the sum, modulo 2**128, of one BLAKE2b digest per row. So the order of
+rows does not matter, and one row can be subtracted again without reading the other rows (see
+:func:`jobs.store.publish.delete_user`).
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ Buffer = bytes | memoryview
 
 
 class BadRowError(ValueError):
-    """A row that no online store takes; the message names the user and the value."""
+    """A row that no online store accepts; the message names the user and the value."""
 
 
 @dataclass(frozen=True)
 class RowChunk:
-    """Some users, ready to be written.
+    """Rows of some users, ready to be written.
 
     Attributes:
         keys: user_id of each row, UTF-8.
-        values: uint8 [n, 4 + 4 * D], C-contiguous; the layout is this module's.
+        values: uint8 [n, 4 + 4 * D], C-contiguous, in the layout that this module describes.
     """
 
     keys: list[bytes]
@@ -47,7 +48,7 @@ class RowChunk:
 
     @property
     def dim(self) -> int:
-        """D, floats in a vector."""
+        """D, the number of floats per vector."""
         return int((self.values.shape[1] - HEADER.itemsize) // FLOAT.itemsize)
 
     def items(self) -> Iterator[tuple[bytes, memoryview]]:
@@ -66,18 +67,18 @@ class Checksum:
 
     @classmethod
     def parse(cls, text: str) -> Checksum:
-        """Read what ``str`` of a checksum wrote."""
+        """Read a checksum from the text that ``str`` returned."""
         return cls(int(text, 16))
 
     def __str__(self) -> str:
         return f"{self._total:0{2 * DIGEST_BYTES}x}"
 
     def add(self, key: bytes, value: Buffer) -> None:
-        """Count one row in."""
+        """Add one row."""
         self._total = (self._total + _row_digest(key, value)) % CHECKSUM_MODULUS
 
     def discard(self, key: bytes, value: Buffer) -> None:
-        """Take one row off that was counted in."""
+        """Subtract one row that was added before."""
         self._total = (self._total - _row_digest(key, value)) % CHECKSUM_MODULUS
 
 
@@ -104,7 +105,7 @@ def decode_into(value: Buffer, out: NDArray[np.float32]) -> int:
     """Copy a stored embedding into ``out``.
 
     Args:
-        value: One stored value; may lie in the map of a file.
+        value: One stored value; may be a view into a memory-mapped file.
         out: float32 [D].
 
     Returns:
@@ -127,7 +128,7 @@ def row_chunks(batches: Iterable[pa.RecordBatch], *, chunk_bytes: int = CHUNK_BY
     Args:
         batches: Record batches with ``user_id`` (string), ``embedding`` (list of float32) and ``n_items`` (int32);
             other columns are ignored.
-        chunk_bytes: About the largest size of a chunk's values.
+        chunk_bytes: Approximate upper limit in bytes for the values of a chunk.
 
     Yields:
         Chunks of at least one row, in the order of the batches.

@@ -24,11 +24,11 @@ class StoreAuthError(OnlineStoreError):
 
 
 class StoreFullError(OnlineStoreError):
-    """The store has no room for another version; the live one is untouched."""
+    """The store has no space for another version; the live version is unchanged."""
 
 
 class StoreLockedError(OnlineStoreError):
-    """Another process is publishing, or took the lock over."""
+    """Another process is publishing, or took over the lock."""
 
 
 class NoLiveSnapshotError(OnlineStoreError):
@@ -36,15 +36,15 @@ class NoLiveSnapshotError(OnlineStoreError):
 
 
 class BasisMismatchError(OnlineStoreError):
-    """The vectors belong to another basis_version than the caller works with."""
+    """The basis_version of the vectors is not the basis_version that the caller works with."""
 
 
 class VersionGoneError(OnlineStoreError):
-    """The version that a read had pinned is no longer kept; the read starts again with the live one."""
+    """The store no longer keeps the version that a read had pinned; the read starts again with the live version."""
 
 
 class VersionDamagedError(OnlineStoreError):
-    """What the store keeps of a version cannot be read: cut, overwritten or never finished."""
+    """The stored version cannot be read, because it was cut, overwritten or never finished."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class SnapshotManifest:
     """What a version holds.
 
     Attributes:
-        version: Name of the version in its store, unique for each load.
+        version: Name of the version in its store; each load has another name.
         ds: Data day of the LTEs.
         basis_version: Basis of the vectors.
         lte_window: Window in days before the end of ds, ``365-60``.
         method: How interactions were weighted.
-        dim: Floats in a vector.
+        dim: Number of floats per vector.
         row_count: Users in the version now.
         checksum: Checksum of exactly these users' rows (:class:`jobs.store.rows.Checksum`).
         code_version: Version of the code that published it.
@@ -101,7 +101,7 @@ class Pointer:
     Attributes:
         live: Version that readers see.
         previous: Version that was live before, kept for an instant switch back.
-        sequence: Number of the switch that made it so; counts up, also when rolling back.
+        sequence: Number of the switch that wrote this pointer. The number grows with every switch, rollbacks included.
     """
 
     live: str | None = None

@@ -1,4 +1,4 @@
-"""What the store has in the lake: the slice that it serves, what the gates saw of the slice, and its switches."""
+"""Tables of the lake that belong to the store: the served slice, the rows that the gates saw, and the switches."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class SliceState:
     """Rows of the served slice at one moment.
 
     Attributes:
-        version: Delta version of user_lte that they were read from.
-        n_rows: How many rows.
+        version: Delta version of user_lte that the rows were read from.
+        n_rows: Number of rows.
         checksum: :class:`jobs.store.rows.Checksum` of exactly these rows.
     """
 
@@ -39,7 +39,7 @@ class SliceState:
     checksum: str
 
     def is_same(self, other: SliceState) -> bool:
-        """Whether both are the same rows; the table may have new versions by rows of other days."""
+        """Whether both are the same rows. The Delta version is ignored: rows of other days also make new versions."""
         return (self.n_rows, self.checksum) == (other.n_rows, other.checksum)
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ def slice_state(lake: Lake, deployment: Deployment, ds: date) -> SliceState:
     Raises:
         jobs.store.rows.BadRowError: A row cannot be served.
     """
-    # The version first: rows that are written meanwhile make the recorded version too old, never too new.
+    # The version is read first. Rows that are written meanwhile make the recorded version too old, never too new.
     version = lake.version(USER_LTE)
     checksum, n_rows = rows_checksum(lake.batches(USER_LTE, columns=SERVED_COLUMNS, where=served_slice(deployment, ds)))
     return SliceState(-1 if version is None else version, n_rows, checksum)
@@ -74,7 +74,7 @@ def rows_checksum(batches: Iterable[pa.RecordBatch]) -> tuple[str, int]:
 
 
 def forget_validated(lake: Lake, ds: date) -> None:
-    """Delete what the gates of ds saw: an earlier pass is about rows that may be others by now."""
+    """Delete the record of what the gates of ds saw: the rows may have changed since the gates passed."""
     lake.delete(RUNS, {"ds": ds, "job": VALIDATE_JOB})
 
 
@@ -97,7 +97,7 @@ def validated_state(lake: Lake, ds: date) -> SliceState | None:
 
 
 def log_switches(lake: Lake, store: OnlineStore) -> int:
-    """Write the switches of the store's journal that the table live_snapshot lacks; running again changes nothing.
+    """Write the switches of the store's journal that the table live_snapshot lacks; a second call changes nothing.
 
     Returns:
         The largest sequence number logged; 0 where there is none.
@@ -106,7 +106,7 @@ def log_switches(lake: Lake, store: OnlineStore) -> int:
     rows = [_log_row(switch, store.name) for switch in pending_switches(store, logged)]
     if rows:
         tuples = [tuple(row[name] for name in LIVE_SNAPSHOT.columns) for row in rows]
-        # Replacing, so that two processes that find the same row missing write it once.
+        # Rows are replaced, not appended: two processes that miss the same row then write it once.
         sequences = [row["sequence"] for row in rows]
         lake.replace_rows(tuples, LIVE_SNAPSHOT, {"sequence": sequences})
         logged += sequences
