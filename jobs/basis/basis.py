@@ -1,4 +1,4 @@
-"""The semantic basis in the lake: which one the configuration makes, and reading one without mixing two."""
+"""The semantic basis in the lake: names the basis that the configuration makes, and never mixes two bases."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def configured_basis(deployment: Deployment) -> str:
 
 
 def catalogue_versions(items: DataFrame, ds: date) -> DataFrame:
-    """The catalogue of a day by keys alone, so that no picture is read.
+    """The keys of the catalogue of a day; no picture is read.
 
     Returns:
         One row per item that landed up to ``ds``: item_id, landing_ds of its newest version, first_ds of its first.
@@ -64,11 +64,11 @@ def read_basis(lake: Lake, basis_version: str | None = None) -> DataFrame:
     """Read the vectors of one basis.
 
     Args:
-        lake: Where.
-        basis_version: Which; None where the table holds one only.
+        lake: The lake with table item_embeddings.
+        basis_version: The basis to read; None if the table holds only one basis.
 
     Raises:
-        BasisError: The basis is not there, or none is named and there are two or more.
+        BasisError: The table has no such basis, or the caller names none and the table has two or more.
     """
     found = basis_versions(lake.read(ITEM_EMBEDDINGS))
     wanted = basis_version or _only(found, "table item_embeddings")
@@ -85,10 +85,10 @@ def single_basis(rows: DataFrame, what: str) -> str:
 
     Args:
         rows: Any rows with a column ``basis_version``.
-        what: What they are, for the error: table and ds.
+        what: Table and ds of the rows, for the error.
 
     Raises:
-        BasisError: There are two or more, or no rows.
+        BasisError: The rows have two or more basis versions, or there are no rows.
     """
     return _only(basis_versions(rows), what)
 

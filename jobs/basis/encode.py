@@ -1,7 +1,7 @@
 """What the engine runs in each partition to encode items: Arrow batches in, Arrow batches out.
 
-Nothing here knows tables or sessions. The model is loaded once a process, at the first row; only names of encoder and
-basis cross process borders.
+Nothing here knows tables or sessions. Each process loads the model once, at its first row. Only the names of
+encoder and basis are sent between processes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ IMAGE_COLUMNS = ("image", "image_path")
 # Vectors of texts that a partition keeps, so that items with one text are encoded once: 32 k x 512 floats are 64 MiB.
 MAX_KEPT_TEXTS = 32_768
 
-# An engine's batch has some 10,000 rows: too many pictures to hold twice.
+# A batch of the engine has about 10,000 rows: too many pictures to hold twice.
 MAX_PICTURED_ROWS = 1024
 
-# Decoded bytes of pictures that are held at once, where a deployment sets nothing.
+# Decoded bytes of pictures that are held at once, if the deployment does not set this limit.
 PICTURE_BATCH_BYTES = 256 << 20
 
 # A picture that can be read now, of an item whose vector was made without it, and an item that names none.
@@ -44,7 +44,7 @@ class EncodeTask:
     """How items become rows of the basis; the engine sends it to its workers.
 
     Attributes:
-        encoder: Builds the model, once a process.
+        encoder: Builds the model, once per process.
         basis_version: The basis that the driver named; a worker with other weights fails.
         landing: Folder that ``image_path`` is relative to, as the workers see it.
         picture_batch_bytes: Decoded bytes of the pictures that are held at once (landing.max_picture_batch_bytes).
@@ -116,7 +116,7 @@ class EncodeTask:
         )
 
     def _require_room(self, encoded: bytes) -> int:
-        """Decoded bytes of a picture; one that no batch has room for is not decoded."""
+        """Decoded bytes of a picture; a picture that is larger than a batch is not decoded."""
         n_bytes = decoded_bytes(encoded)
         if n_bytes > self.picture_batch_bytes:
             expected = f"at most {self.picture_batch_bytes} decoded bytes (landing.max_picture_batch_bytes)"
@@ -124,7 +124,7 @@ class EncodeTask:
         return n_bytes
 
     def _encode_pictures(self, items: _Items, rows: Sequence[dict[str, Any]], encoder: ItemEncoder) -> None:
-        """Decode and encode a few pictures at a time: decoded ones are large. One that is unusable is passed over."""
+        """Decode and encode a few pictures at a time, because decoded pictures are large. Skip unusable pictures."""
         batch = _PictureBatch(items, encoder)
         for number, row in enumerate(rows):
             try:
@@ -169,7 +169,7 @@ class _Items:
         return np.array([number in self.image_digests for number in range(len(self.ids))])
 
     def sources(self) -> list[str]:
-        """Values of column ``source``; an item with nothing is an error of ours, found by :meth:`vectors`."""
+        """Values of column ``source``. An item with neither text nor picture is a bug, which :meth:`vectors` finds."""
         names = {(True, True): "image+text", (True, False): "image", (False, True): "text", (False, False): ""}
         return [names[bool(i), bool(t)] for i, t in zip(self.has_image, self.has_text, strict=True)]
 
@@ -206,14 +206,14 @@ class _PictureBatch:
         self.n_bytes += n_bytes
 
     def encode(self) -> None:
-        """Fill in the vectors of the pictures, and let the pictures go."""
+        """Fill in the vectors of the pictures, then free the pictures."""
         if self.numbers:
             self._items.images[self.numbers] = self._encoder.encode_images(self._pictures)
         self.numbers, self._pictures, self.n_bytes = [], [], 0
 
 
 def _encode_texts(items: _Items, encoder: ItemEncoder, kept: dict[str, Float32Array]) -> int:
-    """Fill in the text vectors; texts that this partition has met are not encoded again. Returns how many were."""
+    """Fill in the text vectors; known texts are not encoded again. Returns the number of texts encoded."""
     unseen = sorted({words for words in items.words if words} - kept.keys())
     if len(kept) + len(unseen) > MAX_KEPT_TEXTS:
         unseen = sorted({words for words in items.words if words})
@@ -225,5 +225,5 @@ def _encode_texts(items: _Items, encoder: ItemEncoder, kept: dict[str, Float32Ar
 
 
 def _report(progress: str) -> None:
-    """Write to the worker's log; with the engine in this process, a person sees it."""
+    """Write to the worker's log. If the engine runs in this process, a person sees the message."""
     say("embed_items", progress)

@@ -1,8 +1,8 @@
-"""The basis as one matrix that every process of a machine maps into memory, once, from a local file.
+"""The basis as one matrix: every process of a machine maps the matrix into memory once, from a local file.
 
-A worker that has no such file reads ``item_embeddings`` at a pinned Delta version, writes it beside and renames it:
-others see all of it or nothing. The file's name says which table, version and basis it holds, so it is never out of
-date; another version of the same table takes its place.
+A worker without such a file reads ``item_embeddings`` at a pinned Delta version. The worker writes a temporary file
+and renames it, so other processes see the whole file or nothing. The file's name holds table, version and basis, so
+the file is never out of date. The file of another version of the same table replaces it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from schemas import ITEM_EMBEDDINGS
 
 
 def item_ids(lake: Lake, basis_version: str) -> list[str]:
-    """Item ids of a basis, place = item_index."""
+    """Item ids of a basis; the position of an id is its item_index."""
     found: dict[int, str] = {}
     for batch in lake.batches(
         ITEM_EMBEDDINGS, columns=("item_index", "item_id"), where={"basis_version": basis_version}
@@ -48,12 +48,12 @@ _loading = threading.Lock()
 
 @dataclass(frozen=True)
 class BasisKey:
-    """Which basis: sent to workers instead of the vectors.
+    """Names a basis; workers get this key instead of the vectors.
 
     Attributes:
         path: Folder of the table item_embeddings.
-        version: Delta version of it.
-        commit: When that version was committed: a table that was deleted and made anew may count to it again.
+        version: Delta version of the table.
+        commit: Time of that version's commit. A table that was deleted and made again can reach the same version.
         basis_version: The basis.
     """
 
@@ -84,10 +84,10 @@ class BasisMatrix:
 
 
 def pinned_basis(lake: Lake, basis_version: str) -> BasisKey:
-    """A basis as it is in the lake now.
+    """The key of a basis as the lake holds it now.
 
     Raises:
-        BasisError: The table is not there yet.
+        BasisError: The table does not exist yet.
     """
     if lake.version(ITEM_EMBEDDINGS) is None:
         raise BasisError("table item_embeddings: not written yet: run embed_items first")
@@ -96,7 +96,7 @@ def pinned_basis(lake: Lake, basis_version: str) -> BasisKey:
 
 
 def load_matrix(key: BasisKey) -> BasisMatrix:
-    """The matrix of a basis, mapped once a process.
+    """The matrix of a basis, mapped once per process.
 
     Raises:
         BasisError: A vector has a NaN, an infinite value or another length than the others, or the item_index is not
@@ -126,7 +126,7 @@ def _table_digest(key: BasisKey) -> str:
 
 
 def _cache_folder() -> Path:
-    """A folder of this user alone: what others could write is not read."""
+    """A folder that only this user can write; files that other users could write are not read."""
     folder = Path(tempfile.gettempdir()) / f"lte-basis-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
@@ -136,7 +136,7 @@ def _cache_folder() -> Path:
 
 
 def _build(key: BasisKey, folder: Path) -> None:
-    """Write the files aside, rename them into place, and drop other versions; open maps of those stay valid."""
+    """Write temporary files, rename them, and delete other versions; maps that are open stay valid."""
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     try:
         with replacing(folder) as aside:
@@ -144,7 +144,7 @@ def _build(key: BasisKey, folder: Path) -> None:
             _write_matrix(key, aside)
             older = [each for each in folder.parent.iterdir() if not each.name.startswith(".") and each != folder]
     except OSError:
-        # Another process can be faster, with the same content.
+        # Another process may have written the same content first.
         if not folder.exists():
             raise
         return
@@ -183,7 +183,7 @@ def _basis_batches(key: BasisKey, columns: list[str]) -> Iterator[pa.RecordBatch
 
 
 def _n_items(key: BasisKey) -> int:
-    """V, if the indices run from 0 to V - 1."""
+    """Number of items V; refuses indices that do not run from 0 to V - 1."""
     indices = [batch["item_index"].to_numpy() for batch in _basis_batches(key, ["item_index"])]
     if not indices:
         raise BasisError(f"{key}: no items: run embed_items first")
@@ -196,7 +196,7 @@ def _n_items(key: BasisKey) -> int:
 
 
 def _checked(key: BasisKey, batch: pa.RecordBatch, dim: int) -> FloatMatrix:
-    """A batch's vectors, float32 [rows, D]; refuses what is not D finite numbers."""
+    """A batch's vectors, float32 [rows, D]; refuses a vector that is not D finite numbers."""
     try:
         return vector_matrix(batch["embedding"], dim=dim, must_be_finite=True)
     except VectorError as error:

@@ -13,7 +13,7 @@ from schemas import ITEM_EMBEDDINGS, ITEMS
 
 @dataclass(frozen=True)
 class NearItem:
-    """An item near the LTE; ``cosine`` is that of its vector with the LTE. An item with a picture may have no title."""
+    """An item near the LTE; ``cosine`` is between the item's vector and the LTE. ``title`` may be missing."""
 
     item_id: str
     title: str | None
@@ -27,7 +27,7 @@ def nearest_items(lake: LakeReader, embedding: FloatMatrix, basis_version: str, 
         lake: Where the basis and the catalogue are.
         embedding: float32 [D].
         basis_version: Basis of ``embedding``.
-        n: How many.
+        n: Number of items.
 
     Returns:
         Nearest first; ties by item_id.

@@ -1,4 +1,4 @@
-"""Is the basis numbered as every reader of its matrix assumes, and which earlier version was?"""
+"""Checks that the basis is numbered as readers of its matrix assume, and restores the newest version that is."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Repair:
     """What :func:`repair_basis` did; the versions are equal where the basis was good.
 
     Attributes:
-        from_version: Version of item_embeddings that was found.
+        from_version: Version of item_embeddings before the repair.
         to_version: Version whose rows the table holds now.
-        n_rows_before: Rows that were found.
-        n_rows_after: Rows that are there now.
-        problem: What was wrong; empty where nothing was.
+        n_rows_before: Rows before the repair.
+        n_rows_after: Rows after the repair.
+        problem: What was wrong; empty if nothing was wrong.
     """
 
     from_version: int
@@ -51,7 +51,7 @@ class Numbering:
     end: int
 
     def problem(self) -> str:
-        """What is wrong with the numbering; empty where nothing is."""
+        """What is wrong with the numbering; empty if the numbering is good."""
         if self.rows == self.items == self.indices == self.end:
             return ""
         return (
@@ -79,7 +79,7 @@ def numbering_of(lake: Lake, basis_version: str, version: int | None = None) -> 
     """The numbering of one basis.
 
     Raises:
-        BasisError: It has a gap or a repetition.
+        BasisError: The numbering has a gap or a repetition.
     """
     every = {each.basis_version: each for each in numberings(lake, version)}
     found = every.get(basis_version, Numbering(basis_version, 0, 0, 0, 0))
@@ -95,7 +95,7 @@ def repair_basis(lake: Lake) -> Repair:
     """Restore the newest version of item_embeddings whose numbering is good; a good table stays as it is.
 
     Raises:
-        BasisError: The table is not there, or no version that can still be read is good.
+        BasisError: The table does not exist, or every version that can still be read is damaged.
     """
     newest = lake.version(ITEM_EMBEDDINGS)
     if newest is None:

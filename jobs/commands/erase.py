@@ -1,4 +1,4 @@
-"""lte erase: a user who asks to be forgotten is nowhere any more, and a scan of every byte shows it."""
+"""lte erase: deletes a user who asks to be forgotten from every place, and a scan of every byte proves it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Erasure:
         tables: Table to rows deleted or redacted.
         files: Copies of rows that were deleted, and pages that named a user.
         versions: Rows deleted from snapshots of the online store.
-        rewritten: Snapshots whose file was written anew, because deleted rows were still in its bytes.
-        note: What is left to wait for in the online store; empty for nothing.
-        bundles: Models that were trained before, and can have learned from the users.
+        rewritten: Snapshots whose file was written again, because deleted rows were still in its bytes.
+        note: What the online store must still do; empty if it is finished.
+        bundles: Models that were trained before the erasure and may have learned from the users.
     """
 
     n_users: int
@@ -57,14 +57,14 @@ class Erasure:
 def erase_users(deployment: Deployment, user_ids: Sequence[str]) -> Erasure:
     """Remove users from the online store, every table and its history, staged copies, reports and Data Docs.
 
-    The online store comes first: a fault of a file in the lake must not keep a user live. Before the tables, the audit
-    row is written, so that an ingest keeps the users out from then on. The same call finishes the work after a kill.
-    Earlier versions of the tables that hold users are deleted, so these tables cannot be restored to a moment before.
-    Weights of models hold no ids; what they learned goes when they are trained anew.
+    The online store comes first: a damaged file in the lake must not keep a user live. The audit row is written before
+    the tables change, so that every later ingest keeps the users out. After a kill, the same call finishes the work.
+    Earlier versions of the tables that hold users are deleted, so these tables cannot be restored to an earlier time.
+    Weights of models hold no ids. What the weights learned disappears when the models are trained again.
 
     Args:
-        deployment: Whose.
-        user_ids: Who; unknown ones are erased too, from nothing.
+        deployment: Deployment that forgets the users.
+        user_ids: Users to erase. An unknown user is allowed and gets an audit row, too.
 
     Raises:
         jobs.store.rows.BadRowError: A user_id is not 1 to 128 bytes.
@@ -125,7 +125,7 @@ def requested_users(deployment: Deployment) -> list[str]:
 
 
 def let_back_in(deployment: Deployment, user_id: str) -> bool:
-    """Let ingest take the user's rows again; returns whether the user was kept out."""
+    """Let ingest accept the user's rows again; returns whether ingest kept the user out until now."""
     with open_lake(deployment, "erase") as lake:
         return readmit(lake, deployment, user_id)
 

@@ -1,4 +1,4 @@
-"""Search the semantic basis by words or by a picture, and draw what was found: does the basis make sense to a person?
+"""Search the semantic basis by words or by a picture, and draw the items found, so that a person can judge the basis.
 
 The query is encoded by the encoder of the configuration; items are ranked by the cosine of their vector in the basis.
 """
@@ -27,7 +27,7 @@ _BLANK = (228, 228, 228)
 
 
 class SearchError(ValueError):
-    """A search that cannot be done; the message names what is missing."""
+    """A search that is impossible; the message names what is missing."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Found:
 
     Attributes:
         query: The words, or the name of the picture file.
-        picture: The picture that was searched for, if it was one.
+        picture: The picture of the query; None for a query of words.
         items: Nearest first.
     """
 
@@ -61,7 +61,7 @@ def search_items(
         n: How many items.
 
     Raises:
-        SearchError: Not exactly one query, an unreadable picture, or nothing embedded in this basis yet.
+        SearchError: The query is missing or double, the picture is unreadable, or this basis has no items yet.
         lte_models.encoders.base.EncoderError: The encoder cannot be built, or reads no pictures.
     """
     if bool(like and like.strip()) == bool(like_image):
@@ -111,7 +111,7 @@ def _picture_rows(lake: LakeReader, item_ids: Sequence[str]) -> list[dict[str, A
 
 
 def contact_sheet(found: Found, pictures: dict[str, Image.Image]) -> Image.Image:
-    """Draw the query and the items found, nearest first: a picture, its cosine and its title each.
+    """Draw the query and the items found, nearest first: picture, cosine and title per item.
 
     Args:
         found: From :func:`search_items`.
@@ -156,7 +156,7 @@ def _label(item: NearItem, width: int = 27) -> str:
 
 
 def write_sheet(deployment: Deployment, found: Found, out: Path) -> None:
-    """Draw the contact sheet and write it to a PNG file, whole or not at all."""
+    """Draw the contact sheet and write it to a PNG file; a failure leaves no partial file."""
     sheet = contact_sheet(found, pictures_of(deployment, [item.item_id for item in found.items]))
     with replacing(out) as unfinished:
         sheet.save(unfinished, format="PNG")

@@ -1,4 +1,4 @@
-"""lte maintain, lte repair, lte lease: what keeps the tables compact, whole and in one hand."""
+"""lte maintain, lte repair, lte lease: keep the tables compact and undamaged, with one writer at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def maintain(deployment: Deployment, *, is_dry_run: bool = False) -> dict[str, d
 
     Args:
         deployment: Whose tables.
-        is_dry_run: Say what would be done, and change nothing.
+        is_dry_run: Whether to report what would be done and change nothing.
 
     Returns:
         Table name to ``files_compacted`` and ``files_deleted``.
@@ -36,13 +36,13 @@ def maintain(deployment: Deployment, *, is_dry_run: bool = False) -> dict[str, d
 
 
 def repair(deployment: Deployment) -> dict[str, Any]:
-    """Bring the table item_embeddings back to its newest good version, if the one now is damaged.
+    """Restore the newest good version of table item_embeddings, if the current version is damaged.
 
     Returns:
         Versions and rows before and after, and ``text`` for a person.
 
     Raises:
-        jobs.basis.basis.BasisError: No version that is still there is good.
+        jobs.basis.basis.BasisError: Every version that still exists is damaged.
     """
     with open_lake(deployment, "lte repair") as lake:
         done = repair_basis(lake)
@@ -61,7 +61,7 @@ def lease_holders(deployment: Deployment, *, is_broken: bool = False) -> list[di
 
     Args:
         deployment: Whose lake.
-        is_broken: Whether to end their leases. A run that is alive after all stops at its next write.
+        is_broken: Whether to end the leases. A run that is still alive stops at its next write.
 
     Returns:
         One entry per process: ``job``, ``ds``, ``who``, ``pid``, ``since``, and ``text`` for a person.

@@ -1,7 +1,7 @@
 """Recommend as a server would: the live ranker, the user's live LTE, and the user's interactions up to the end of ds.
 
-Candidates are what the towers retrieve and the user's own past items. A ranker and a snapshot that do not belong
-together are refused, so that no vector is read by a model that was trained on another basis or window.
+Candidates are the items that the towers retrieve and the user's own past items. A ranker and a snapshot that do not
+fit together are refused: a model must not read vectors of a basis or window that it was not trained on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An item for a user; a larger ``score`` is better, and scores of two users cannot be compared."""
+    """An item for a user. A larger ``score`` is better. Scores of different users cannot be compared."""
 
     item_id: str
     title: str
@@ -52,13 +52,13 @@ class Recommendation:
 
 
 def recommendations(deployment: Deployment, user_id: str, *, ds: date | None = None, k: int = 10) -> dict[str, Any]:
-    """The best items of a user as of the end of a day, by what is live.
+    """The best items of a user at the end of a day, from the live ranker and the live LTEs.
 
     Args:
-        deployment: Whose store, tables and ranker.
-        user_id: The user; a stranger and an erased user are served, too, as somebody without a history.
-        ds: Last day whose interactions count; by default that of the live snapshot.
-        k: Items wanted.
+        deployment: Owner of the store, tables and ranker.
+        user_id: The user; an unknown or erased user gets the items for a user without a history.
+        ds: Last day whose interactions count; by default the day of the live snapshot.
+        k: Number of items.
 
     Returns:
         ``user_id``, ``ds``, ``ranker_ds``, ``notes`` (what the items are not based on, and why) and ``items``, best
@@ -131,7 +131,7 @@ def served_ranker(lake: Lake, deployment: Deployment, ds: date, k: int = N_RETRI
         lake: Reads the basis, items and interactions.
         deployment: Whose live ranker.
         ds: Day.
-        k: Items that will be wanted at most.
+        k: Largest number of items that a caller will ask for.
 
     Raises:
         ModelError: No ranker is live.
@@ -147,7 +147,7 @@ def served_ranker(lake: Lake, deployment: Deployment, ds: date, k: int = N_RETRI
 
 
 def events_of(lake: Lake, served: ServedRanker, user_id: str) -> list[dict[str, Any]]:
-    """The user's interactions up to the end of ds; a stranger has none.
+    """The user's interactions up to the end of ds; an unknown user has none.
 
     Args:
         lake: Reads interactions and the basis.
@@ -178,10 +178,10 @@ def example_of(
 
 
 def serving_rows(user_id: str, events: Sequence[Mapping[str, Any]], ds: date, half_life_days: float) -> pa.Table:
-    """One example by the code that makes training examples.
+    """One example, made by the code that makes training examples.
 
-    It makes one for each day after an anchor on which the user came, so it is told of a visit on that day; nothing but
-    the targets depends on it (no example sees its future).
+    That code makes an example for each anchor whose next day has a visit of the user. So this function adds a visit on
+    the day after ``ds``. Only the targets depend on the added visit (no example sees its future).
 
     Args:
         user_id: The user.
@@ -205,7 +205,7 @@ def recommend(
     Args:
         served: The ranker.
         reader: The online store.
-        user_id: The user; one without an LTE in the store is served without.
+        user_id: The user; may have no LTE in the store.
         batch: The user's example.
         k: Items wanted.
 

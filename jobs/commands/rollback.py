@@ -1,4 +1,4 @@
-"""lte rollback: switch the snapshot or the ranker back; again, forth."""
+"""lte rollback: switch the snapshot or the ranker back; a second call switches forward again."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from schemas import METRICS
 
 
 def roll_back(deployment: Deployment, *, force: bool = False) -> dict[str, Any]:
-    """Switch back to the snapshot that was live before; called again, switch forth.
+    """Switch back to the snapshot that was live before; a second call switches forward again.
 
     Args:
-        deployment: Whose online store.
-        force: Switch also where the live ranker does not read the LTEs of that snapshot.
+        deployment: Owner of the online store.
+        force: Whether to switch even if the live ranker does not read the LTEs of that snapshot.
 
     Returns:
         Manifest of what is live now, as plain values.
 
     Raises:
-        jobs.registry.bundles.ModelError: The live ranker does not read them, or its bundle cannot be read.
+        jobs.registry.bundles.ModelError: The live ranker does not read these LTEs, or its bundle cannot be read.
         jobs.store.publish.PublishRefusedError: There is no earlier snapshot.
         jobs.store.snapshot.OnlineStoreError: The store does not answer.
     """
@@ -65,7 +65,7 @@ def roll_back(deployment: Deployment, *, force: bool = False) -> dict[str, Any]:
 
 
 def _require_readable(deployment: Deployment, store: OnlineStore) -> None:
-    """Refuse a snapshot to switch back to that the live ranker does not read."""
+    """Refuse to switch back to a snapshot that the live ranker does not read."""
     with store.writer() as writer:
         previous = writer.pointer().previous
         snapshot = writer.manifest(previous) if previous is not None else None
@@ -82,16 +82,16 @@ def roll_back_ranker(
     """Make an earlier ranker live; the LTEs are not touched. Called again without ``to``, it switches forward.
 
     Args:
-        deployment: Whose ranker.
-        to: Data day of the ranker; None for the one that was live before.
-        force: Switch also where that ranker does not read the live LTEs; the online store is not asked then.
-        is_dry_run: Check everything and change nothing.
+        deployment: Owner of the ranker.
+        to: Data day of the ranker; None for the ranker that was live before.
+        force: Whether to switch even if that ranker does not read the live LTEs; the online store is not read then.
+        is_dry_run: Whether to check everything and change nothing.
 
     Returns:
-        What is live now, or would be.
+        What is live now; for a dry run, what would be live.
 
     Raises:
-        jobs.registry.bundles.ModelError: There is no such ranker, its bundle cannot be read, or it reads other LTEs.
+        jobs.registry.bundles.ModelError: The ranker does not exist, is unreadable, or does not read the live LTEs.
         jobs.store.snapshot.OnlineStoreError: The store does not answer.
     """
     if not force:
@@ -110,7 +110,7 @@ def _bundle_of(deployment: Deployment, ds: date) -> Path:
     """Folder of the ranker that the run of ds trained.
 
     Raises:
-        ModelError: There is none.
+        ModelError: There is no such ranker.
     """
     folder = bundle_folder(deployment, "ranker", ds)
     if not (folder / MANIFEST).exists():
@@ -131,10 +131,10 @@ def _would_be_live(deployment: Deployment, to: date | None) -> LiveRanker:
 
 
 def _require_pair(deployment: Deployment, ranker: BundleManifest, snapshot: SnapshotManifest) -> None:
-    """Refuse a ranker and a snapshot of another basis, window, method or, of recency weights, half-life.
+    """Refuse a ranker and a snapshot that differ in basis, window, method or (for recency weights) half-life.
 
     Raises:
-        ModelError: The ranker reads other LTEs.
+        ModelError: The ranker does not read the LTEs of the snapshot.
     """
     require_pair(ranker, _slice_of(snapshot), snapshot.ds)
     if lte_of_ranker(ranker) is None or snapshot.method != "recency":
@@ -148,7 +148,7 @@ def _require_pair(deployment: Deployment, ranker: BundleManifest, snapshot: Snap
 
 
 def _half_life(deployment: Deployment, ds: date) -> float | None:
-    """Half-life that compute_lte recorded with the LTEs of ds; None where it recorded none."""
+    """Half-life that compute_lte recorded with the LTEs of ds; None if there is no record."""
     where: Predicate = {"ds": ds, "job": LTE_JOB, "metric": "half_life_days"}
     rows = lake_reader(deployment).rows(METRICS, columns=["value"], where=where)
     return float(rows[0]["value"]) if rows else None

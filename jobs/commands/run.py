@@ -16,13 +16,13 @@ from jobs.runtime.day import EXTRA_FLAGS, NEEDS, REPORT_TASK
 from jobs.runtime.progress import say
 from schemas import METRICS
 
-# Counts in a line of the log.
+# Largest number of counts per log line.
 MOST_COUNTS = 6
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """How one task ended; ``exit_code`` is None where an earlier failure kept it from starting."""
+    """How one task ended; ``exit_code`` is None if the task did not start because an earlier task failed."""
 
     task: str
     exit_code: int | None
@@ -30,7 +30,7 @@ class TaskResult:
 
     @property
     def state(self) -> str:
-        """What Airflow would call it."""
+        """The name that Airflow uses for this state."""
         if self.exit_code is None:
             return "upstream_failed"
         return "failed" if self.exit_code else "success"
@@ -45,7 +45,7 @@ def run_day(config: Path, ds: date, *flags: str) -> list[TaskResult]:
         flags: Flags for every task.
 
     Returns:
-        One result per task, in order. A failure stops what depends on it; the report is built all the same.
+        One result per task, in order. A failure stops the tasks that depend on it, but the report is always built.
     """
     results: dict[str, TaskResult] = {}
     for task, needed in NEEDS.items():
@@ -68,7 +68,7 @@ def _run_task(task: str, config: Path, ds: date, *more: str) -> TaskResult:
 
 
 def _noted(config: Path, ds: date, task: str) -> str:
-    """Counts that the task noted for its day, so that a line of the log says what it wrote."""
+    """Counts that the task recorded for its day, so that the log line says what the task wrote."""
     lake = lake_reader(load_deployment(config))
     rows = lake.rows(METRICS, columns=["metric", "label", "value"], where={"ds": ds, "job": task})
     counts = sorted((row["metric"], int(row["value"])) for row in rows if _is_count(row["metric"]) and not row["label"])

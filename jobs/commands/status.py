@@ -30,13 +30,13 @@ class RunStatus:
 
     Attributes:
         ds: Data day.
-        jobs: Jobs that noted what they read.
+        jobs: Jobs that recorded what they read.
         gates_passed: Expectations that held.
         gates_failed: Table and name of those that did not hold.
-        stale: Why the run is out of date; None where it is not.
+        stale: Why the run is out of date; None if the run is up to date.
         gates_skipped: Expectations with nothing to judge.
-        report: Page of the run; None before there is one.
-        data_docs: Data Docs of the run; None before there are any.
+        report: Page of the run; None before the page exists.
+        data_docs: Data Docs of the run; None before the Data Docs exist.
         failed: Tasks that failed in the newest run of the day.
         not_started: Tasks that did not start because another had failed.
     """
@@ -62,7 +62,7 @@ class Status:
         live: Manifest of the online store's live snapshot, or None.
         ranker: The live ranker (bundle, ds, weights_sha256, previous, score), or None. ``score`` has metric, value,
             best_baseline and baseline on the day that made the ranker live, or is None.
-        runs: Newest first; runs that failed before they computed anything, too.
+        runs: Newest first, including runs that failed before they computed anything.
         published: When (UTC) and how (publish, rollback, erase) the live snapshot went live, or None.
         age_days: Whole days from the data day of the live snapshot to today (UTC).
         rollback: Manifest of the snapshot that `lte rollback` makes live, or None.
@@ -87,12 +87,12 @@ def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
     """State of a deployment.
 
     Args:
-        deployment: Which.
-        last: How many runs, newest first.
+        deployment: The deployment.
+        last: Number of runs, newest first.
 
     Raises:
         jobs.store.snapshot.OnlineStoreError: The store does not answer.
-        jobs.registry.records.ModelError: What names the live ranker cannot be read.
+        jobs.registry.records.ModelError: The record that names the live ranker cannot be read.
     """
     lake = lake_reader(deployment)
     runs: dict[date, list[dict[str, Any]]] = {}
@@ -124,9 +124,9 @@ def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
 
 
 def _days_with_states(deployment: Deployment) -> Iterator[date]:
-    """Days whose run left what became of its tasks."""
+    """Days whose run recorded the state of its tasks."""
     for file in Path(deployment.paths.reports).glob("ds=*/tasks.json"):
-        with contextlib.suppress(ValueError):  # a folder of somebody else
+        with contextlib.suppress(ValueError):  # not a folder of this project
             yield date.fromisoformat(file.parent.name.removeprefix("ds="))
 
 
@@ -139,7 +139,7 @@ def _states(deployment: Deployment, ds: date) -> dict[str, str]:
 
 
 def _published(lake: LakeReader, deployment: Deployment) -> dict[str, str] | None:
-    """The newest switch, by the store's journal, and when the publication log noted it."""
+    """The newest switch in the store's journal, with its time in the publication log."""
     store = open_store(deployment)
     try:
         switches = store.journal()

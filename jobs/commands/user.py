@@ -1,4 +1,4 @@
-"""One user's live LTE, as a person can read it: how much it holds and which items of the basis lie nearest."""
+"""One user's live LTE in words: how many interactions it holds and which items of the basis are nearest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.store.opening import open_store
 from jobs.store.reader import SnapshotReader, StoredEmbedding
 from schemas import INTERACTIONS, ITEMS, LTE_DRIFT
 
-# Items that are looked at per title that is shown.
+# Items to search per title that is shown.
 SAME_TITLES = 10
 SHOWN_CATEGORIES = 8
 
@@ -33,16 +33,16 @@ class UserView:
     """A user's live LTE.
 
     Attributes:
-        user_id: Who.
+        user_id: The user.
         ds: Data day of the live snapshot.
         basis_version: Basis of the vector.
         method: How interactions were weighted.
         lte_window: Window in days before the end of ds.
         n_items: Interactions in the vector.
         norm: Length of the vector.
-        drift: Row of lte_drift against the day before; None where that day has no LTE of the user.
+        drift: Row of lte_drift against the day before; None if that day has no LTE of the user.
         nearest: Nearest items of the basis, one per title.
-        n_same_title: Item of ``nearest`` to the number of items with its title among the nearest, where there are more.
+        n_same_title: Item of ``nearest`` to the number of near items with the same title; only numbers above 1.
         categories: Category to the user's interactions in the window, most frequent first.
     """
 
@@ -85,7 +85,7 @@ def user_view(deployment: Deployment, user_id: str, *, n_nearest: int = 10) -> U
         raise UnknownUserError(f"user_id {user_id!r} has no LTE in the live snapshot, ds={manifest.ds}")
     lake = lake_reader(deployment)
     n = n_nearest if stored.n_items else 0
-    # Titles repeat (colours, sizes), so more items are looked at than titles are shown.
+    # Titles repeat (colours, sizes), so the search reads more items than the view shows titles.
     found = nearest_items(lake, stored.embedding, stored.manifest.basis_version, SAME_TITLES * n) if n else ()
     groups = _by_title(found, n)
     return UserView(
@@ -113,7 +113,7 @@ def _by_title(found: Sequence[NearItem], n: int) -> list[tuple[NearItem, int]]:
 
 
 def _title_key(near: NearItem) -> str:
-    """The title without case and surplus blanks; an item without a title stands for itself."""
+    """The title without case and extra blanks; an item without a title counts as a title of its own."""
     title = " ".join((near.title or "").split()).casefold()
     return f"title {title}" if title else f"item {near.item_id}"
 

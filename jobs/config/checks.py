@@ -1,4 +1,4 @@
-"""How a section of the configuration is declared: kinds of values with bounds, and one sentence per wrong value."""
+"""Declares a section of the configuration: kinds of values with bounds, and one sentence per wrong value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.config.window import LONGEST_DAYS, ConfigError, LteWindow
 
 Section = TypeVar("Section")
 
-# pydantic's own words are about Python; these are about a TOML file.
+# pydantic's own messages speak about Python; these messages speak about a TOML file.
 EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -36,7 +36,7 @@ EXPECTED = {
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def section(cls: type[Section]) -> type[Section]:
-    """Make a class a frozen dataclass that checks its values: strictly, so that no text passes for a number.
+    """Make a class a frozen dataclass that checks its values strictly: a text is never accepted as a number.
 
     A wrong value is a :class:`ConfigError` whose message names section, key and value. ``XSection`` is section ``x``.
     """

@@ -17,7 +17,7 @@ from jobs.config.window import ConfigError
 
 ENV_PREFIX = "LTE_"
 
-# Names that scripts and Airflow tasks use beside the configuration.
+# Variables that scripts and Airflow tasks use in addition to the configuration.
 RESERVED_ENV = frozenset(
     {
         "LTE_CONFIG",
@@ -33,12 +33,12 @@ RESERVED_ENV = frozenset(
 
 
 def default_config() -> Path:
-    """Configuration of a command that names none: ``LTE_CONFIG``, or the sample's."""
+    """Configuration of a command without ``--config``: ``LTE_CONFIG``, or the sample's configuration."""
     return Path(os.environ.get("LTE_CONFIG", "configs/complete_journey.toml"))
 
 
 def _from_text(text: str, hint: Any) -> Any:
-    """Read a variable as TOML would read it; texts need no quotes and lists no brackets, only commas."""
+    """Read a variable as a TOML value. A text needs no quotes. A list needs no brackets, only commas."""
     if typing.get_origin(hint) is tuple:
         return tuple(_from_text(part.strip(), typing.get_args(hint)[0]) for part in text.split(",") if part.strip())
     if hint is str or typing.get_origin(hint) is typing.Literal:
@@ -46,7 +46,7 @@ def _from_text(text: str, hint: Any) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text  # the section refuses it, and names what it expected
+        return text  # the section refuses the text and names what it expected
 
 
 def _sections() -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _sections() -> dict[str, Any]:
 
 
 def _overrides(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Settings of ``LTE_SECTION__KEY`` variables; an unknown one is an error, as in the file."""
+    """Settings of ``LTE_SECTION__KEY`` variables; an unknown setting is an error, as in the file."""
     found: dict[str, dict[str, Any]] = {}
     sections = _sections()
     for name, text in environ.items():
@@ -79,7 +79,7 @@ def load_deployment(path: Path, environ: Mapping[str, str] = os.environ) -> Depl
         The checked configuration.
 
     Raises:
-        ConfigError: The file is missing or no TOML, or a key is unknown, missing, of another type or impossible.
+        ConfigError: The file is missing or is not TOML, or a key is unknown, missing, of another type or impossible.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte-order mark

@@ -17,11 +17,11 @@ RENAMED = {
 
 
 def refuse_old_keys(section: str, keys: Iterable[str]) -> None:
-    """Name the new key where an old one is set: an old key that is read silently would be written for ever.
+    """Refuse an old key and name the new one. If old keys were read silently, people would keep writing them.
 
     Args:
-        section: Of the configuration.
-        keys: That the section sets.
+        section: Section of the configuration.
+        keys: Keys that the section sets.
 
     Raises:
         ConfigError: A key was renamed.
@@ -36,7 +36,7 @@ def with_new_keys(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that an earlier version saved with a model, under the names of this version.
 
     Args:
-        section: Of the configuration.
+        section: Section of the configuration.
         values: Setting to value.
     """
     return {RENAMED.get((section, key), key): value for key, value in values.items()}

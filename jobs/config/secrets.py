@@ -15,16 +15,16 @@ SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 
-# These lead to a secret and are none: a class, a file, an address.
+# Settings that lead to a secret but are not secret: a class, a file, an address.
 HARMLESS_NAME = re.compile(r"(?:provider(?:[._-](?:path|type))?|file|endpoint|url|uri)$", re.IGNORECASE)
 
-# user:password@ after ://. A password may hold "/", "@" and quotes, although it should not, so all up to the last "@".
+# user:password@ after ://. A password should not hold "/", "@" or quotes, but may: so mask all up to the last "@".
 _USER_AND_PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:[^\s]*@")
 
-# token@ after ://. In the addresses of Azure's file systems a container stands there, which is no secret.
+# token@ after ://. In addresses of Azure's file systems this place holds a container, which is not secret.
 _USER = re.compile(r"(?<!abfs)(?<!abfss)(?<!wasb)(?<!wasbs)://[^\s/@:'\"]+@")
 
-# Parameters of signed addresses and of drivers whose names alone say too little: ?sig=, ?pass=, ?key=.
+# Parameters of signed addresses and of drivers, with names that are too short for the pattern above: ?sig=, ?key=.
 _SHORT_PARAMETER = re.compile(r"(?<=[?&;])(?P<name>sig|pass|key)=[^\s&;'\"]+", re.IGNORECASE)
 
 # password=value, password = 'value', "password": "value", -Dpassword=value: from the word that makes a name secret to
@@ -42,12 +42,12 @@ _BEARER = re.compile(r"\b(?P<name>bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE
 
 
 def is_secret(name: str) -> bool:
-    """Tell whether a setting's value is secret, as far as the setting's name says."""
+    """Tell from a setting's name whether its value is secret."""
     return SECRET_NAME.search(name) is not None and HARMLESS_NAME.search(name) is None
 
 
 def masked(text: str) -> str:
-    """Mask what is secret in a text: credentials in addresses, and the values of secret names.
+    """Mask the secrets in a text: credentials in addresses, and the values of secret names.
 
     Args:
         text: A setting's value or a message.

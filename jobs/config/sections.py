@@ -39,7 +39,8 @@ UNREADABLE = (
     r"a folder without [ ] | ^ \ ? # and % before two hex digits in its path, which Delta cannot read; rename it"
 )
 
-# Names that lte_models.ranker.towers.LTE_MODES repeats: reading a configuration must not load torch. A test compares.
+# lte_models.ranker.towers.LTE_MODES repeats these names, because a configuration must load without torch. A test
+# compares the two lists.
 LteMode = Literal["none", "late_fusion", "feature_injection", "prefix_token"]
 
 Average = Annotated[str, only(("uniform", "recency").__contains__, "'uniform' or 'recency'")]
@@ -53,10 +54,10 @@ Offsets = Annotated[
     ),
 ]
 
-# The least that a reader of landing files holds at once: the longest line.
+# The smallest amount that a reader of landing files holds at once: the longest line.
 MIB = 1 << 20
 
-# What open_clip reads where the configuration names no other.
+# Model and weights of open_clip if the configuration names no others.
 CLIP_MODEL, CLIP_WEIGHTS = "ViT-B-32", "laion2b_s34b_b79k"
 
 
@@ -65,7 +66,7 @@ def _is_readable(lake: str) -> bool:
 
 
 def _conf_texts(conf: Any) -> Any:
-    """Numbers and truth values as Spark writes them."""
+    """Numbers and booleans as Spark writes them."""
     if not isinstance(conf, Mapping):
         return conf
     return {name: str(value).lower() if isinstance(value, int | float) else value for name, value in conf.items()}
@@ -484,7 +485,7 @@ class Deployment:
             self._expect_served()
 
     def _expect_served(self) -> None:
-        """A ranker must be served the LTEs that it was trained with."""
+        """Refuse to serve a ranker other LTEs than the LTEs that it was trained with."""
         ranker, publish, hint = self.ranker, self.publish, "or ranker.enabled = false"
         what = f"each for a ranker with ranker.lte = {ranker.lte!r}, {hint}"
         expect(self.lte.count == "each", "lte.count", what, self.lte.count)

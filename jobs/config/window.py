@@ -1,4 +1,4 @@
-"""A window of whole UTC days before the end of ds, and the error of a configuration that cannot be right."""
+"""A window of whole UTC days before the end of ds, and the error of a configuration that is wrong."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from datetime import date
 
 WINDOW = re.compile(r"([0-9]+)-([0-9]+)", re.ASCII)
 
-# Of a window, and of an offset before it: both together fit into the bits of an age.
+# Longest window, and longest offset before a window: both together fit into the bits of an age.
 LONGEST_DAYS = 3650
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be right; the message names the key and the value."""
+    """A configuration that is wrong; the message names the key and the value."""
 
 
 @dataclass(frozen=True, order=True)
 class LteWindow:
-    """Half-open window of whole UTC days ``[E - start_days, E - end_days)``, E the end of ds."""
+    """Half-open window of whole UTC days ``[E - start_days, E - end_days)``, where E is the end of ds."""
 
     start_days: int
     end_days: int
@@ -28,8 +28,8 @@ class LteWindow:
         """Read ``365-60``.
 
         Raises:
-            ConfigError: ``text`` is no window, or it is empty or longer than ten years; the message says what was
-                expected.
+            ConfigError: ``text`` is not a window, or the window is empty or longer than ten years; the message says
+                what was expected.
         """
         match = WINDOW.fullmatch(text)
         if match is None:

@@ -1,4 +1,4 @@
-"""Files beside the tables that can hold a user: copies of rows, half-written files, reports, Data Docs."""
+"""Files outside the tables that can hold a user: copies of rows, half-written files, reports, Data Docs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from lte_models.files import UNFINISHED, write_atomically
 STAGING = "_staging"
 PAGE_SUFFIXES = (".html", ".json", ".csv", ".md", ".txt", ".prom")
 
-# All that stays under models: weights hold no ids, vocabularies hold item ids. Every other file can be a copy of rows.
+# Only these files stay under models: weights hold no ids, vocabularies hold item ids. Any other file can hold rows.
 BUNDLE_FILE = re.compile(
     r"weights-\w+\.safetensors|training\.safetensors|vocabulary-\w+\.json|manifest\.json|live\.json"
 )
 TRACKING = re.compile(r"mlflow.*")
 
-# Of experiments these hold numbers of users, no ids.
+# These files of experiments hold numbers of users, but no ids.
 EXPERIMENTS = "experiments"
 ARRAY_SUFFIXES = (".npz", ".npy", ".json")
 
 
 def copies_of_rows(deployment: Deployment) -> list[Path]:
-    """Files in the lake that are no tables and no bundles: a training, an ingest or a kill left them.
+    """Files in the lake outside tables and bundles: a training, an ingest or a kill left them.
 
-    Staged rows of a training have names without a suffix (``rows/raw/7``), an engine's unfinished files have names like
-    ``part-0.parquet#1``: so a file counts unless it is known to hold no row.
+    Staged rows of a training have names without a suffix (``rows/raw/7``). Unfinished files of an engine have names
+    like ``part-0.parquet#1``. So every file counts, except files that are known to hold no row.
     """
     if is_url(deployment.paths.lake):
         return []
@@ -50,16 +50,16 @@ def _copies_beside_models(models: Path) -> Iterator[Path]:
 
 
 def _unfinished(deployment: Deployment) -> Iterator[Path]:
-    """What a killed writer of a page left."""
+    """Temporary files that a killed writer of a page left."""
     for folder in (deployment.paths.reports, deployment.paths.data_docs):
         for path in Path(folder).rglob(f"*{UNFINISHED}"):
             yield from [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
 
 
 def delete_copies(deployment: Deployment) -> int:
-    """Delete all copies of rows; the next training or ingest makes its own. Returns the number of files.
+    """Delete all copies of rows; the next training or ingest makes its own copy. Returns the number of files.
 
-    No job may run meanwhile.
+    No job may run at the same time.
     """
     copies = copies_of_rows(deployment)
     for path in copies:

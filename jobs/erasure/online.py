@@ -20,18 +20,18 @@ from jobs.store.snapshot import OnlineStoreError, Pointer
 
 ROWS_PER_CHUNK = 1024
 
-# LMDB's header of a row before its key: two bytes of flags (1: the value is on pages of its own), two of key length.
+# LMDB's header before a row's key: two bytes of flags (1: the value is on separate pages), two bytes of key length.
 ROW_FLAGS = (0, 1)
 
 
 @dataclass(frozen=True)
 class OnlineErasure:
-    """What became of the users in the store.
+    """Result of erasing users from the store.
 
     Attributes:
         n_rows: Rows deleted, over the live and the previous version.
-        n_rewritten: Versions whose file was written anew, because deleted rows were still in its bytes.
-        note: What is left to do or to wait for; empty for nothing.
+        n_rewritten: Versions whose file was written again, because deleted rows were still in its bytes.
+        note: What must still be done or waited for; empty if the erasure is finished.
     """
 
     n_rows: int
@@ -40,10 +40,12 @@ class OnlineErasure:
 
 
 def erase_online(store: OnlineStore, user_ids: Sequence[str]) -> OnlineErasure:
-    """Erase users from the live and the previous version, down to the bytes on the disk. Called again, it finishes.
+    """Erase users from the live and the previous version, and from the bytes on the disk.
+
+    After a kill, the same call finishes the work.
 
     Args:
-        store: Which.
+        store: The online store.
         user_ids: Each 1 to 128 bytes.
 
     Raises:
@@ -53,7 +55,7 @@ def erase_online(store: OnlineStore, user_ids: Sequence[str]) -> OnlineErasure:
     keys = [user_key(user_id) for user_id in user_ids]
     with store.writer() as writer:
         pointer = writer.pointer()
-        # What an earlier, crashed load left may hold the users, too.
+        # Files of an earlier load that crashed may hold the users, too.
         _prune(writer, pointer)
         n_rows = sum(writer.erase(version, key) for version in sorted(pointer.kept) for key in keys)
         if isinstance(store, LmdbStore):
@@ -65,7 +67,7 @@ def erase_online(store: OnlineStore, user_ids: Sequence[str]) -> OnlineErasure:
 
 
 def holds_bytes(store: LmdbStore, version: str, keys: Sequence[bytes]) -> bool:
-    """Whether a version's file holds a row of these keys, also in pages that no reader reaches any more."""
+    """Whether a version's file holds a row of these keys, including pages that readers no longer reach."""
     path = store.path(version)
     if not path.exists() or path.stat().st_size == 0:
         return False
@@ -75,10 +77,11 @@ def holds_bytes(store: LmdbStore, version: str, keys: Sequence[bytes]) -> bool:
 
 
 def _rewrite(writer: StoreWriter, pointer: Pointer, versions: Sequence[str]) -> None:
-    """Write versions anew under other names and switch to these in one step; readers go on reading meanwhile.
+    """Write versions again under new names and switch to the new names in one step; readers are not interrupted.
 
     A deleted row stays in LMDB's free pages, and in gaps of pages that are in use. A copy with compaction copies the
-    gaps. So every row is written again. A kill leaves the old names live, and the next writer deletes the new files.
+    gaps. So every row is written again. After a kill the old names stay live, and the next writer deletes the new
+    files.
     """
     if not versions:
         return
@@ -102,7 +105,7 @@ def _chunks(writer: StoreWriter, version: str) -> Iterator[RowChunk]:
 
 
 def versions_that_hold(store: OnlineStore, user_ids: Sequence[str]) -> list[str]:
-    """Kept versions that hold a user as a row or, in LMDB, in bytes that no reader reaches."""
+    """Kept versions that hold a user as a row, or (LMDB) in bytes that no reader reaches."""
     keys = [user_key(user_id) for user_id in user_ids]
     kept = sorted(store.pointer().kept)
     if isinstance(store, LmdbStore):

@@ -1,8 +1,8 @@
-"""Reads every byte under a deployment's folders, and says where a user still is.
+"""Reads every byte under a deployment's folders, and lists the places that still hold a user.
 
-Decoded are Parquet files (values, dictionaries, statistics of all versions, whether a log names the file or not), gzip,
-and LMDB files with the pages that no reader reaches. All other files are read as they are. A file that cannot be read
-counts as a place: nobody can say what it holds.
+The scan decodes Parquet files: values, dictionaries and statistics of all versions, also of files that no log names.
+The scan also decodes gzip files, and LMDB files with the pages that no reader reaches. All other files are read as
+they are. A file that cannot be read counts as a place, because its content is unknown.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ CONTEXT_BYTES = 24
 
 @dataclass(frozen=True)
 class Place:
-    """Where a user still is.
+    """A place that still holds a user.
 
     Attributes:
         path: File, or version of the online store.
-        what: What of it.
+        what: Part of the file or version, such as a column.
     """
 
     path: str
@@ -56,7 +56,7 @@ class _Words:
         self.text = text_pattern(self.ids)
         self.bytes = re.compile(self.text.pattern.encode("utf-8", "surrogateescape"), re.MULTILINE)
         bare = {text.encode() for user_id in self.ids if is_bare(user_id) for text in spellings(user_id)}
-        # Inside a binary file an id has no blanks or quotes around it.
+        # In a binary file, no blanks or quotes surround an id.
         self.bare = re.compile(b"|".join(re.escape(word) for word in sorted(bare))) if bare else None
 
 
@@ -64,8 +64,8 @@ def places(deployment: Deployment, user_ids: Sequence[str]) -> list[Place]:
     """Every place under lake, online store, reports and Data Docs that still holds one of the users.
 
     Args:
-        deployment: Whose folders and store.
-        user_ids: Who.
+        deployment: Owner of the folders and the store.
+        user_ids: The users.
 
     Raises:
         jobs.store.snapshot.OnlineStoreError: The store does not answer.
@@ -120,7 +120,7 @@ def _in_file(system: fs.FileSystem, path: str, words: _Words) -> Iterator[Place]
 
 
 def _in_bytes(stream: Any, words: _Words, *, is_text: bool) -> bool:
-    """Whether a stream holds a user, read in blocks that overlap by more than an id can be long."""
+    """Whether a stream holds a user. Blocks are read with an overlap that is longer than the longest id."""
     tail = b""
     while block := stream.read(BLOCK_BYTES):
         content = tail + block
@@ -186,7 +186,7 @@ def _leaves(array: pa.Array) -> Iterable[Any]:
 
 
 def _names(column: str, value: Any, words: _Words) -> bool:
-    """Whether a value of a text column names a user; a short id in a text of the catalogue is taken for a number."""
+    """Whether a value of a text column names a user; a short id in a text of the catalogue counts as a number."""
     if value is None:
         return False
     text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

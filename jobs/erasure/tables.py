@@ -1,4 +1,4 @@
-"""Erasure from the tables: rows, texts, history, and what other tables say of the rows."""
+"""Erasure from the tables: rows, texts, history, and the records about these rows in other tables."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class TextTable:
     """A table with landing rows or samples of rows as text, in which a user can appear.
 
     Attributes:
-        table: Which.
-        columns: Texts.
-        id_column: Column with the one user that the row is about, or None.
+        table: Declaration of the table.
+        columns: Text columns.
+        id_column: Column with the id of the user that the row is about, or None.
     """
 
     table: Table
@@ -81,8 +81,8 @@ def _has(row: Mapping[str, Any], text: TextTable, pattern: re.Pattern[str], word
 def erase_from_tables(lake: Lake, deployment: Deployment, user_ids: Sequence[str]) -> dict[str, int]:
     """Delete the users' rows, redact texts, and delete every earlier version of these tables.
 
-    Other tables are told first what will be left: the counts of event days, and the inputs of runs, so that no run is
-    stale because of an erasure. After a kill, the same call finishes the work.
+    Other tables get their new values first: the counts of event days, and the inputs of runs. So an erasure makes no
+    run stale. After a kill, the same call finishes the work.
 
     Returns:
         Table name to rows deleted or redacted.
@@ -107,15 +107,15 @@ def erase_from_tables(lake: Lake, deployment: Deployment, user_ids: Sequence[str
 def keep_runs_fresh(
     lake: Lake, deployment: Deployment, left: Mapping[Any, tuple[int, str]], days: Sequence[Any]
 ) -> int:
-    """Record for the runs that were not stale that they fit the tables without the users; returns how many.
+    """Record that the runs that were not stale also fit the tables without the users; returns the number of runs.
 
-    The LTE of a user follows from the user's own events alone. So the LTEs of all others are as right as before.
+    The LTE of a user depends on the user's own events alone. So the LTEs of all other users stay correct.
 
     Args:
         lake: Gets the rows of table runs.
-        deployment: Whose.
-        left: Event day to number and checksum of the events that will be left.
-        days: Event days that change; one that is not in ``left`` will hold nothing.
+        deployment: Owner of the runs.
+        left: Event day to number and checksum of the events that remain.
+        days: Event days that change; a day that is not in ``left`` will have no events.
     """
     now = read_staleness(lake_reader(deployment))
     unchanged = [day for day in now.event_days if day[0] not in set(days)]
@@ -136,9 +136,9 @@ def record_erasure(lake: Lake, deployment: Deployment, user_ids: Sequence[str], 
     """Write the audit row of each user: hashes, counts and the time, no id. From then on, ingest keeps the users out.
 
     Args:
-        lake: Where to.
-        deployment: Whose bundles are listed.
-        user_ids: Who.
+        lake: Gets the audit rows.
+        deployment: Owner of the bundles that the rows list.
+        user_ids: The users.
         counts: ``rows``, ``files`` and ``versions`` of this call, over all users; added to earlier ones.
     """
     before = {row["user_hash"]: row for row in lake_reader(deployment).rows(ERASURES)}
@@ -153,7 +153,7 @@ def record_erasure(lake: Lake, deployment: Deployment, user_ids: Sequence[str], 
 
 
 def readmit(lake: Lake, deployment: Deployment, user_id: str) -> bool:
-    """Let ingest take the user's rows again; returns whether the user was kept out."""
+    """Let ingest accept the user's rows again; returns whether ingest kept the user out until now."""
     names = same_person(user_id)
     found = [row for row in lake_reader(deployment).rows(ERASURES) if row["is_kept_out"]]
     rows = [row for row in found if row["user_hash"] in {user_hash(row["salt"], name) for name in names}]
@@ -164,7 +164,7 @@ def readmit(lake: Lake, deployment: Deployment, user_id: str) -> bool:
 
 
 def bundle_names(deployment: Deployment) -> list[str]:
-    """Kind, ds and digest of every bundle that is there; an erasure cannot take out what its weights learned."""
+    """Kind, ds and digest of every bundle; an erasure cannot remove what the weights of a bundle learned."""
     if is_url(deployment.paths.lake):
         return []
     names = set()
@@ -179,7 +179,7 @@ def bundle_names(deployment: Deployment) -> list[str]:
 
 
 def audit(deployment: Deployment) -> list[dict[str, Any]]:
-    """All erasures, without personal data, each with the bundles of its time that are still there."""
+    """All erasures, without personal data, each with the bundles of that time that still exist."""
     there = set(bundle_names(deployment))
     rows = sorted(lake_reader(deployment).rows(ERASURES), key=lambda row: (row["erased_ts"], row["user_hash"]))
     return [

@@ -1,4 +1,4 @@
-"""Numbers that stand for arrays: length, bad elements, norm. Counted in workers, so that no vector leaves them."""
+"""Numbers that replace arrays: length, bad elements, norm. Workers compute the numbers, so no vector is sent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _is_float(field: StructField) -> bool:
 
 
 def array_scalars(arrays: Iterable[StructField]) -> list[str]:
-    """Names of the numbers that stand for arrays."""
+    """Names of the numbers that replace arrays."""
     return [
         f"{field.name}_{suffix}"
         for field in arrays
@@ -77,7 +77,7 @@ def _numbers(name: str, lists: pa.ListArray, is_float: bool) -> dict[str, pa.Arr
 
 
 def _sums(values: NDArray[np.float64], sizes: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Sum of each run of ``sizes`` values; 0 of an empty one."""
+    """Sum of each run of ``sizes`` values; 0 for an empty run."""
     sums = np.zeros(len(sizes))
     filled = sizes > 0
     if filled.any():

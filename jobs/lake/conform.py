@@ -1,4 +1,4 @@
-"""Rows cast by name to a table's declaration; what does not fit stops the write."""
+"""Rows cast by name to a table's declaration; a value that does not fit stops the write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _shown(column: Column) -> Column:
 
 
 def _refused(condition: Column, value: Column, message: str, shown: Column) -> Column:
-    """``value``, or an error that stops the write where ``condition`` holds."""
+    """``value``; if ``condition`` holds, an error that stops the write instead."""
     return F.when(condition, F.raise_error(F.concat(F.lit(message), _shown(shown)))).otherwise(value)
 
 
@@ -30,7 +30,7 @@ def _same_type(found: DataType, wanted: DataType) -> bool:
 
 
 def _fits(found: DataType, wanted: DataType) -> bool:
-    """Whether a cast loses nothing, or loses only what a range check can see."""
+    """Whether a cast loses nothing, or loses only values that a range check finds."""
     if _same_type(found, wanted) or isinstance(found, NullType):
         return True
     if isinstance(wanted, IntegralType):
@@ -55,7 +55,7 @@ def _column(table: Table, field: StructField, found: DataType) -> Column:
 
 
 def conformed(df: DataFrame, table: Table, where: Predicate | None = None) -> DataFrame:
-    """Cast by name to the declared schema; refuse what does not fit.
+    """Cast by name to the declared schema; refuse rows that do not fit.
 
     Args:
         df: Rows to write, columns in any order.
@@ -86,7 +86,7 @@ def conformed(df: DataFrame, table: Table, where: Predicate | None = None) -> Da
 
 
 def arrow_schema(table: Table) -> pa.Schema:
-    """Types of the table's rows in memory; moments are in UTC."""
+    """Types of the table's rows in memory; timestamps are in UTC."""
     return to_arrow_schema(table.row_type(), timezone="UTC")
 
 
@@ -115,7 +115,7 @@ def fitted(rows: pa.Table, table: Table) -> pa.Table:
 
 
 def _constant_or_column(field: StructField, where: Predicate) -> Column:
-    """A column that has one value in all rows as a literal: an engine need not sort the rows by what is constant."""
+    """Write a column with one value in all rows as a literal, so that the engine does not sort rows by a constant."""
     values = _values(where.get(field.name, ()))
     constant = F.lit(values[0]).cast(field.dataType) if len(values) == 1 else F.col(field.name)
     return constant.alias(field.name)
@@ -128,7 +128,7 @@ def _same_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]
 def _through_arrow(df: DataFrame, table: Table) -> DataFrame:
     """Pass rows through Arrow, which keeps the plan of the write apart from the plan of the rows.
 
-    Sail pushes its own check for nulls below a filter and then refuses rows that the filter leaves out; and it names a
-    cast array's element otherwise than Delta and cannot replace it then.
+    Sail moves its own check for nulls below a filter, and then refuses rows that the filter would remove. Sail also
+    gives the element of a cast array another name than Delta, and then cannot replace the rows.
     """
     return df.mapInArrow(_same_batches, table.row_type())
