@@ -27,7 +27,7 @@ from jobs.config.addresses import is_url
 from jobs.lake.predicates import Predicate, TableError, _values
 from schemas import Table
 
-# Paths that engines and libraries read alike, whatever they escape.
+# Paths that engines and libraries read in the same way, although their escaping differs.
 PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+,=@:-]*")
 
 # Rows that a stream decodes at a time: 8 MB of vectors at D = 512.
@@ -45,10 +45,10 @@ def table_path(lake: str, table: Table) -> str:
 
 
 def engine_folder(root: str) -> str:
-    """The lake's folder as Sail can read it: the folder itself, or a link to it with a plain name.
+    """The lake's folder as Sail can read it: the folder itself, or a link with a plain name to the folder.
 
-    Sail 0.7 escapes blanks, letters outside ASCII and ``%#"{}?*<`` of a path twice. It then finds no table there, and
-    writes into another folder without a word. A link has a plain name, and both sides open the same files through it.
+    Sail 0.7 escapes blanks, letters outside ASCII and ``%#"{}?*<`` of a path twice. Sail then finds no table, and
+    writes into another folder without an error. Through a link with a plain name, Sail and Delta open the same files.
 
     Args:
         root: Folder or URI of the lake.
@@ -59,7 +59,7 @@ def engine_folder(root: str) -> str:
     folder = links / f"lte-lakes-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
-    # A link that somebody else could set would lead the engine into a foreign folder.
+    # A link that another user could set would lead the engine into that user's folder.
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
         raise TableError(f"{folder}: expected a folder that only user {os.getuid()} can write; remove it")
     link = folder / hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
@@ -75,7 +75,7 @@ def _delta(path: str, version: int | None = None) -> deltalake.DeltaTable:
 
     Raises:
         deltalake.exceptions.TableNotFoundError: There is no table.
-        TableError: Its log is damaged, or ``version`` is gone.
+        TableError: The table's log is damaged, or ``version`` no longer exists.
     """
     try:
         table = deltalake.DeltaTable(path, version=version)
@@ -93,9 +93,9 @@ def _delta(path: str, version: int | None = None) -> deltalake.DeltaTable:
 
 
 def _require_content(path: str, version: int) -> None:
-    """Refuse a commit without content, which a machine leaves that lost its power: readers would take it for nothing.
+    """Refuse an empty commit file: readers would treat it as a commit without changes.
 
-    An object store has no such files: an object is there whole or not at all.
+    A machine that loses power can leave such a file. An object store cannot: an object is complete or absent.
     """
     commit = Path(path) / "_delta_log" / f"{version:020d}.json"
     if commit.exists() and not commit.stat().st_size:
@@ -106,7 +106,7 @@ def _require_content(path: str, version: int) -> None:
 
 
 def table_version(path: str) -> int | None:
-    """Newest version of the Delta table at ``path``; None where there is none yet."""
+    """Newest version of the Delta table at ``path``; None if there is no table yet."""
     try:
         return _delta(path).version()
     except TableNotFoundError:
@@ -114,7 +114,7 @@ def table_version(path: str) -> int | None:
 
 
 def last_write(path: str) -> datetime | None:
-    """When rows were last written to the Delta table at ``path``, UTC; None where there is none yet.
+    """When rows were last written to the Delta table at ``path``, UTC; None if there is no table yet.
 
     Compaction and clean-up write no rows and do not count.
     """
@@ -152,7 +152,7 @@ def arrow_batches(
 
 
 def _file_batches(fragment: pads.ParquetFileFragment, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Decode a file some rows at a time: a dataset's own scan holds whole row groups, and of several files at once."""
+    """Decode a file some rows at a time: a dataset's own scan holds whole row groups of several files at once."""
     constants = pads.get_partition_keys(fragment.partition_expression)
     with _file_errors(fragment.path), fragment.filesystem.open_input_file(fragment.path) as source:
         # Apache Spark writes a checksum with each page; a page without one, as Sail writes it, passes.
@@ -200,16 +200,16 @@ def _arrow_filter(where: Predicate) -> pc.Expression | None:
 
 
 def delete_unreferenced(path: str, checkpoint: int) -> list[str]:
-    """Delete what the newest version of a table does not need, whatever the dates of the files say.
+    """Delete all files that the newest version of a table does not need, whatever the dates of the files.
 
     Args:
         path: Folder of the table.
-        checkpoint: Version whose checkpoint holds all that the log of earlier versions said.
+        checkpoint: Version whose checkpoint holds the whole content of the log of earlier versions.
 
     Returns:
-        Names of the files that are gone.
+        Names of the deleted files.
     """
-    # Names are unique in a table. Paths are not compared: partition values are escaped in them once or twice.
+    # Names are unique in a table. Paths are not compared, because they escape partition values once or twice.
     needed = {_file_name(uri) for uri in _delta(path).file_uris()}
     files = pafs.PyFileSystem(DeltaStorageHandler(path))
     found = files.get_file_info(pafs.FileSelector("", recursive=True))

@@ -1,9 +1,9 @@
 """All Delta I/O, on every engine; the only module that knows Delta (ADR 0002).
 
 Every write goes through :meth:`Lake.replace` or :meth:`Lake.append`, which cast by name to the declared schema and
-refuse what does not fit, because engines differ in what they check: Sail stores a string in a long column, and rows
-outside a ``replaceWhere``, without a word. The checks are part of the write's own plan, so that data are computed once
-and a refused write leaves the table as it was.
+refuse rows that do not fit. Engines differ in what they check: Sail stores a string in a long column, and rows
+outside a ``replaceWhere``, without an error. The checks are part of the write's own plan, so that data are computed
+once and a refused write leaves the table as it was.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ from schemas import METRICS, Table
 # A job's metrics of one ds: ``name`` or ``(name, label)`` to value.
 Metrics = dict[str | tuple[str, str], float]
 
-# Both engines' words for "another writer committed meanwhile".
+# Words of both engines for "another writer committed first".
 CONFLICT_WORDS = ("Failed to commit transaction", "ConcurrentAppend", "DELTA_CONCURRENT", "ConcurrentDelete")
 REFUSAL_WORDS = ("CONSTRAINT_VIOLATED", "DELTA_VIOLATE_CONSTRAINT")
 LOG_RETENTION = "delta.logRetentionDuration"
 MIN_LOG_DAYS = 30
 MAX_ATTEMPTS = 8
 
-# Sail holds each file that it writes in memory up to this size; Apache Spark writes row groups as it goes.
+# Sail holds each file that it writes in memory up to this size; Apache Spark writes each row group when it is full.
 FILE_OPTIONS = {"targetFileSize": str(32 << 20)}
 RETRY_SECONDS = 0.25
 
-# What deltalake's compaction aims at.
+# File size that deltalake's compaction aims at.
 COMPACTED_BYTES = 100 << 20
 
 
 class ConcurrentWriteError(RuntimeError):
-    """Another writer changed the same rows; nothing of this write is visible, and it can be tried again."""
+    """Another writer changed the same rows; no row of this write is visible, and the write can be tried again."""
 
 
 @contextmanager
 def _write_errors(table: Table) -> Iterator[None]:
-    """Turn the engines' errors into ours, without their stack traces."""
+    """Turn the engines' errors into this project's errors, without stack traces."""
     try:
         yield
     except PySparkException as error:
@@ -86,20 +86,20 @@ def _write_errors(table: Table) -> Iterator[None]:
 
 
 def _anybody() -> None:
-    """Let anybody write: the lake of a test or a benchmark, which has it alone."""
+    """Allow every write: for a test or a benchmark, which is the only writer of its lake."""
 
 
 def _nobody() -> None:
     raise TableError("the lake was opened for reading: nothing is written; open it with is_reading=False")
 
 
-# A commit that does not try again on top of another writer's: it holds for the version that it was computed from.
+# A commit that is not retried after another writer's commit, because it fits only the version it was computed from.
 ONE_ATTEMPT = deltalake.CommitProperties(max_commit_retries=0)
 
 
 @contextmanager
 def _commit_errors(table: Table) -> Iterator[None]:
-    """Turn errors of the deltalake package into ours."""
+    """Turn errors of the deltalake package into this project's errors."""
     try:
         yield
     except CommitFailedError as error:
@@ -117,8 +117,8 @@ class Lake:
     Attributes:
         spark: Session of any engine.
         root: Folder or URI under which every table has its folder.
-        rollback_days: How long replaced files stay readable; vacuum keeps younger ones.
-        may_write: Asked before each write; raises where this process must not write, see :func:`open_lake`.
+        rollback_days: How long replaced files stay readable; vacuum keeps younger files.
+        may_write: Called before each write; raises if this process must not write, see :func:`open_lake`.
         engine_root: ``root`` as the engine reads it, see :func:`jobs.lake.delta_files.engine_folder`; empty where both
             are the same.
     """
@@ -142,11 +142,11 @@ class Lake:
         return f"{(self.engine_root or self.root).rstrip('/')}/{place}"
 
     def version(self, table: Table) -> int | None:
-        """Newest version of ``table``; None where nothing was written yet."""
+        """Newest version of ``table``; None if nothing was written yet."""
         return table_version(self.path(table))
 
     def read(self, table: Table, *, version: int | None = None, where: Predicate | None = None) -> DataFrame:
-        """Read a table; one that nobody wrote yet is empty.
+        """Read a table; a table that nobody wrote yet is empty.
 
         Args:
             table: Which table.
@@ -175,14 +175,14 @@ class Lake:
         where: Predicate | None = None,
         version: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream rows as Arrow record batches in bounded memory; nothing where the table is not there yet."""
+        """Stream rows as Arrow record batches in bounded memory; no batch if the table does not exist yet."""
         if self.version(table) is not None:
             yield from arrow_batches(self.path(table), version=version, columns=columns, where=where)
 
     def create(self, table: Table) -> None:
-        """Create the table with its types, comments, constraints and retention, unless it is there.
+        """Create the table with its types, comments, constraints and retention, unless it exists.
 
-        A table that an earlier version of this code wrote gets the nullable columns that were declared since.
+        A table of an earlier version of this code gets the nullable columns that were declared later.
         """
         if self.version(table) is None:
             self._create(table, "ignore")
@@ -197,7 +197,7 @@ class Lake:
     def renew(self, table: Table) -> None:
         """Empty a table that an earlier version of this code wrote with other columns; its history stays.
 
-        Only for rows that a job can make again.
+        Use it only for rows that a job can make again.
         """
         if self.version(table) is None:
             return
@@ -255,14 +255,14 @@ class Lake:
             df: The new rows; all of them lie inside ``where``.
             table: Which table.
             where: Column to value, or to several values; all columns must match.
-            within: What else is known of the new rows, and checked: narrower than ``where``. A partition column with
-                one value saves the engine a sort of all rows.
-            is_retried: Whether to write again after another writer's commit. Not for rows that were computed from
-                this table's own rows: another writer's change would be lost.
-            expected_rows: How many rows ``df`` has, where the caller knows.
+            within: A narrower condition that all new rows meet; it is checked. A partition column with one value saves
+                the engine a sort of all rows.
+            is_retried: Whether to write again after another writer's commit. Must be False for rows that were computed
+                from this table's own rows: another writer's change would be lost.
+            expected_rows: Number of rows of ``df``, if the caller knows it.
 
         Returns:
-            Number of rows that are there now.
+            Number of rows inside ``where`` after the write.
 
         Raises:
             TableError: Rows or columns do not fit the declaration, a row lies outside ``where`` or ``within``, or the
@@ -284,7 +284,7 @@ class Lake:
         return n_rows
 
     def _n_written(self, table: Table, where: Predicate, before: int | None) -> int | None:
-        """Rows that the engine says it committed; None where the commit also rewrote other rows, or is not alone."""
+        """Rows that the engine reports as committed; None if the commit rewrote other rows, or is not the only one."""
         newest = self.history(table, 1)[0]
         written = newest.get("operationMetrics", {}).get("numOutputRows")
         is_own = before is not None and newest["version"] == before + 1
@@ -293,12 +293,12 @@ class Lake:
     def replace_rows(
         self, rows: Sequence[tuple[object, ...]], table: Table, where: Predicate, *, is_retried: bool = True
     ) -> int:
-        """Replace rows by a few that this process holds, see :meth:`replace`.
+        """Replace rows by a few rows that this process holds, see :meth:`replace`.
 
         Args:
             rows: Values in the order of the table's columns.
             table: Which table.
-            where: What is replaced; all rows lie inside.
+            where: Rows to replace; all new rows lie inside.
             is_retried: See :meth:`replace`.
         """
         return self.replace(self._rows(rows, table), table, where, is_retried=is_retried, expected_rows=len(rows))
@@ -311,9 +311,9 @@ class Lake:
         return self.spark.createDataFrame(list(rows), table.row_type())
 
     def extend(self, rows: pa.Table, table: Table, *, version: int) -> int:
-        """Add rows to exactly this version of a table; the commit fails if another one came first.
+        """Add rows to exactly this version of a table; the commit fails if another commit came first.
 
-        For rows whose values follow from what the table holds, such as consecutive numbers.
+        For rows whose values depend on the table's rows, such as consecutive numbers.
 
         Args:
             rows: The table's columns in any order, in memory.
@@ -333,7 +333,7 @@ class Lake:
         return self._committed_version(table, version)
 
     def rewrite(self, batches: Iterator[pa.RecordBatch], table: Table, where: Predicate, *, version: int) -> int:
-        """Replace rows of exactly this version of a table by a stream; the commit fails if another one came first.
+        """Replace rows of exactly this version of a table by a stream; the commit fails if another commit came first.
 
         Args:
             batches: The new rows, all inside ``where``; the table's columns in any order.
@@ -371,7 +371,7 @@ class Lake:
         return delta
 
     def _committed_version(self, table: Table, version: int) -> int:
-        """The version that a commit on ``version`` made; a commit with one attempt makes no other."""
+        """The version that a commit on ``version`` made: the next one, because the commit had one attempt."""
         newest = self.version(table)
         assert newest is not None  # for the type checker
         return min(newest, version + 1)
@@ -392,7 +392,7 @@ class Lake:
                 time.sleep(RETRY_SECONDS * attempt)
 
     def delete(self, table: Table, where: Predicate) -> int:
-        """Delete rows; returns how many there were."""
+        """Delete rows; returns the number of deleted rows."""
         self.may_write()
         if self.version(table) is None:
             return 0
@@ -400,20 +400,20 @@ class Lake:
         return int(done["num_deleted_rows"] or 0)
 
     def redact(self, table: Table, columns: Sequence[str], value: str, *, id_column: str | None = None) -> int:
-        """Overwrite text columns of the rows in which any of them has ``value``; returns how many there were.
+        """Overwrite the text columns of rows that hold ``value`` in one of them; returns the number of such rows.
 
-        Rows stay, because others count them. What counts as having it: :func:`standing_alone`.
+        Rows stay, because other tables count them. :func:`standing_alone` says which texts hold the value.
 
         Args:
-            table: Which.
+            table: Declaration of the table.
             columns: Text columns.
-            value: What is looked for.
-            id_column: Column that is null or one id. A row whose id is ``value`` counts, too, and its id goes.
+            value: Text to search.
+            id_column: Column that is null or one id. A row whose id is ``value`` counts, too, and its id becomes null.
         """
         self.may_write()
         if self.version(table) is None:
             return 0
-        self.create(table)  # the columns of today
+        self.create(table)  # the table may lack columns that were declared later
         pattern = _delta_text(standing_alone(value))
         found = [f"regexp_like({column}, {pattern})" for column in columns]
         updates = dict.fromkeys(columns, "'erased'")
@@ -428,7 +428,7 @@ class Lake:
 
         Args:
             ds: Data day.
-            job: Job that measured.
+            job: Job that measured the values.
             metrics: ``name`` or ``(name, label)`` to value.
         """
         keys = [key if isinstance(key, tuple) else (key, "") for key in metrics]
@@ -444,7 +444,7 @@ class Lake:
         """Make an earlier version the newest; readers see it at once.
 
         Raises:
-            TableError: The version is gone (vacuumed) or never was.
+            TableError: The version was vacuumed or never existed.
         """
         self.may_write()
         try:
@@ -458,7 +458,7 @@ class Lake:
         return dict(_delta(self.path(table)).optimize.compact())
 
     def small_files(self, table: Table) -> int:
-        """How many files :meth:`compact` would join, as near as the log tells: those that share a partition."""
+        """Estimate from the log of how many files :meth:`compact` would join: files that share a partition."""
         actions = pa.table(_delta(self.path(table)).get_add_actions(flatten=True))
         keys = [name for name in actions.column_names if name.startswith("partition.")]
         sizes: dict[tuple[Any, ...], list[int]] = defaultdict(list)
@@ -483,7 +483,7 @@ class Lake:
     def vacuum(self, table: Table) -> list[str]:
         """Delete files that no version within ``rollback_days`` needs; returns their names.
 
-        A table that was created with another horizon gets this one, so that engines that clean up on their own heed it.
+        A table that was created with another horizon gets this one, so that engines that clean up by themselves use it.
         """
         self.may_write()
         delta = _delta(self.path(table))
@@ -495,11 +495,11 @@ class Lake:
         )
 
     def forget_history(self, table: Table) -> None:
-        """Delete every earlier version: its files, and its log entries, which name smallest and largest values.
+        """Delete every earlier version: its files, and its log entries, which hold smallest and largest values.
 
-        What the newest version does not name is deleted whatever its date: a machine whose clock is ahead writes files
-        that a vacuum keeps, and a killed writer leaves files that no version names. No job may run meanwhile. The table
-        cannot be restored to a moment before this.
+        A file that the newest version does not name is deleted whatever its date. A machine whose clock is ahead writes
+        files that a vacuum keeps, and a killed writer leaves files that no version names. No job may run at the same
+        time. Afterwards the table cannot be restored to an earlier version.
         """
         self.may_write()
         delta = _delta(self.path(table))
@@ -517,7 +517,7 @@ def _delta_fields(fields: Iterable[StructField]) -> list[dict[str, Any]]:
 
 
 def _later_columns(table: Table, found: Sequence[str]) -> list[StructField]:
-    """Nullable columns that were declared after the table was written: null in every row of it."""
+    """Nullable columns that were declared after the table was written: null in every row of the table."""
     return [field for field in table.schema if field.nullable and field.name not in found]
 
 
@@ -528,17 +528,17 @@ def open_lake(
     """Open a session on the deployment's engine and its lake; both are closed at the end, also after an error.
 
     Args:
-        deployment: Whose lake.
-        app_name: Task or command, for the engine's logs and for others who find the lake held.
-        ds: Data day, for others who find the lake held.
-        is_reading: Whether nothing is written: then the lake is not held, and others may write it meanwhile.
+        deployment: Owner of the lake.
+        app_name: Task or command, for the engine's logs and for other runs that find the lake held.
+        ds: Data day, for other runs that find the lake held.
+        is_reading: Whether the caller only reads: then the lake is not held, and other runs may write.
 
     Raises:
         jobs.ownership.lease.LeaseHeldError: Another run writes the lake.
         jobs.config.window.ConfigError: The lake belongs to another deployment.
     """
     root, days = deployment.paths.lake, deployment.retention.rollback_days
-    # Only Sail needs the link, and a cluster's machines would not have it.
+    # Only Sail needs the link, and the machines of a cluster do not have it.
     engine_root = engine_folder(root) if deployment.engine.master == "sail" else root
     if is_reading:
         require_own_lake(deployment)

@@ -1,13 +1,15 @@
 """Keeps other users of a machine away from the engine's port on loopback.
 
-Sail's Spark Connect server runs whatever code a client sends, and it knows no authentication: without this module, any
-local user could run code as the job's user while a job runs. TCP on loopback does not say whose a connection is, so
-the kernel is told to admit one connection, which this process makes itself, and to drop all later ones (a socket
-filter on the listening socket; no privilege is needed, and traffic of the admitted connection is not touched).
+Sail's Spark Connect server runs any code that a client sends, and has no authentication. Without this module, any local
+user could run code as the job's user while a job runs. TCP on loopback does not tell which user made a connection. So
+this module tells the kernel to admit one connection, which this process makes itself, and to drop all later ones. The
+means is a socket filter on the listening socket. The filter needs no privilege and does not touch the traffic of the
+admitted connection.
 
-While the own connection is made, a filter drops every packet that carries data. So a stranger may connect meanwhile,
-but no byte from a stranger reaches the server, and the connection is cut. What is left are some tenths of a millisecond
-between the server's start and the first filter: whoever connected in them is found, and the server must be stopped.
+While this process connects, a filter drops every packet that carries data. A stranger may connect at that time, but no
+byte from a stranger reaches the server, and the stranger's connection is cut. A gap of some tenths of a millisecond
+remains between the server's start and the first filter. A stranger who connects in the gap is found, and the server
+must be stopped.
 """
 
 from __future__ import annotations
@@ -49,12 +51,12 @@ class LoopbackError(RuntimeError):
 
 
 class StrangerError(LoopbackError):
-    """Another process connected before the port was closed; what it sent may have run."""
+    """Another process connected before the port was closed; code that it sent may have run."""
 
 
 def descriptors() -> frozenset[int]:
-    """File descriptors of this process, to be told apart from those that a server opens."""
-    # One of the numbers is that of the folder while it was listed: it is free again.
+    """File descriptors of this process, to distinguish them from descriptors that a server opens."""
+    # One of the numbers belonged to the folder while it was listed. That number is free again.
     return frozenset(number for number in map(int, os.listdir("/proc/self/fd")) if _is_open(number))  # noqa: PTH208
 
 
@@ -67,27 +69,27 @@ def _is_open(descriptor: int) -> bool:
 
 
 class PrivatePort:
-    """A listening port of this process that admits one connection of this process and nobody else.
+    """A listening port of this process that admits one connection of this process and no other connection.
 
     Use: make the object as soon as the server listens, start the own connection, then call :meth:`admit_own`.
     """
 
     def __init__(self, port: int, before: frozenset[int] = frozenset()) -> None:
-        """Drop all data from now on, and cut what connected before.
+        """Drop all data from now on, and cut earlier connections.
 
         Args:
-            port: Where a server of this process listens on 127.0.0.1.
+            port: Port on 127.0.0.1 where a server of this process listens.
             before: Descriptors that were open before the server started; every microsecond counts here.
 
         Raises:
             StrangerError: Another process connected before: stop the server.
-            LoopbackError: The system has no socket filters, or no such socket is found.
+            LoopbackError: The system has no socket filters, or no socket listens on the port.
         """
         if not sys.platform.startswith("linux"):
             raise LoopbackError(f"port {port}: socket filters are needed, {sys.platform} has none")
         self._port = port
         self._filter_listener(DROP_DATA, before)
-        # Connections are accepted in order: when this one is there, so is every one that came before the filter.
+        # Connections are accepted in order: once this one is accepted, so is every one that came before the filter.
         with socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS) as last:
             barrier = last.getsockname()[1]
             self._accepted_from(barrier).close()
@@ -117,7 +119,7 @@ class PrivatePort:
                 _attach(listener, program)
 
     def _own_source_port(self) -> int:
-        """Port that this process's connection comes from; the socket is the client's, so its peer is our port."""
+        """Port of the client's side of this process's connection; the peer of that socket is the server's port."""
         for _ in _polls():
             with ExitStack() as opened:
                 for each in _all_sockets(opened):
@@ -137,7 +139,7 @@ class PrivatePort:
         raise LoopbackError(f"port {self._port}: a connection was not accepted within {WAIT_SECONDS:g} s")
 
     def _cut_all_but(self, source_port: int) -> int:
-        """Cut the server's other connections; returns how many there were."""
+        """Cut the server's other connections; returns the number of connections cut."""
         n_cut = 0
         with ExitStack() as opened:
             for each in self._sockets(opened):
@@ -148,7 +150,7 @@ class PrivatePort:
         return n_cut
 
     def _n_others(self, source_port: int) -> int:
-        """Other connections of any user that the kernel knows of, for a minute also those that ended in order."""
+        """Other connections of any user that the kernel lists, including normally closed ones for a minute."""
         ours = {self._port, source_port}
         n_others = 0
         for name in ("tcp", "tcp6"):
@@ -160,7 +162,7 @@ class PrivatePort:
         return n_others
 
     def _sockets(self, opened: ExitStack, before: frozenset[int] = frozenset()) -> Iterator[socket.socket]:
-        """The server's sockets: those of this process whose own port is ours."""
+        """The server's sockets: sockets of this process whose local port is the server's port."""
         return (each for each in _all_sockets(opened, before) if each.getsockname()[1] == self._port)
 
 
@@ -173,7 +175,7 @@ def _attach(listener: socket.socket, program: Sequence[Instruction]) -> None:
 def _all_sockets(opened: ExitStack, before: frozenset[int] = frozenset()) -> Iterator[socket.socket]:
     """Copies of the TCP sockets of this process, without the descriptors ``before``; ``opened`` closes the copies."""
     for descriptor in descriptors() - before:
-        # A descriptor that another thread closes meanwhile is no matter.
+        # A descriptor that another thread closes at the same time can be ignored.
         with suppress(OSError):
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 each = opened.enter_context(socket.socket(fileno=os.dup(descriptor)))

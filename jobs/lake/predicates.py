@@ -23,7 +23,7 @@ def _spark_text(text: str) -> str:
 
 
 def _delta_text(text: str) -> str:
-    """Text for the deltalake package, whose SQL knows no backslash."""
+    """Text for the deltalake package, whose SQL has no backslash escapes."""
     return "'" + text.replace("'", "''") + "'"
 
 

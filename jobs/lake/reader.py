@@ -24,7 +24,7 @@ class LakeReader:
     def batches(
         self, table: Table, *, columns: Sequence[str] | None = None, where: Predicate | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Arrow batches of a slice; none where the table is not there yet."""
+        """Arrow batches of a slice; none if the table does not exist yet."""
         path = table_path(self.root, table)
         if table_version(path) is not None:
             yield from arrow_batches(path, columns=columns, where=where)
@@ -32,7 +32,7 @@ class LakeReader:
     def rows(
         self, table: Table, *, columns: Sequence[str] | None = None, where: Predicate | None = None
     ) -> list[dict[str, Any]]:
-        """Rows of a slice; none where the table is not there yet."""
+        """Rows of a slice; none if the table does not exist yet."""
         return [row for batch in self.batches(table, columns=columns, where=where) for row in batch.to_pylist()]
 
     def last_write(self, table: Table) -> datetime | None:

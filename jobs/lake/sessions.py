@@ -56,14 +56,14 @@ def spark_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession
 
 
 def _process_in_utc() -> None:
-    """PySpark turns timestamps into the process's own zone when it collects them, whatever the session's zone is."""
+    """Set UTC for the process: PySpark converts collected timestamps to the process's zone, not the session's."""
     os.environ["TZ"] = "UTC"
     time.tzset()
 
 
 @contextmanager
 def _sail_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession]:
-    """A server in this process; one that is not stopped would keep the process alive for ever."""
+    """A server in this process; a server that is not stopped would keep the process alive for ever."""
     os.environ.setdefault("RUST_LOG", "error")
     os.environ.setdefault("SAIL_EXECUTION__DEFAULT_PARALLELISM", str(engine.partitions))
     from pysail.spark import SparkConnectServer  # reads the environment when it is loaded
@@ -83,7 +83,7 @@ def _sail_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession
 
 
 class _OneConnection(DefaultChannelBuilder):
-    """Gives every session the same channel: the engine's port admits no second connection."""
+    """Gives every session the same channel, because the engine's port admits no second connection."""
 
     def __init__(self, url: str) -> None:
         # An idle channel would be closed after 30 minutes, which a training between two queries can take.
@@ -98,10 +98,10 @@ class _OneConnection(DefaultChannelBuilder):
 def _private_server(new_server: Callable[[], Any]) -> tuple[Any, _OneConnection]:
     """Start an engine in this process and connect to it; its port is closed to every other process of the machine.
 
-    A server that another process reached before its port was closed is stopped at once, and another one is started.
+    If another process reaches the server before its port is closed, the server is stopped and a new one is started.
 
     Raises:
-        LoopbackError: Other processes reached each of some servers.
+        LoopbackError: Other processes reached every server of several attempts.
     """
     for _ in range(SERVER_ATTEMPTS):
         server, before = new_server(), descriptors()
@@ -133,7 +133,7 @@ def _private_channel(port: int, before: frozenset[int]) -> _OneConnection:
 
 
 def _stop_alone(spark: SparkSession) -> None:
-    """Stop this session only: PySpark would also stop the local Apache Spark of another session of this process."""
+    """Stop only this session: PySpark would also stop the local Apache Spark of another session of this process."""
     local = os.environ.pop("SPARK_LOCAL_REMOTE", None)
     try:
         spark.stop()
@@ -143,7 +143,7 @@ def _stop_alone(spark: SparkSession) -> None:
 
 
 def _connect_session_conf(engine: EngineSection) -> dict[str, str]:
-    """Settings that Delta needs, and those that keep it fast on a small machine; ``engine.conf`` overrides them."""
+    """Settings that Delta needs, and settings for speed on a small machine; ``engine.conf`` overrides both."""
     return {
         "spark.jars.packages": delta_jar(),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -160,7 +160,7 @@ def _connect_session_conf(engine: EngineSection) -> dict[str, str]:
 
 @contextmanager
 def _connect_session(engine: EngineSection, app_name: str) -> Iterator[SparkSession]:
-    """Apache Spark: a server of our own (local, standalone, YARN, Kubernetes), or one that runs already (``sc://``)."""
+    """Apache Spark: a new server (local, standalone, YARN, Kubernetes), or a server that already runs (``sc://``)."""
     if engine.master.startswith("sc://"):
         spark = SparkSession.builder.appName(app_name).remote(engine.master).getOrCreate()
     else:
@@ -175,8 +175,8 @@ def _connect_session(engine: EngineSection, app_name: str) -> Iterator[SparkSess
 def _own_server(engine: EngineSection, app_name: str) -> SparkSession:
     """Start a Connect server in a JVM of this process and connect to it.
 
-    PySpark's builder does the same, but always on port 15002: a second job on the machine would not start, or would
-    meet the server of the first.
+    PySpark's builder does the same, but always on port 15002. A second job on the machine would then fail to start, or
+    would connect to the server of the first job.
     """
     port = _free_port()
     conf = _connect_session_conf(engine) | {"spark.app.name": app_name, "spark.connect.grpc.binding.port": str(port)}

@@ -11,10 +11,10 @@ FloatMatrix = NDArray[np.float32]
 
 
 class VectorError(ValueError):
-    """A list column that is no matrix of finite numbers.
+    """A list column that is not a matrix of finite numbers.
 
     Attributes:
-        row: The first row of the column that is wrong; callers name its key.
+        row: The first wrong row of the column; callers name the key of the row.
     """
 
     def __init__(self, row: int, problem: str) -> None:
@@ -27,11 +27,11 @@ def vector_matrix(column: pa.Array, *, dim: int | None = None, must_be_finite: b
 
     Args:
         column: List of numbers, B rows; a null row counts as a vector without numbers.
-        dim: Length that every vector must have; that of the first row by default.
-        must_be_finite: Whether a null, a NaN or an infinite number is refused. Without it a null becomes NaN.
+        dim: Length that every vector must have; by default the length of the first row.
+        must_be_finite: Whether a null, a NaN or an infinite number is refused. If False, a null becomes NaN.
 
     Returns:
-        float32 [B, D]; [0, 0] of a column without rows and without ``dim``.
+        float32 [B, D]; [0, 0] for a column without rows and without ``dim``.
 
     Raises:
         VectorError: A vector has another length than ``dim``, or a number is not finite.
@@ -49,7 +49,7 @@ def vector_matrix(column: pa.Array, *, dim: int | None = None, must_be_finite: b
 
 
 def vector_lengths(column: pa.Array) -> NDArray[np.int64]:
-    """Length of each row's list, int64 [B]; 0 of a null row."""
+    """Length of each row's list, int64 [B]; 0 for a null row."""
     lengths: NDArray[np.int64] = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     return lengths.astype(np.int64, copy=False)
 

@@ -36,7 +36,7 @@ COLUMNS = (
 
 MAX_UNREADABLE_SHARE = 0.01
 
-# The rules of a deployment are about interactions; items have none.
+# The rules of a deployment are about interactions; there are no rules for items.
 _RULES = RowRules(types=(), earliest=date.min)
 _NO_DAY = date.min
 Kept = TypeVar("Kept")
@@ -53,7 +53,7 @@ class PicturedItems(Generic[Kept]):
     Attributes:
         item_ids: N ids.
         texts: N texts, as the encoder of the basis writes them.
-        pictures: What was kept of each of the N pictures.
+        pictures: Result of ``keep`` for each of the N pictures.
     """
 
     item_ids: list[str]
@@ -69,12 +69,12 @@ def read_catalogue(path: Path) -> pd.DataFrame:
             Pictures are bytes in ``image`` (Parquet), or files in ``image_path`` (see :func:`picture_folder`).
 
     Returns:
-        One row an item (the newest of the ``ds`` folders), all columns of the contract: ids and texts as strings, price
-        as a float, missing values null, a missing title empty.
+        One row per item (the newest of the ``ds`` folders), all columns of the contract: ids and texts as strings,
+        price as a float, missing values null, a missing title empty.
 
     Raises:
-        CatalogueError: There is no such file or no item in it, a file or a row is not as the contract wants it, or an
-            id repeats in a catalogue that has no landing days.
+        CatalogueError: The file does not exist or holds no item, a file or a row breaks the contract, or an id repeats
+            in a catalogue without landing days.
         jobs.landing.files.LandingError: A folder ``ds=…`` names no day, or a file may not be read.
     """
     root, files = _files(path)
@@ -107,7 +107,7 @@ def _files(path: Path) -> tuple[Path, list[LandingFile]]:
 
 
 def _files_without_day(folder: Path) -> Iterator[LandingFile]:
-    """Files of a folder without landing days, such as one that Spark wrote; other formats lie there, too: pictures."""
+    """Files of a folder without landing days, such as a folder that Spark wrote; it may hold pictures, too."""
     for file in sorted(folder.glob("*")):
         found = LandingFile(_NO_DAY, "items", f"{folder.name}/{file.name}", 0)
         if found.format and file.is_file() and file.name[0] not in "_.":
@@ -126,7 +126,7 @@ def _refuse_bad_rows(path: Path, bad: pa.Table) -> None:
 
 
 def _refuse_or_tell_repeated(path: Path, repeated: pa.Table) -> None:
-    """An item may come again on a later day; twice on one day the first stays, as in ingest. A mere file has no day."""
+    """Keep the first row of an item per landing day, as ingest does; in a file without a day, refuse a repeated id."""
     if not repeated.num_rows:
         return
     first = repeated.slice(0, 1).to_pylist()[0]
@@ -137,7 +137,7 @@ def _refuse_or_tell_repeated(path: Path, repeated: pa.Table) -> None:
 
 
 def picture_folder(path: Path) -> Path:
-    """Where ``image_path`` is relative to: the folder of a catalogue file, or the landing folder."""
+    """Folder that ``image_path`` is relative to: the folder of a catalogue file, or the landing folder."""
     return path if (path / "items").is_dir() else path.parent
 
 
@@ -148,16 +148,16 @@ def texts_of(items: pd.DataFrame) -> list[str]:
 
 
 def pictured_items(items: pd.DataFrame, folder: Path, keep: Callable[[Image.Image], Kept]) -> PicturedItems[Kept]:
-    """Decode the pictures one by one; items without one are left out.
+    """Decode the pictures one by one; items without a picture are left out.
 
     Args:
         items: From :func:`read_catalogue`.
         folder: From :func:`picture_folder`.
-        keep: What to hold of a decoded picture (RGB, full size). A catalogue's photos do not fit into memory decoded,
-            so this is where they are resized.
+        keep: Reduces a decoded picture (RGB, full size) to the part that stays in memory. Resize here: the decoded
+            photos of a catalogue do not fit into memory.
 
     Raises:
-        CatalogueError: More than one picture in a hundred cannot be read, or there is none.
+        CatalogueError: More than one picture in a hundred cannot be read, or there is no picture.
     """
     pictures: dict[int, Kept] = {}
     reasons: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""What a landing value must be: each column checked and typed for a whole batch, with a reason where it is not."""
+"""Rules of landing values: checks and types each column of a whole batch, with a reason for each bad value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_YEAR = "0000-"
 BELOW_MICROSECONDS = r"(\.\d{6})\d+"
 NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$"
 
-# What leaves no mark on a screen: control and format characters, Unicode's default-ignorable code points (fillers,
+# Characters without a mark on a screen: control and format characters, Unicode's default-ignorable code points (fillers,
 # variation selectors, joiners), blanks that are no spaces (Braille, musical, Khitan), and code points of no character.
 INVISIBLE = (
     r"\p{Cc}\p{Cf}\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{2060}-\x{206F}\x{2800}\x{3164}"
@@ -35,19 +35,19 @@ INVISIBLE = (
 )
 BLANK = rf"^[\s\p{{Z}}{INVISIBLE}]*$"
 
-# Spaces that look like U+0020 within a text. The wide one of Japanese and Chinese names (U+3000) does not.
+# Spaces that look like U+0020 within a text. The wide space of Japanese and Chinese names (U+3000) looks different.
 OTHER_SPACES = r"\x{00A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}"
 
-# Two ids that look the same are two people for a reader; an id is taken as it is or not at all, never trimmed.
+# Trimming could merge two users into one, so an id is accepted as it is or refused, never trimmed.
 MALFORMED_ID = rf"^[\s\p{{Z}}]|[\s\p{{Z}}]$|[{INVISIBLE}{OTHER_SPACES}]"
 
-# Ids that a program wrote as decimal fractions: another file's 17 is another user than 17.0.
+# Ids that a program wrote as decimal fractions: 17 in another file and 17.0 are two users.
 FRACTION_ID = r"^[+-]?\d+\.0+$"
 OUTSIDE_LANDING = r"^[/\\]|(^|[/\\])\.\.([/\\]|$)|://"
 SECONDS_TO_YEAR_10000 = 253_402_300_800
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
-# From here on a float stands for more than one whole number: 2^53 is what 2^53 + 1 is rounded to, too.
+# From this number on, a float stands for more than one whole number: 2^53 + 1 is also rounded to 2^53.
 FIRST_AMBIGUOUS = {pa.float16(): 2.0**11, pa.float32(): 2.0**24, pa.float64(): 2.0**53}
 
 
@@ -57,7 +57,7 @@ class RowRules:
 
     Attributes:
         types: Interaction types.
-        earliest: First UTC day an event may be of.
+        earliest: First UTC day that an event may have.
         erased: Users whose rows stay out.
         limits: Decoded bytes of a file and of a batch.
     """
@@ -74,7 +74,7 @@ class Checked:
 
     Attributes:
         values: Typed values.
-        reasons: Why a value is bad; null where it is good.
+        reasons: Why a value is bad; null for a good value.
     """
 
     values: pa.Array
@@ -85,7 +85,7 @@ Check: TypeAlias = Callable[[Values], Checked]
 
 
 def reasons_of(n_rows: int, *pairs: tuple[pa.Array, str]) -> pa.Array:
-    """First reason whose mask holds, null where none does."""
+    """First reason whose mask holds; null if no mask holds."""
     if n_rows == 0:
         return pa.nulls(0, pa.string())
     masks = pc.make_struct(*[pc.fill_null(mask, False) for mask, _ in pairs])
@@ -106,7 +106,7 @@ def plain(values: Values) -> Values:
 def text_values(values: Values) -> Checked:
     """Values as strings: integers and whole floats in decimal, others ``wrong_type`` or ``wrong_encoding``.
 
-    NaN is null: it is what a table without nulls holds in their place.
+    NaN becomes null, because tables without nulls hold NaN instead.
     """
     values = plain(values)
     if isinstance(values, list):
@@ -132,7 +132,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _whole_floats(values: pa.Array) -> Checked:
-    """Whole numbers of a float column as text, as far as no other whole number is the same float."""
+    """Whole numbers of a float column as text, if no other whole number is the same float."""
     wide = values.cast(pa.float64())
     is_there = pc.invert(wide.is_null(nan_is_null=True))
     is_exact = pc.and_(pc.less(pc.abs(wide), FIRST_AMBIGUOUS[values.type]), pc.equal(pc.floor(wide), wide))
@@ -187,11 +187,11 @@ def _is_nan(value: Any) -> bool:
 
 
 def id_check(name: str, *, default: str | None = None, is_required: bool = True) -> Check:
-    """Check of an id: 1 to 128 UTF-8 bytes, no invisible characters, no space at its ends or that only looks like one.
+    """Check of an id: 1 to 128 UTF-8 bytes, no invisible characters, no space at its ends, no look-alike space.
 
     Args:
         name: Column, for the reasons.
-        default: What a missing value becomes where the column is not required.
+        default: Replaces a missing value if the column is not required.
         is_required: Whether null and blank (nothing visible) are bad (``null_…``).
     """
 
@@ -232,7 +232,7 @@ def text_check(values: Values) -> Checked:
 
 
 def path_check(values: Values) -> Checked:
-    """Check of image_path: it may not leave the landing folder."""
+    """Check of image_path: the path must stay inside the landing folder."""
     text = text_check(values)
     own = reasons_of(len(text.values), (pc.match_substring_regex(text.values, OUTSIDE_LANDING), "malformed_image_path"))
     return Checked(text.values, pc.coalesce(text.reasons, own))
@@ -273,7 +273,7 @@ def _float(value: float | None) -> float | None:
 
 
 def bytes_check(values: Values) -> Checked:
-    """Check of a picture: bytes, in Parquet only; whether they are a picture is found out by the encoder."""
+    """Check of a picture: bytes, in Parquet only. The encoder finds out whether the bytes are a picture."""
     values = plain(values)
     if not isinstance(values, list) and _is_bytes(values.type):
         return _good(values.cast(pa.binary()))
@@ -285,7 +285,7 @@ def bytes_check(values: Values) -> Checked:
 def timestamp_check(earliest: date, landing_ds: date) -> Check:
     """Check of event_ts: ISO 8601 text or an Arrow timestamp or date, from ``earliest`` to the end of the landing day.
 
-    Numbers are ``wrong_type``: nothing tells seconds from milliseconds.
+    Numbers are ``wrong_type``, because seconds and milliseconds cannot be distinguished.
     """
 
     def check(values: Values) -> Checked:
@@ -327,7 +327,7 @@ def _number_mask(values: Values) -> pa.Array:
 
 
 def _as_micros(values: pa.Array) -> pa.Array:
-    """Timestamps of any unit in microseconds UTC; null where the year is past 9999."""
+    """Timestamps of any unit in microseconds UTC; null if the year is after 9999."""
     per_second = PER_SECOND[values.type.unit]
     ticks = values.cast(pa.int64())
     limit = min(SECONDS_TO_YEAR_10000 * per_second, 2**63 - 1)
@@ -338,14 +338,14 @@ def _as_micros(values: pa.Array) -> pa.Array:
 
 
 def parse_timestamps(text: pa.Array) -> pa.Array:
-    """ISO 8601 text as UTC; without a zone it is UTC already; null where it is no such text or no such day or hour."""
+    """ISO 8601 text as UTC; a text without a zone is in UTC. Null for other text, or an impossible day or hour."""
     is_iso = pc.and_not(pc.match_substring_regex(text, ISO_8601), pc.starts_with(text, NO_YEAR))
     iso = pc.if_else(pc.fill_null(is_iso, False), text, pa.scalar(None, pa.string()))
-    # Arrow refuses finer fractions, Python cuts them: cut before either, so that the answer does not depend on which.
+    # Arrow refuses finer fractions and Python cuts them. Cutting first gives the same result with both.
     iso = pc.replace_substring_regex(iso, BELOW_MICROSECONDS, r"\1")
     try:
         return _cast_iso(iso)
-    except pa.ArrowInvalid:  # one impossible day: each on its own, so that it spoils no other
+    except pa.ArrowInvalid:  # parse each text alone: an impossible day makes only its own row null
         return pa.array([_one_timestamp(value) for value in iso.to_pylist()], pa.int64()).cast(TIMESTAMP)
 
 

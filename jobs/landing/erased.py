@@ -1,7 +1,7 @@
-"""Users who asked to be forgotten: ingest keeps their rows out, whenever old landing files are read again.
+"""Users who asked to be forgotten: ingest keeps their rows out, also when old landing files are read again.
 
-The lake keeps no id of an erased user, only a salted hash. A hash keeps a user out without naming the user; who has the
-table and guesses an id can still test the guess, so access to the lake needs the same care as before.
+The lake keeps no id of an erased user, only a salted hash. A hash keeps a user out without naming the user. A person
+with access to the table can still test a guessed id, so access to the lake needs the same care as before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WHOLE_NUMBER = re.compile(r"([+-]?[0-9]+)\.0*")
 
 
 def plain_id(value: Any) -> str | None:
-    """The id that a damaged value stands for, or None where there is none.
+    """The id that a damaged value stands for; None if the value stands for no id.
 
     Blanks at the ends, control characters and invisible characters are dropped, and ``740017.0`` is ``740017``.
     Good ids stay as they are.
@@ -50,7 +50,7 @@ def user_hash(salt: str, user_id: str) -> str:
 
     Args:
         salt: Hex digits, the same for all rows of one lake.
-        user_id: Who.
+        user_id: The user.
     """
     return hashlib.blake2b(user_id.encode(), key=bytes.fromhex(salt), digest_size=16).hexdigest()
 
@@ -61,14 +61,14 @@ class ErasedUsers:
 
     Attributes:
         salt: Key of the hashes, hex digits.
-        hashes: One per user.
+        hashes: One hash per user.
     """
 
     salt: str
     hashes: frozenset[str]
 
     def holds(self, value: Any) -> bool:
-        """Whether a value of column user_id names an erased user, also where the value is damaged."""
+        """Whether a value of column user_id names an erased user, even if the value is damaged."""
         user_id = plain_id(value)
         return user_id is not None and user_hash(self.salt, user_id) in self.hashes
 
@@ -81,7 +81,7 @@ class ErasedUsers:
 
 
 def erased_users(lake: Lake | LakeReader) -> ErasedUsers | None:
-    """The users that ingest keeps out; None where there is none."""
+    """The users that ingest keeps out; None if there are no such users."""
     batches = lake.batches(ERASURES, columns=["salt", "user_hash"], where={"is_kept_out": True})
     rows = [row for batch in batches for row in batch.to_pylist()]
     return ErasedUsers(rows[0]["salt"], frozenset(row["user_hash"] for row in rows)) if rows else None

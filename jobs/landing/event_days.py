@@ -1,4 +1,4 @@
-"""What each day of interactions holds: rows and checksum, and how far back a run wrote."""
+"""State of each day of interactions: number of rows and checksum, and how far back a run wrote."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.lake.lake import Lake
 from jobs.landing.merge import DayState, day_states, state_columns
 from schemas import EVENT_DAYS, INTERACTIONS
 
-# Metric: how many days before ds the first landing day lies that its runs wrote; the gate reads from there.
+# Metric: days from the first landing day that the runs of ds wrote, up to ds. The gate reads from that day.
 DAYS_BACK = "n_days_back"
 
 
@@ -27,7 +27,7 @@ def _states(rows: DataFrame) -> dict[date, DayState]:
 
 
 def _write_event_days(lake: Lake, affected: Sequence[date], wanted: Mapping[date, DayState]) -> None:
-    """Say what the days will hold, before they do: after a crash in between, the same rows are written again."""
+    """Write the state of the days before their rows: after a crash in between, the same rows are written again."""
     if not affected:
         return
     rows = [(day, state.n_events, state.checksum) for day, state in sorted(wanted.items())]
@@ -37,10 +37,10 @@ def _write_event_days(lake: Lake, affected: Sequence[date], wanted: Mapping[date
 
 
 def refresh_event_days(lake: Lake, days: Sequence[date]) -> None:
-    """Say again what event days hold, after something other than an ingest took rows out of them.
+    """Write the state of event days again, after something other than an ingest deleted rows from these days.
 
     Args:
         lake: The deployment's lake.
-        days: Event days to count again; one that holds nothing any more loses its row.
+        days: Event days to count again; a day that is now empty loses its row.
     """
     _write_event_days(lake, days, _states(_existing(lake, days)))

@@ -1,4 +1,4 @@
-"""Where landing files lie: names, days and sizes, and entries that are no files (docs/landing.md)."""
+"""Places of landing files: names, days and sizes, and entries that are not files (docs/landing.md)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LandingFile:
     Attributes:
         ds: Landing day, from the folder's name.
         target: Table that the file feeds.
-        name: Path relative to the landing folder; bytes that are no UTF-8 as escapes.
+        name: Path relative to the landing folder; bytes that are not UTF-8 are escaped.
         size: Bytes.
         fault: Why nothing can be read from the entry; empty for a file.
     """
@@ -51,7 +51,7 @@ class LandingFile:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Something below the folder of a target: its path there, its size in bytes, and why it is no file to read."""
+    """An entry below the folder of a target: path in that folder, size in bytes, and why it cannot be read."""
 
     parts: tuple[str, ...]
     size: int
@@ -59,7 +59,7 @@ class _Entry:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether it lies where a file of a day lies; a day folder that cannot be entered stands for its files."""
+        """Whether the entry has the place of a day's file; a day folder that cannot be opened counts as its files."""
         return self.parts[0].startswith("ds=") and (len(self.parts) == 2 or (len(self.parts) == 1 and bool(self.fault)))
 
     def name(self, target: str) -> str:
@@ -83,7 +83,7 @@ def require_landing(landing: str, targets: tuple[str, ...]) -> list[str]:
         targets: Names of the folders in it that are read.
 
     Returns:
-        Folders in it whose names differ from a target in the case of letters only: nobody reads them.
+        Folders that differ from a target only in upper and lower case: no job reads these folders.
 
     Raises:
         LandingError: The landing folder does not exist, or has such a folder in the place of the target.
@@ -107,8 +107,8 @@ def require_landing(landing: str, targets: tuple[str, ...]) -> list[str]:
 def landing_files(landing: str, target: str) -> list[LandingFile]:
     """Files under ``{landing}/{target}/ds=YYYY-MM-DD/``, in order of day and name.
 
-    Names that begin with ``_`` or ``.`` (a writer's own files) are skipped. Links out of the landing folder, links
-    that lead nowhere, pipes, sockets and devices are listed with their fault, and never opened.
+    Names that begin with ``_`` or ``.`` (temporary files of writers) are skipped. Links out of the landing folder,
+    broken links, pipes, sockets and devices are listed with their fault, and never opened.
 
     Raises:
         LandingError: A folder ``ds=…`` names no day, or a folder cannot be listed.
@@ -123,7 +123,7 @@ def landing_files(landing: str, target: str) -> list[LandingFile]:
 def misplaced_files(landing: str, target: str) -> list[str]:
     """Names of the files under ``{landing}/{target}`` that :func:`landing_files` leaves out, in order.
 
-    Pictures are none: ``image_path`` may name them there. An entry that is no file is one, with its fault.
+    Pictures are not listed, because ``image_path`` may name them. An entry that is not a file is listed with its fault.
     """
     return sorted(
         each.name(target) + (f" ({each.fault})" if each.fault else "")
@@ -133,7 +133,7 @@ def misplaced_files(landing: str, target: str) -> list[str]:
 
 
 def _found(landing: str, target: str) -> list[_Entry]:
-    """Every entry below the target's folder that is not a writer's own."""
+    """Every entry below the target's folder, without temporary files of writers."""
     system, root = filesystem(landing)
     base = f"{root}/{target}"
     if "://" not in landing:
@@ -163,7 +163,7 @@ def _local_entries(root: Path, target: str) -> Iterator[_Entry]:
 
 
 def _below(folder: Path, parts: tuple[str, ...], root: Path) -> Iterator[_Entry]:
-    """Entries of a folder and of its folders; a link to a folder is entered only where it is a day."""
+    """Entries of a folder and of its subfolders; a link to a folder is followed only for a day folder."""
     try:
         with os.scandir(folder) as entries:
             found = sorted((each for each in entries if not _is_writers_own(each.name)), key=lambda each: each.name)
@@ -181,7 +181,7 @@ def _below(folder: Path, parts: tuple[str, ...], root: Path) -> Iterator[_Entry]
 
 
 def _fault(entry: os.DirEntry[str], root: Path) -> str:
-    """Why an entry is not read; empty where it may be. Nothing is opened."""
+    """Why an entry is not read; empty if the entry may be read. Nothing is opened."""
     if not _is_utf8(entry.name):
         return "an entry whose name is no UTF-8"
     try:
