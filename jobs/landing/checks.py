@@ -26,8 +26,8 @@ NO_YEAR = "0000-"
 BELOW_MICROSECONDS = r"(\.\d{6})\d+"
 NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$"
 
-# Characters without a mark on a screen: control and format characters, Unicode's default-ignorable code points (fillers,
-# variation selectors, joiners), blanks that are no spaces (Braille, musical, Khitan), and code points of no character.
+# Invisible characters: control and format characters, Unicode's default-ignorable code points (fillers, variation
+# selectors, joiners), blanks that are not spaces (Braille, musical, Khitan), and code points without a character.
 INVISIBLE = (
     r"\p{Cc}\p{Cf}\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{2060}-\x{206F}\x{2800}\x{3164}"
     r"\x{FE00}-\x{FE0F}\x{FFA0}\x{FFF0}-\x{FFF8}\x{16FE4}\x{1BCA0}-\x{1BCA3}\x{1D159}\x{1D173}-\x{1D17A}"

@@ -1,4 +1,4 @@
-"""What an ingest does to the tables, as pure plans: which days, which row of a key stays, and whether counts add up."""
+"""Pure plans of an ingest: which days it processes, which row of a key stays, and whether the counts add up."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TOP_REASONS = 3
 
 @dataclass(frozen=True)
 class Batch:
-    """What one run processes: whole landing days, always all files of a day.
+    """The landing days that one run processes, with all files of each day.
 
     Attributes:
         ds: Data day of the run.
-        days: Landing days: ds, and every earlier one with a file that no run has taken yet.
+        days: Landing days: ds, and every earlier day with a file that no run has processed yet.
         files: Their files.
     """
 
@@ -44,7 +44,7 @@ class Batch:
 
 @dataclass
 class FileCounts:
-    """What became of the rows of one file; one that cannot be read to its end is refused: a single bad row."""
+    """Row counts of one file; a file that cannot be read to its end is refused and counts as one bad row."""
 
     n_read: int = 0
     n_accepted: int = 0
@@ -54,7 +54,7 @@ class FileCounts:
 
     @property
     def n_quarantined(self) -> int:
-        """Bad rows; duplicates are not among them."""
+        """Bad rows, without duplicates."""
         return self.faults.total()
 
 
@@ -63,7 +63,7 @@ Counts = Mapping[LandingFile, FileCounts]
 
 @dataclass(frozen=True)
 class DayState:
-    """What a UTC day of interactions holds: rows, and sums of hashes over the keys and over whole rows."""
+    """State of a UTC day of interactions: number of rows, and sums of hashes over the keys and over whole rows."""
 
     n_events: int
     key_sum: int
@@ -76,11 +76,11 @@ class DayState:
 
 
 def plan_batch(files: Iterable[LandingFile], logged: Mapping[str, int | None], ds: date) -> Batch:
-    """Choose what to process: landing day ``ds``, holes before it, and days of which a file has another size now.
+    """Choose the days to process: ``ds``, earlier days that no run processed, and days with a file of changed size.
 
     Args:
         files: All files of the landing folder.
-        logged: Names of the files that earlier runs took, to their sizes in bytes then; None where nobody wrote it.
+        logged: Name of each file that earlier runs processed, to its size in bytes then; None for an unknown size.
         ds: Data day.
     """
     upto = [file for file in files if file.ds <= ds]
@@ -89,15 +89,15 @@ def plan_batch(files: Iterable[LandingFile], logged: Mapping[str, int | None], d
 
 
 def has_changed(file: LandingFile, logged: Mapping[str, int | None]) -> bool:
-    """Whether a file that was taken has another size now: its writer had not finished, or began again."""
+    """Whether a processed file has another size now, because its writer had not finished or wrote it again."""
     return logged.get(file.name) not in (None, file.size)
 
 
 def refuse_missing_days(batch: Batch, held: Mapping[str, Iterable[date]]) -> None:
-    """Refuse to delete a landing day's rows because its files are gone.
+    """Refuse to delete a landing day's rows only because its files are gone.
 
     Args:
-        batch: What is processed.
+        batch: The landing days of this run.
         held: Target to the landing days whose rows its table holds.
 
     Raises:
@@ -114,10 +114,10 @@ def refuse_missing_days(batch: Batch, held: Mapping[str, Iterable[date]]) -> Non
 
 
 def refuse_bad_shares(batch: Batch, counts: Counts, max_bad_share: float) -> None:
-    """Stop before anything is written where too much of a landing day is bad.
+    """Stop before anything is written if too large a share of a landing day is bad.
 
-    The share is that of bad rows, or of files refused whole where that is larger: such a file is one bad row, but
-    nobody knows how many rows it held.
+    The share is the larger of two: the share of bad rows, and the share of files refused whole. A refused file counts
+    as one bad row, because its number of rows is unknown.
 
     Raises:
         LandingError: A day's share is above ``max_bad_share``; names ds, counts, worst file and the top reasons.
@@ -127,7 +127,7 @@ def refuse_bad_shares(batch: Batch, counts: Counts, max_bad_share: float) -> Non
         by_day[file.ds, file.target].append(file)
     for (day, target), files in sorted(by_day.items()):
         n_read = sum(counts[f].n_read for f in files)
-        # Rows of erased users are as they should be, not bad.
+        # Rows of erased users are correct, not bad.
         n_bad = sum(counts[f].n_quarantined - counts[f].faults[ERASED_USER] for f in files)
         n_lost = sum(counts[f].is_refused for f in files)
         share = max(n_bad / max(n_read, 1), n_lost / len(files))
@@ -143,7 +143,7 @@ def refuse_bad_shares(batch: Batch, counts: Counts, max_bad_share: float) -> Non
 
 
 def require_conserved(counts: Counts) -> None:
-    """Prove that no row was lost or made: rows read = accepted + duplicate + quarantined, for each file.
+    """Prove that no row was lost or added: rows read = accepted + duplicate + quarantined, for each file.
 
     Raises:
         LandingError: The counts of a file do not add up.
@@ -157,7 +157,7 @@ def require_conserved(counts: Counts) -> None:
 
 
 def ranked(rows: DataFrame, key: Sequence[str], order: Sequence[str]) -> DataFrame:
-    """Add ``position`` (1: the row of its key that stays), and place and landing day of that row, by ``order``."""
+    """Rank the rows of each key by ``order``: add ``position`` (1 stays), and place and landing day of that row."""
     window = Window.partitionBy(*key).orderBy(*order)
     place = F.concat_ws(":", "source_file", F.col("line").cast("string"))
     first = {"holder": F.first(place).over(window), "holder_ds": F.first("landing_ds").over(window)}
@@ -168,8 +168,8 @@ def merged_interactions(existing: DataFrame, landed: DataFrame) -> DataFrame:
     """Rows of the affected days and the batch's good rows, ranked within their key.
 
     Args:
-        existing: Rows of table interactions that other landings brought. They keep their keys.
-        landed: Good rows of the batch, as :func:`jobs.landing.rows.landing_rows` has them.
+        existing: Rows of table interactions from other landing days. They keep their keys.
+        landed: Good rows of the batch, from :func:`jobs.landing.rows.landing_rows`.
 
     Returns:
         All columns of interactions, source_file (empty for existing rows), line, position, holder and holder_ds.
@@ -178,7 +178,7 @@ def merged_interactions(existing: DataFrame, landed: DataFrame) -> DataFrame:
     old = existing.withColumns({"source_file": F.lit(""), "line": F.lit(0).cast("bigint")})
     columns = [*INTERACTIONS.columns, "source_file", "line"]
     both = old.select(*columns).unionByName(new.select(*columns))
-    # The empty name sorts first: what was ingested earlier from another landing stays.
+    # The empty name sorts first: rows that were ingested earlier from another landing day stay.
     is_new = (F.col("source_file") != "").cast("int")
     return ranked(both.withColumn("is_new", is_new), INTERACTIONS.key, ("is_new", "landing_ds", "source_file", "line"))
 
@@ -189,9 +189,9 @@ def ranked_items(landed: DataFrame) -> DataFrame:
 
 
 def duplicates(ranked_rows: DataFrame, table: Table, values: Sequence[str]) -> DataFrame:
-    """Quarantine rows of the landed rows that do not stay: which row holds their key, and their values as JSON."""
+    """Quarantine rows for landed rows that do not stay, with the row that holds the key and the values as JSON."""
     rows = ranked_rows.where((F.col("position") > 1) & (F.col("source_file") != ""))
-    # A run knows the files of its own landing days only; the words may not depend on which days it took together.
+    # A run knows the files of its own landing days only. The text must not depend on which days a run combines.
     other_day = F.concat(F.lit("a row of landing day "), F.col("holder_ds").cast("string"))
     holder = F.when(F.col("holder_ds") == F.col("landing_ds"), F.col("holder")).otherwise(other_day)
     shown = [F.substring(F.col(name).cast("string"), 1, 200).alias(name) for name in values]
@@ -224,7 +224,7 @@ def state_columns(is_kept: Column) -> dict[str, Column]:
 
 
 def day_states(parts: Iterable[tuple[date, int, str | None, str | None]]) -> dict[date, DayState]:
-    """Add up parts (event_date, rows, key sum, row sum) of days; a day without rows is left out."""
+    """Add up the parts (event_date, rows, key sum, row sum) of each day; a day without rows is left out."""
     states: dict[date, DayState] = {}
     for day, n_rows, key_sum, row_sum in parts:
         before = states.get(day, DayState(0, 0, 0))

@@ -1,4 +1,4 @@
-"""Rows as text for the quarantine: JSON with long values cut, and escapes for what cannot be seen or decoded."""
+"""Rows as text for the quarantine: JSON with long values cut, and escapes for invisible or undecodable text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pyarrow as pa
 
 from jobs.runtime.text import printable
 
-# Characters that are kept of a value, and about so many of a row.
+# Largest number of characters that is kept per value, and about the largest number per row.
 MAX_RAW_VALUE = 200
 MAX_RAW_ROW = 4000
 
 
 def scalar_value(value: pa.Scalar) -> Any:
-    """The Python value of an Arrow scalar, or what can be shown of it."""
+    """The Python value of an Arrow scalar; if Python cannot hold the value, a text that shows it."""
     try:
         return value.as_py()
     except (ValueError, OverflowError, LookupError):
@@ -24,13 +24,13 @@ def scalar_value(value: pa.Scalar) -> Any:
 
 
 def _not_for_python(value: pa.Scalar) -> Any:
-    """What can be shown of a scalar that Python cannot hold: no UTF-8, a year past 9999, a zone unknown here."""
+    """Text for a scalar that Python cannot hold: not UTF-8, a year after 9999, or an unknown time zone."""
     kind = value.type
     if isinstance(value, pa.DictionaryScalar | pa.ExtensionScalar):
         return scalar_value(value.value)
     if pa.types.is_nested(kind):
         return f"<{kind}>"
-    if pa.types.is_timestamp(kind) and kind.tz not in (None, "UTC"):  # Arrow's moments are in UTC whatever their zone
+    if pa.types.is_timestamp(kind) and kind.tz not in (None, "UTC"):  # Arrow's numbers are in UTC, whatever the zone
         return scalar_value(value.cast(pa.timestamp(kind.unit, "UTC")))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return value.cast(pa.binary()).as_py()
@@ -38,7 +38,7 @@ def _not_for_python(value: pa.Scalar) -> Any:
 
 
 def raw_json(row: Mapping[str, Any]) -> str:
-    """A row as JSON text for a person: long values are cut, what cannot be seen is escaped, a wide row ends early."""
+    """A row as JSON text for a person: long values are cut, invisible text is escaped, a wide row ends early."""
     shown: dict[str, Any] = {}
     room = MAX_RAW_ROW
     for name, value in row.items():

@@ -16,7 +16,7 @@ from jobs.landing.formats.pieces import FileRefusedError, Piece, ReadLimits, Wan
 
 UNREADABLE = (pa.ArrowException, OSError, EOFError, zlib.error)
 
-# A file that is not there or not ours to read is a fault of the deployment, not of the data.
+# A file that is missing or may not be read is a fault of the deployment, not of the data.
 NOT_THE_DATA = (FileNotFoundError, PermissionError)
 
 READERS = {"parquet": parquet_pieces, "csv": csv_pieces, "jsonl": jsonl_pieces}
@@ -31,19 +31,19 @@ def raw_pieces(
     batch_rows: int,
     limits: ReadLimits,
 ) -> Iterator[Piece]:
-    """Read one file: rows in batches, lines that are no rows, and ignored columns.
+    """Read one file: rows in batches, lines that are not rows, and ignored columns.
 
     Args:
         landing: Landing folder or URI.
-        file: Which file.
-        wanted: Columns to read where the file has them.
+        file: The file to read.
+        wanted: Columns to read if the file has them.
         required: Columns without which the file is refused (a JSON line without one is a bad row instead).
         batch_rows: Most rows in one batch.
         limits: Most decoded bytes of the file and of one batch.
 
     Raises:
         FileRefusedError: Unknown format, missing column, too many decoded bytes, or the file cannot be read to its end.
-        LandingError: The file is gone since it was listed, or may not be read: a fault of the folder, not of the data.
+        LandingError: The file was deleted after it was listed, or may not be read: a fault of the folder.
     """
     if file.fault:
         raise FileRefusedError("unreadable_file", f"expected a file, got {file.fault}, which is not read")

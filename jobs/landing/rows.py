@@ -1,4 +1,4 @@
-"""Landing files as DataFrames: every line of every file once, typed, or with the reason why it is bad."""
+"""Landing files as DataFrames: each line of each file once, typed; a bad line has the reason instead."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ TARGET_TABLES = {"interactions": INTERACTIONS, "items": ITEMS}
 REQUIRED = {"interactions": ("user_id", "item_id", "event_ts", "interaction_type"), "items": ("item_id", "title")}
 COMPUTED = frozenset({"landing_ds", "event_date"})
 
-# Pictures make item rows large: a batch of them has to fit into a worker's memory.
+# Pictures make item rows large, and a batch of item rows must fit into a worker's memory.
 BATCH_ROWS = {"interactions": 65_536, "items": 512}
 BYTES_PER_PARTITION = 32 << 20
 MAX_REJECTS = 4096
 IDS = ("user_id", "item_id", "session_id")
 
-# Line of the row that says how many rows the reader saw in a file; it is no row of the file.
+# Line number of the extra row that says how many rows the reader saw; this row is not in the file.
 TALLY_LINE = -1
 FILE_LINE = 0
 PLACE = ("source_file", "line", "landing_ds")
@@ -84,8 +84,8 @@ def landing_rows(
         n_partitions: Fewest partitions to spread the files over, where there are that many.
 
     Returns:
-        One row a data line, with source_file, line, landing_ds, and either the typed values or reason, detail and raw
-        (line 0: the file as a whole). One more row a file, line -1, tells in ``detail`` as JSON how many rows its
+        One row per data line, with source_file, line, landing_ds, and either the typed values or reason, detail and raw
+        (line 0: the file as a whole). Each file has one more row, line -1, with JSON in ``detail``: how many rows the
         reader saw, which columns it ignored, and how many ids look like 17.0 (:class:`Tally`).
     """
     bins = balanced(files, max(n_partitions, sum(file.size for file in files) // BYTES_PER_PARTITION))
@@ -112,7 +112,7 @@ def _read_bins(source: _Source, batches: Iterator[pa.RecordBatch]) -> Iterator[p
 
 
 def file_batches(landing: str, file: LandingFile, rules: RowRules) -> Iterator[pa.RecordBatch]:
-    """Record batches of one file, as :func:`landing_rows` has them."""
+    """Record batches of one file, in the columns of :func:`landing_rows`."""
     wanted = [field.name for field in value_columns(file.target)]
     tally = Tally()
     rejects: list[Reject] = []
@@ -143,11 +143,11 @@ def file_batches(landing: str, file: LandingFile, rules: RowRules) -> Iterator[p
 
 @dataclass
 class Tally:
-    """What a reader saw in a file.
+    """Counts of a reader for one file.
 
     Attributes:
         rows: Rows, good and bad.
-        ignored: Columns that nobody asked for, fit to be printed.
+        ignored: Columns that are not in the contract, safe to print.
         fractions: Good rows with an id like 17.0.
     """
 
@@ -196,7 +196,7 @@ def _n_fractions(ids: Sequence[pa.Array]) -> int:
 
 
 def _with_content(checked: Mapping[str, Checked]) -> Checked:
-    """An item needs a text or a picture: without any it could never be encoded."""
+    """An item needs a text or a picture; without both it could never be encoded."""
     item_id = checked["item_id"]
     is_empty = functools.reduce(
         pc.and_, (checked[name].values.is_null() for name in ("title", "description", "image", "image_path"))
@@ -214,7 +214,7 @@ def _explained(
     raws: list[str | None] = [None] * len(reasons)
     found: list[str | None] = [None] * len(reasons)
     for i in pc.indices_nonzero(reasons.is_valid()).to_pylist():
-        if reasons[i].as_py() == ERASED_USER:  # counted, but nothing of the row is kept
+        if reasons[i].as_py() == ERASED_USER:  # counted, but no value of the row is kept
             details[i], raws[i] = "", REDACTED
             continue
         found[i] = plain_id(scalar_value(user_ids[i]) if isinstance(user_ids, pa.Array) else user_ids[i])
@@ -236,7 +236,7 @@ def _faults(rejects: Sequence[Reject], file: LandingFile) -> pa.RecordBatch:
 
 
 def _batch(file: LandingFile, n_rows: int, values: Mapping[str, Any]) -> pa.RecordBatch:
-    """A record batch in the staged schema's order; a column that is not given is null."""
+    """A record batch in the column order of the staged schema; a column that is not given is null."""
     place = {"source_file": pa.repeat(file.name, n_rows), "landing_ds": pa.repeat(pa.scalar(file.ds), n_rows)}
     given = {**place, **values}
     schema = staged_schema(file.target)

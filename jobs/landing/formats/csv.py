@@ -16,7 +16,7 @@ from jobs.landing.raw_text import raw_json
 
 MAX_RECORD_LINES = 200
 
-# The csv module's own limit, 131,072 characters for the whole process, is below that of a line.
+# The csv module's own limit, 131,072 characters for the whole process, is below the limit of a line here.
 csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
 
 
@@ -24,7 +24,7 @@ def csv_pieces(stream: Any, wanted: Wanted) -> Iterator[Piece]:
     """Read a CSV file.
 
     Raises:
-        FileRefusedError: The header is no header, or the file becomes too large.
+        FileRefusedError: The first line is not a header, or the file becomes too large.
     """
     records = csv_records(text_lines(stream, wanted.limits))
     header, head = next(records, (None, Line(0, "")))
@@ -71,7 +71,7 @@ class _Batch:
         self._room = wanted.limits.batch_bytes
 
     def add(self, number: int, fields: list[str]) -> bool:
-        """Take a record; says whether the batch is full."""
+        """Add a record; returns whether the batch is full."""
         self._lines.append(number)
         self._records.append(fields)
         self._room -= FIELD_BYTES * len(fields) + sum(map(len, fields))
@@ -88,7 +88,7 @@ class _Batch:
         return RawRows(self._lines, columns, lambda i: raw_json(dict(zip(names, records[i], strict=True))))
 
 
-# What a Python string takes beside its characters.
+# Bytes that a Python string takes in addition to its characters.
 FIELD_BYTES = 57
 
 
@@ -108,7 +108,7 @@ def csv_records(lines: Iterable[Line]) -> Iterator[tuple[list[str] | Reject, Lin
 
 @dataclass(frozen=True)
 class _Seen:
-    """A line that was looked at for a closing quote.
+    """A line that was searched for a closing quote.
 
     Attributes:
         line: The line.
@@ -120,7 +120,7 @@ class _Seen:
 
 
 class _Ahead:
-    """Lines in order, some of them looked at already: each is searched for a closing quote once."""
+    """Lines in order, some of them already searched: each line is searched for a closing quote only once."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self._source = iter(lines)
@@ -138,13 +138,13 @@ class _Ahead:
         return seen.line
 
     def lines_to_close(self, n_bytes: int) -> list[Line] | None:
-        """The lines up to the one in which a quoted field ends, or goes wrong; they stay where they are.
+        """The lines up to the line in which a quoted field ends or breaks; the lines are not consumed.
 
         Args:
             n_bytes: Characters of the record so far.
 
         Returns:
-            None where there is no such line within the limits of a record.
+            None if there is no such line within the limits of a record.
         """
         while self._n_open < MAX_RECORD_LINES:
             if self._n_open == len(self._seen) and not self._look():

@@ -11,7 +11,7 @@ from jobs.landing.formats.pieces import MAX_SHOWN_COLUMNS, Ignored, Piece, RawRo
 from jobs.landing.formats.text_lines import Line, text_lines
 from jobs.landing.raw_text import raw_json
 
-# What the objects around a value take in memory beside its characters.
+# Bytes that the objects around a value take in memory, in addition to its characters.
 VALUE_BYTES = 100
 
 
@@ -50,7 +50,7 @@ def _json_row(line: Line) -> dict[str, Any] | Reject:
 
 
 def _exact_float(text: str) -> float:
-    """A float; one that looks whole only because digits were cut off says so."""
+    """A float; a float that is whole only because digits were cut off is marked."""
     value = float(text)
     return value if not value.is_integer() or _is_same(text, value) else RoundedFloat(value)
 
@@ -63,7 +63,7 @@ def _is_same(text: str, value: float) -> bool:
 
 
 class _Nested:
-    """A list or object where a value is expected: of its content nothing is kept, so that memory stays bounded."""
+    """A list or object in the place of a value: its content is not kept, so that memory stays bounded."""
 
 
 _NESTED = _Nested()
@@ -79,7 +79,7 @@ class _Batch:
         self._room = wanted.limits.batch_bytes
 
     def add(self, line: Line, row: dict[str, Any]) -> bool:
-        """Take an object; says whether the batch is full."""
+        """Add an object; returns whether the batch is full."""
         self._lines.append(line)
         for name, values in self._columns.items():
             value = row.get(name)
@@ -95,6 +95,6 @@ class _Batch:
 
 def _raw(line: Line) -> str:
     try:
-        return raw_json(json.loads(line.text))  # the text was JSON once already
+        return raw_json(json.loads(line.text))  # the same text was parsed as JSON before
     except RecursionError:  # nested so deeply that it is read from some places only
         return line.reject().raw

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, in batches that are bounded in decoded bytes before they are decoded."""
+"""Rows of a Parquet file, in batches whose decoded size is limited before they are decoded."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ REFERABLE = {PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY}
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 0}
 BUFFER_BYTES = 4 << 20
 
-# A page of at most this many times its bytes in the file is large, but no bomb.
+# A page that decodes to at most this many times its bytes in the file is large, but not a decompression bomb.
 HONEST_RATIO = 4
 
-# Moments that INT96 can hold and 64 bits of microseconds cannot: as seconds they show that the other number is wrong.
+# INT96 can hold timestamps that 64 bits of microseconds cannot. Reading them also as seconds reveals a wrong number.
 MOMENTS = "event_ts"
 
 
 @dataclass(frozen=True)
 class _Column:
-    """One column of one row group, by its page headers.
+    """One column of one row group, as its page headers describe it.
 
     Attributes:
         name: Top-level column.
-        width: Bytes of a value; 0 where values differ in size.
+        width: Bytes of a value; 0 if values differ in size.
         is_repeated: Whether a row may hold any number of values.
-        reads_dictionary: Whether Arrow hands on references and a dictionary.
+        reads_dictionary: Whether Arrow returns references and a dictionary.
         pages: Page headers.
     """
 
@@ -75,7 +75,7 @@ class _Column:
     def _value_bytes(self, page: Page, dictionary: int) -> float:
         if self.width:
             return self.width
-        if page.encoding == DELTA_BYTE_ARRAY:  # a value may repeat all of the one before it
+        if page.encoding == DELTA_BYTE_ARRAY:  # a value may repeat the whole previous value
             return page.n_bytes
         if page.encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY):
             return 4 if self.reads_dictionary else dictionary
@@ -134,11 +134,11 @@ def _leaves(reader: pq.ParquetFile, columns: Sequence[str]) -> list[tuple[int, A
 def _dictionary_reader(stream: Any, reader: pq.ParquetFile, columns: Sequence[str]) -> pq.ParquetFile:
     """Open the file again so that values stay references to a dictionary; INT96 in microseconds.
 
-    Nanoseconds, Arrow's own choice, end in 2262: later days would become earlier ones.
+    Arrow's default, nanoseconds, ends in the year 2262: later days would become earlier days.
     """
     groups = range(reader.metadata.num_row_groups)
     found = [each for group in groups for each in _group_columns(stream, reader, group, columns)]
-    # Arrow makes references of these encodings only, and refuses the others then.
+    # Arrow makes references of these encodings only, and refuses a file with other encodings.
     fixed = {each.name for each in found if each.width or each.is_repeated or not each.encodings <= REFERABLE}
     flat = [leaf.path for _, leaf in _leaves(reader, columns) if leaf.path in {*columns} - fixed]
     options = {"pre_buffer": False, "buffer_size": BUFFER_BYTES, "metadata": reader.metadata}
@@ -163,7 +163,7 @@ def _group_columns(stream: Any, reader: pq.ParquetFile, group: int, columns: Seq
 
 
 def _batch_rows(columns: Sequence[_Column], wanted: Wanted, decoded: DecodedBytes) -> int:
-    """Rows of a row group that may be decoded at once, by what a row takes at most."""
+    """Number of rows of a row group that may be decoded at once, from the largest decoded size of a row."""
     limit = wanted.limits.batch_bytes
     for column in columns:
         for page in column.pages:
@@ -184,7 +184,7 @@ def _too_large(column: str, what: str, limit: int) -> FileRefusedError:
 def _batches(
     stream: Any, reader: pq.ParquetFile, group: int, columns: Sequence[str], n_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of one row group; a moment that does not fit into 64 bits of microseconds is null."""
+    """Batches of one row group; a timestamp that does not fit into 64 bits of microseconds is null."""
     batches = reader.iter_batches(n_rows, row_groups=[group], columns=columns, use_threads=False)
     moments = next((leaf for _, leaf in _leaves(reader, [MOMENTS]) if leaf.path == MOMENTS), None)
     if MOMENTS not in columns or moments is None or moments.physical_type != "INT96":
@@ -204,14 +204,14 @@ def _batches(
 
 
 def _without_wrapped(micros: pa.Array, seconds: pa.Array) -> pa.Array:
-    """Moments, null where their microseconds are not those of their seconds: the number has wrapped around."""
+    """Timestamps; null if microseconds and seconds disagree, because the number of microseconds overflowed."""
     ticks = micros.cast(pa.int64()).fill_null(0).to_numpy()
     is_same = pa.array(ticks // 1_000_000 == seconds.cast(pa.int64()).fill_null(0).to_numpy())
     return pc.if_else(is_same, micros, pa.scalar(None, micros.type))
 
 
 def _in_parts(batch: pa.RecordBatch, limits: ReadLimits, decoded: DecodedBytes) -> Iterator[pa.RecordBatch]:
-    """Replace references by their values, so many rows at once that the values fit."""
+    """Replace references by their values, with a number of rows whose values fit into the limit."""
     sizes = np.zeros(batch.num_rows, dtype=np.int64)
     for values in batch.columns:
         if pa.types.is_dictionary(values.type):
@@ -228,7 +228,7 @@ def _in_parts(batch: pa.RecordBatch, limits: ReadLimits, decoded: DecodedBytes) 
 
 
 def _value_bytes(values: pa.DictionaryArray) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Bytes that each reference stands for."""
+    """Bytes of the value that each reference points to."""
     entries = pc.binary_length(values.dictionary.cast(pa.large_binary()))
     lengths: np.ndarray[Any, np.dtype[np.int64]] = entries.take(values.indices).fill_null(0).to_numpy()
     return lengths

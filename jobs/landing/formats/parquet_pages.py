@@ -1,7 +1,8 @@
-"""Headers of a Parquet file's pages: how large each becomes, and how it is encoded, before a byte of it is decoded.
+"""Headers of a Parquet file's pages: the decoded size and the encoding of each page, before the page is decoded.
 
-The footer says how many bytes a column takes when it is decompressed, but not how many its values take: twenty thousand
-references to one dictionary entry of 256 KiB are a few bytes. And a footer can be wrong where a page's header cannot.
+The footer says how many bytes a column takes after decompression, but not how many bytes its values take: twenty
+thousand references to one dictionary entry of 256 KiB are a few bytes. A footer can also be wrong; a page's header
+cannot.
 The format is Thrift's compact protocol: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 """
 
@@ -17,7 +18,7 @@ FIRST_READ_BYTES, MAX_HEADER_BYTES = 8192, 16 << 20
 
 
 class PageError(ValueError):
-    """Bytes that are no page header."""
+    """Bytes that are not a page header."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Page:
 
     Attributes:
         kind: ``DATA``, ``DICTIONARY``, ``DATA_V2`` or another.
-        encoding: Of its values.
-        n_values: Values, nulls included.
+        encoding: Encoding of the values.
+        n_values: Number of values, including nulls.
         n_bytes: Bytes after decompression.
         n_packed: Bytes in the file.
     """
@@ -40,7 +41,7 @@ class Page:
 
     @property
     def is_data(self) -> bool:
-        """Whether it holds rows."""
+        """Whether the page holds rows."""
         return self.kind in (DATA, DATA_V2)
 
 
@@ -90,13 +91,13 @@ def _as_page(fields: dict[int, Any]) -> Page:
 
 
 class _Thrift:
-    """Reads one struct of Thrift's compact protocol; runs out of bytes with IndexError."""
+    """Reads one struct of Thrift's compact protocol; raises IndexError if the bytes end too early."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._place = data, 0
 
     def read_struct(self) -> tuple[dict[int, Any], int]:
-        """Field number to value, and how many bytes it took."""
+        """Field number to value, and the number of bytes read."""
         return self._struct(), self._place
 
     def _struct(self) -> dict[int, Any]:

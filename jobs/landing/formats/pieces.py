@@ -1,4 +1,4 @@
-"""What the readers of landing files hand on: rows in batches, lines that are no rows, columns that nobody asked for."""
+"""Results of the readers of landing files: rows in batches, lines that are not rows, columns that are ignored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 
 class FileRefusedError(ValueError):
-    """A whole file that cannot be taken.
+    """A whole file that is refused.
 
     Attributes:
         reason: Reason for the quarantine.
@@ -24,11 +24,11 @@ class FileRefusedError(ValueError):
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """How many bytes a file may become when it is decoded: a few bytes on disk can be many in memory.
+    """Largest decoded sizes: a few bytes on disk can become many bytes in memory.
 
     Attributes:
-        file_bytes: Decoded bytes of one compressed file at most.
-        batch_bytes: Decoded bytes that are held at once: about so many, and one row at least.
+        file_bytes: Largest number of decoded bytes of one compressed file.
+        batch_bytes: Approximate number of decoded bytes that are held at once; at least one row is held.
     """
 
     file_bytes: int = 8 << 30
@@ -37,12 +37,12 @@ class ReadLimits:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is read of a file.
+    """The parts of a file to read.
 
     Attributes:
-        columns: Columns to read where the file has them.
+        columns: Columns to read if the file has them.
         required: Columns without which the file is refused (a JSON line without one is a bad row instead).
-        batch_rows: Rows of one batch at most.
+        batch_rows: Largest number of rows in one batch.
         limits: Decoded bytes of file and batch.
     """
 
@@ -58,7 +58,7 @@ class RoundedFloat(float):
 
 @dataclass(frozen=True)
 class RawRows:
-    """Some rows of a file as they were read.
+    """A batch of rows of a file, as read.
 
     Attributes:
         lines: Data line of each row, from 1.
@@ -73,7 +73,7 @@ class RawRows:
 
 @dataclass(frozen=True)
 class Reject:
-    """A line that is no row: its number, the reason, and its text."""
+    """A line that is not a row: its number, the reason, and its text."""
 
     line: int
     reason: str
@@ -83,7 +83,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class Ignored:
-    """Columns of a file that the contract does not know."""
+    """Columns of a file that are not in the contract."""
 
     columns: tuple[str, ...]
 
@@ -92,10 +92,10 @@ Piece = RawRows | Reject | Ignored
 
 
 def require_columns(found: Sequence[str], wanted: Wanted) -> Ignored:
-    """Refuse a header without a required column or with one twice; tell which columns are not ours.
+    """Refuse a header in which a required column is missing or a wanted column is double; name the other columns.
 
     Raises:
-        FileRefusedError: A required column is missing, or a wanted one is there twice.
+        FileRefusedError: A required column is missing, or a wanted column occurs twice.
     """
     missing = [name for name in wanted.required if name not in found]
     if missing:
@@ -112,13 +112,13 @@ MAX_SHOWN_COLUMNS = 50
 
 
 class DecodedBytes:
-    """Adds up what a file has become so far."""
+    """Adds up the decoded bytes of a file so far."""
 
     def __init__(self, limits: ReadLimits) -> None:
         self._limit, self._total = limits.file_bytes, 0
 
     def add(self, n_bytes: int) -> None:
-        """Count bytes, before they are decoded where that is possible.
+        """Count bytes, if possible before they are decoded.
 
         Raises:
             FileRefusedError: The file becomes larger than the configuration allows.

@@ -1,4 +1,4 @@
-"""Lines of a text file, numbered, each with the reason where it cannot be a row."""
+"""Numbered lines of a text file; a line that cannot be a row has the reason."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jobs.runtime.text import printable
 MAX_LINE_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
 
-# Visible to Unicode's categories, but not to a reader: fillers of Hangul and Braille.
+# Visible according to Unicode's categories, but not to a reader: fillers of Hangul and Braille.
 FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a text file; ``problem`` is its reason where it cannot be a row."""
+    """A line of a text file; ``problem`` says why the line cannot be a row, and is empty for other lines."""
 
     number: int
     text: str
@@ -33,11 +33,11 @@ class Line:
 
     @property
     def is_blank(self) -> bool:
-        """Whether it shows nothing: no row, but part of a quoted field that goes over it."""
+        """Whether nothing in the line is visible. Such a line is not a row, but can be part of a quoted field."""
         return not self.problem and all(map(_shows_nothing, self.text.strip()))
 
     def reject(self, problem: str = "", detail: str = "") -> Reject:
-        """The line as one that is no row."""
+        """The line as a rejected line."""
         text = printable(self.text[: 5 * MAX_RAW_VALUE])
         return Reject(self.number, problem or self.problem, detail or self.detail, json.dumps({"line": text}))
 
@@ -47,14 +47,14 @@ def _shows_nothing(character: str) -> bool:
 
 
 def text_lines(stream: Any, limits: ReadLimits) -> Iterator[Line]:
-    """Lines, numbered from 1; one that is no UTF-8 or too long says so.
+    """Lines, numbered from 1; a line that is not UTF-8 or too long has a problem.
 
     Raises:
         FileRefusedError: A compressed file becomes larger than ``limits`` allow.
     """
     is_packed = isinstance(stream, gzip.GzipFile)
     buffered = stream if is_packed else io.BufferedReader(stream, 1 << 20)
-    # What is not compressed is no larger in memory than it is on the disk.
+    # A file without compression is not larger in memory than on the disk.
     decoded = DecodedBytes(limits if is_packed else ReadLimits(file_bytes=sys.maxsize))
     number = 0
     while data := buffered.readline(MAX_LINE_BYTES):
@@ -79,7 +79,7 @@ def _line(number: int, data: bytes, *, is_cut: bool) -> Line:
 
 
 def _skip_rest(buffered: Any, decoded: DecodedBytes) -> None:
-    """Skip what is left of a line that is too long."""
+    """Skip the rest of a line that is too long."""
     while data := buffered.readline(MAX_LINE_BYTES):
         decoded.add(len(data))
         if data.endswith(b"\n"):
