@@ -1,4 +1,4 @@
-"""A new autoencoder and its loss; the daily training and the experiments share them."""
+"""Builds a new autoencoder and its loss, for the daily training and for the experiments."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def build_autoencoder(settings: AutoencoderSection, basis: Tensor) -> Autoencode
 
 
 def sampled_loss(model: Autoencoder) -> Callable[[ItemHistories, torch.Generator], Tensor]:
-    """Loss of a batch with negatives drawn for it, on the model's device.
+    """Loss of a batch, on the model's device; each batch draws its own negatives.
 
     Args:
-        model: On its device.
+        model: The autoencoder, on its device.
     """
     sampler = LogUniformSampler(model.config.n_items, model.config.n_negatives, model.config.power)
     device = model.basis.device
@@ -47,13 +47,13 @@ def sampled_loss(model: Autoencoder) -> Callable[[ItemHistories, torch.Generator
 
 
 def needs_average(has_history: Tensor, n_known: Tensor) -> Tensor:
-    """Tell who gets the uniform average: a user with history of whose items the autoencoder knows none.
+    """Tell which users get the uniform average: users with a history whose items the autoencoder does not know.
 
     A user without any history gets the cold-start vector instead.
 
     Args:
         has_history: bool [B].
-        n_known: int [B], items of the autoencoder's vocabulary.
+        n_known: int [B], number of the user's items in the autoencoder's vocabulary.
 
     Returns:
         bool [B].

@@ -48,7 +48,7 @@ def _partition(ds: date, settings: AutoencoderSection) -> dict[str, str | date]:
 
 
 def user_histories(interactions: DataFrame, basis: DataFrame, ds: date, window: LteWindow) -> DataFrame:
-    """One row a user with an interaction in ``[E - start, E)``: the distinct known items of the window.
+    """One row per user with an interaction in ``[E - start, E)``: the distinct known items of the window.
 
     Args:
         interactions: Rows of interactions.
@@ -71,18 +71,18 @@ def user_histories(interactions: DataFrame, basis: DataFrame, ds: date, window: 
 
 @dataclass(frozen=True)
 class HistoryCollate:
-    """Maps histories to vocabulary ranks, of one side of the validation split.
+    """Maps the histories of one side of the validation split to vocabulary ranks.
 
     Attributes:
-        rank_of_index: int64 [n], vocabulary rank of each item_index, -1 where it is outside the vocabulary.
-        is_validation: Which side to keep; None for both.
+        rank_of_index: int64 [n], vocabulary rank of each item_index; -1 for an item outside the vocabulary.
+        is_validation: Whether to keep the validation users or the training users; None keeps both.
     """
 
     rank_of_index: IntArray
     is_validation: bool | None
 
     def __call__(self, rows: pa.Table) -> ItemHistories:
-        """Collate; users without a known item teach nothing and are left out."""
+        """Collate; users without a known item are left out, because the model learns nothing from them."""
         if self.is_validation is not None:
             is_wanted = (rows["fold"].to_numpy() == VALIDATION_FOLD) == self.is_validation
             rows = rows.filter(pa.array(is_wanted))
@@ -94,13 +94,13 @@ def ranked_histories(index: IntArray, lengths: IntArray, rank_of_index: IntArray
     """Map flat histories of item_index to vocabulary ranks.
 
     Args:
-        index: int [N], item_index of all users one after another.
-        lengths: int64 [B].
-        rank_of_index: int64 [n]; an index past its end is unknown.
-        keep_empty: Whether users without an item of the vocabulary keep their place.
+        index: int [N], item_index values of all users, one user after another.
+        lengths: int64 [B], number of values per user.
+        rank_of_index: int64 [n]; an item_index of n or more is unknown.
+        keep_empty: Whether users without an item of the vocabulary stay in the result, with an empty history.
 
     Returns:
-        Histories of B users, or of those that are not empty.
+        Histories of B users, or only of the users whose history is not empty.
     """
     user = np.repeat(np.arange(len(lengths)), lengths)
     inside = index < len(rank_of_index)
@@ -121,7 +121,7 @@ class HistoryReader:
         files: Staged Parquet files.
         ranks: Vocabulary rank of each item_index.
         settings: Batch size and seed.
-        is_split: Whether the validation users are left out of training.
+        is_split: Whether the training leaves out the validation users.
     """
 
     files: list[Path]
@@ -139,7 +139,7 @@ class HistoryReader:
         return self._in_order(is_validation=True)
 
     def with_somebody_to_train_on(self) -> HistoryReader:
-        """The same reader, or one that trains on the validation users too, where all users are (tiny data)."""
+        """The same reader; where all users are validation users (tiny data), a reader that trains on them too."""
         return replace(self, is_split=next(self._in_order(is_validation=False), None) is not None)
 
     def _in_order(self, *, is_validation: bool) -> Iterator[ItemHistories]:
@@ -148,5 +148,5 @@ class HistoryReader:
     def _read(self, config: StreamConfig, epoch: int, *, is_validation: bool | None) -> Iterator[ItemHistories]:
         collate = HistoryCollate(self.ranks, is_validation)
         for batch in batches(RowGroupStream(self.files, ["items", "fold"], collate, config, epoch)):
-            if batch.offsets.numel():  # a batch may lie on the other side of the split altogether
+            if batch.offsets.numel():  # all users of a batch may be on the other side of the split
                 yield batch

@@ -1,4 +1,4 @@
-"""How well the autoencoder finds hidden items of validation users again."""
+"""Measures how well the autoencoder finds the hidden items of validation users."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CUTOFF = 100
 
 
 def validation_scores(model: Autoencoder, reader: HistoryReader) -> dict[str, float]:
-    """Look for hidden items of the validation users; of the training users where tiny data leave none.
+    """Score hidden items of the validation users, or of the training users when tiny data have no validation users.
 
     Args:
         model: In eval mode.

@@ -24,8 +24,9 @@ class References:
     Attributes:
         basis_version: Basis of the LTEs of ds.
         offsets: Offsets, in days, of the days whose LTEs have the same basis.
-        other_settings: Those of them whose LTEs were made with another half-life or way to count: not judged.
-        other_basis: Offsets of days whose LTEs have another basis: vectors of two bases cannot be compared.
+        other_settings: The subset of ``offsets`` whose LTEs were made with another half-life or another way to count.
+            These days are not judged.
+        other_basis: Offsets of days whose LTEs have another basis. Vectors of two bases cannot be compared.
     """
 
     basis_version: str
@@ -34,17 +35,17 @@ class References:
     other_basis: tuple[int, ...]
 
     def metrics(self) -> Metrics:
-        """How many reference days there were, by kind."""
+        """Number of reference days of each kind."""
         kinds = {"n_reference_days": self.offsets, "n_other_settings_days": self.other_settings}
         kinds["n_other_basis_days"] = self.other_basis
         return {name: float(len(offsets)) for name, offsets in kinds.items()}
 
 
 def find_references(lake: Lake, deployment: Deployment, ds: date) -> References:
-    """See which of the configured offsets have LTEs to compare with.
+    """Find the configured offsets whose days have LTEs to compare with.
 
     Raises:
-        LteError: user_lte has no rows of ``ds``, or they were made with other settings than the configured.
+        LteError: user_lte has no rows of ``ds``, or the rows were not made with the configured settings.
         jobs.basis.basis.BasisError: A day's rows have two bases.
     """
     days = {ds - timedelta(days=offset): offset for offset in deployment.drift.offsets_days}
@@ -70,7 +71,7 @@ def _days(rows: DataFrame) -> list[date]:
 
 
 def _recorded_settings(lake: Lake, days: Sequence[date]) -> dict[date, dict[str, float]]:
-    """Settings that compute_lte recorded with its LTEs."""
+    """Settings that compute_lte recorded together with its LTEs."""
     names = list(lte_settings(LteSection()))
     rows = lake.read(METRICS, where={"ds": list(days), "job": LTE_JOB, "metric": names}).collect()
     found: dict[date, dict[str, float]] = {}

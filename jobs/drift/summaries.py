@@ -1,4 +1,4 @@
-"""What a day's drift and LTEs come to in a few numbers: Table 2 of the paper, quantiles, centre and norms."""
+"""Summarises the drift and the LTEs of a day in a few numbers: Table 2 of the paper, quantiles, centre and norms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lte_models.averages.pooling import Float32Array
 SAMPLE_USERS = 500
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
-# Vectors are summed as integers, so that the sum does not depend on the order: 2^-36 of the largest norm a step.
+# Vectors are summed as integers, so that the sum does not depend on the order. One step is 2^-36 of the largest norm.
 FIXED_POINT = 2.0**36
 SLICE = ["method", "lte_window"]
 USER = ["user_id", *SLICE]
@@ -38,10 +38,10 @@ _SUMS_SCHEMA = StructType(
 
 @dataclass(frozen=True)
 class SliceCentre:
-    """Where the LTEs of one method and window lie; users without known items are left out.
+    """Centre and norms of the LTEs of one method and window; users without known items are left out.
 
     Attributes:
-        n_users: Users with known items.
+        n_users: Number of users with known items.
         mean: Mean LTE, float64 [D].
         norms: Smallest, mean and largest norm.
     """
@@ -52,11 +52,11 @@ class SliceCentre:
 
 
 def lte_centres(rows: DataFrame, max_norm: float) -> dict[Slice, SliceCentre]:
-    """Mean LTE of each method and window, the same bits in whatever order the engine adds.
+    """Mean LTE of each method and window; every bit is the same, whatever order the engine adds in.
 
     Args:
         rows: user_lte of one ds.
-        max_norm: Largest norm of an item vector, so of an LTE.
+        max_norm: Largest norm of an item vector. No LTE is longer.
     """
     scale = FIXED_POINT / max(max_norm, np.finfo(np.float64).tiny)
     known = rows.where(F.col("n_items") > 0).select(*SLICE, "embedding")
@@ -67,7 +67,7 @@ def lte_centres(rows: DataFrame, max_norm: float) -> dict[Slice, SliceCentre]:
 
 
 def centre_of(parts: list[dict[str, object]], scale: float) -> SliceCentre:
-    """Put the parts of one slice together, see :class:`SumTask`."""
+    """Add the parts of one slice, see :class:`SumTask`."""
     rows = pa.Table.from_pylist(parts)
     n_users = sum(rows["n_users"].to_pylist())
     sums = np.array(rows["sums"].to_pylist(), dtype=object).sum(axis=0)  # Python's integers do not overflow
@@ -83,7 +83,7 @@ class SumTask:
     scale: float
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Turn rows with method, lte_window, embedding into sums, a row a batch and slice."""
+        """Turn rows with method, lte_window, embedding into sums, one row per batch and slice."""
         for batch in batches:
             keys = np.array([f"{method}/{window}" for method, window in zip(*texts(batch, SLICE), strict=True)])
             for key in np.unique(keys):
@@ -114,7 +114,7 @@ def vectors_of(column: pa.ListArray) -> Float32Array:
     """Vectors of a list column, float32 [rows, D].
 
     Raises:
-        LteError: They differ in length.
+        LteError: The vectors differ in length.
     """
     try:
         return vector_matrix(column)
@@ -133,10 +133,10 @@ def norm_metrics(centres: Mapping[Slice, SliceCentre]) -> Metrics:
 
 
 def drift_metrics(lte_drift: DataFrame) -> Metrics:
-    """Table 2 of the paper and the quantiles that gates use, of one ds; labels are method/window/offset.
+    """Table 2 of the paper and the quantiles that the gates use, for one ds; labels are method/window/offset.
 
-    Rows whose reference is stale are counted only. ``mean_tau`` is over users with known items now, cosines over users
-    with known items on both days, ``bound_share`` (drift / bound) over users whose bound is above 0.
+    Rows with a stale reference are only counted. ``mean_tau`` is over users with known items now. Cosines are over
+    users with known items on both days. ``bound_share`` (drift / bound) is over users whose bound is above 0.
 
     Args:
         lte_drift: Rows of one ds.
@@ -167,13 +167,16 @@ def drift_metrics(lte_drift: DataFrame) -> Metrics:
 
 
 def _exact_mean(values: Column) -> Column:
-    """Mean that does not depend on the order of rows, as one of floats does; NaN is left out: it breaks the bound."""
+    """Mean that does not depend on the order of rows, because it adds decimals and not floats.
+
+    NaN is left out: a NaN already counts as a violation of the bound.
+    """
     exact = F.when(~F.isnan(values), values).cast("decimal(28,15)")
     return F.sum(exact).cast("double") / F.nullif(F.count(exact), F.lit(0))
 
 
 def _labelled(rows: DataFrame, by: Sequence[str]) -> Metrics:
-    """One metric a column and row, labelled by the columns ``by``; nulls are left out."""
+    """One metric per column and row, labelled by the columns ``by``; nulls are left out."""
     names = [name for name in rows.columns if name not in by]
     found = rows.collect()
     labels = ["/".join(str(row[name]) for name in by) for row in found]
@@ -186,10 +189,10 @@ def _labelled(rows: DataFrame, by: Sequence[str]) -> Metrics:
 
 
 def own_nearest_shares(user_lte: DataFrame, ds: date, offsets: Sequence[int]) -> Metrics:
-    """Share of sampled users whose nearest earlier LTE is their own: what raw cosines do not show (ADR 0011).
+    """Share of sampled users whose nearest earlier LTE is their own earlier LTE; raw cosines do not show it (ADR 0011).
 
-    The sample is the users with the smallest MD5 of their id: the same in every run and on every engine. The share
-    falls as the sample grows.
+    The sample is the users with the smallest MD5 of their id, so it is the same in every run and on every engine. A
+    larger sample gives a smaller share.
     """
     days = {ds - timedelta(days=offset): offset for offset in offsets}
     known = user_lte.where((F.col("n_items") > 0) & F.col("ds").isin([ds, *days]))

@@ -1,4 +1,4 @@
-"""What entered and left each user's windows since the reference days."""
+"""Counts the interactions that entered and left each user's windows since the reference days."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TURNOVER_SCHEMA = StructType(
 
 
 def lake_turnover(lake: Lake, deployment: Deployment, ds: date, references: References, basis: BasisKey) -> DataFrame:
-    """What entered and left each user's windows since each reference day, from the lake's interactions."""
+    """Count what entered and left each user's windows since each reference day, from the lake's interactions."""
     windows, offsets = lte_windows(deployment.lte), references.offsets
     window = reach(windows, offset_days=max(offsets, default=0))
     total = lake.read(EVENT_DAYS).where(in_window(ds, window)).agg(F.sum("n_events").alias("n")).collect()[0]["n"]
@@ -54,11 +54,11 @@ class TurnoverTask:
     """Counts what changed in the histories of a partition's users.
 
     Attributes:
-        basis: Says since when each item is known.
+        basis: Holds the day since which each item is known.
         ds: The later day.
         windows: Windows to compare.
-        weightings: Methods, each over each window.
-        offsets: Days back to the earlier days.
+        weightings: Methods; each method is combined with each window.
+        offsets: Number of days from each earlier day to ``ds``.
     """
 
     basis: BasisKey

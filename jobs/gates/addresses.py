@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from datetime import date
 
-# Measured values are validated by these two alone, rows by neither.
+# Only measured values use these two expectations; the validation of rows uses neither.
 LIMIT_KINDS = ("expect_column_max_to_be_between", "expect_column_min_to_be_between")
 
 
 def expectation_name(kind: str, columns: str, label: str) -> str:
-    """Name of an expectation: its kind, its columns and, of measured values, of what."""
+    """Name of an expectation: its kind and its columns. For measured values the label says what was measured."""
     return f"{kind}({columns})" + (f" of {label}" if label else "")
 
 
 def gates_name(table: str, label: str) -> str:
-    """Name of the validation of measured values, without slashes: it is a file name."""
+    """Name of the validation of measured values. It contains no slash, because it is a file name."""
     return "-".join([table, *label.split("/"), "gates"] if label else [table, "gates"])
 
 
@@ -34,5 +34,5 @@ def docs_page(table: str, expectation: str, ds: date) -> str:
 
 
 def page_address(name: str, source: str, ds: date) -> str:
-    """Where Great Expectations puts the page of a validation, relative to the folder of the Data Docs."""
+    """Address at which Great Expectations puts the page of a validation, relative to the folder of the Data Docs."""
     return f"validations/{name}/ds={ds}/{ds:%Y%m%d}T000000.000000Z/{source}-{name}.html"

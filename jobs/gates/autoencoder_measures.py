@@ -1,4 +1,4 @@
-"""What the gates judge of the autoencoder's LTEs: against yesterday's and against uniform ones."""
+"""Measures of the autoencoder's LTEs for the gates: compared with yesterday's LTEs and with uniform LTEs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from schemas import USER_LTE
 
 DoubleArray = NDArray[np.float64]
 
-# Above the norms of latents; vectors are summed as integers in steps of 2^-36 of it.
+# Larger than any norm of a latent. Vectors are summed as integers in steps of 2^-36 times this number.
 _LARGE_NORM = 1e4
 _QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
@@ -38,15 +38,16 @@ _COMPARED_SCHEMA = StructType(
 
 
 def autoencoder_changes(lake: Lake, ds: date, window: str) -> DataFrame:
-    """One row a user of the autoencoder's slice of ds.
+    """One row per user of the autoencoder's slice of ds.
 
-    Latents have no unit length, so their drift is relative. What all users share is taken off before the comparison
-    with uniform LTEs: BCE without a bias pushes latents away from it, by how much says nothing about users.
+    Latents have no unit length, so their drift is relative. For the comparison with uniform LTEs, each vector is
+    centred: the mean over users is subtracted. BCE without a bias pushes all latents away from this mean, and the size
+    of that shift says nothing about single users.
 
     Returns:
-        user_id, n_items, activity; cosine with yesterday's and drift, the distance from yesterday's over its norm (null
-        without it); uniform_cosine with the same day's uniform LTE, both less their means over users. Cosines with a
-        zero vector are null.
+        user_id, n_items, activity, cosine, drift and uniform_cosine. ``cosine`` is with yesterday's LTE. ``drift`` is
+        the distance from yesterday's LTE over the norm of yesterday's LTE. Both are null without an LTE of yesterday.
+        ``uniform_cosine`` is with the uniform LTE of the same day, both centred. Cosines with a zero vector are null.
     """
     slices: dict[str, tuple[date, str]] = {
         "vector_now": (ds, AUTOENCODER),
@@ -66,7 +67,7 @@ def autoencoder_changes(lake: Lake, ds: date, window: str) -> DataFrame:
 
 
 def _centre(rows: DataFrame) -> DoubleArray:
-    """Mean over the users of one slice; zero where it has none with items."""
+    """Mean over the users of one slice; zero when no user of the slice has items."""
     found = list(lte_centres(rows, _LARGE_NORM).values())
     return found[0].mean if found else np.zeros(1)
 
@@ -76,8 +77,8 @@ class CompareTask:
     """Compares a partition's vectors.
 
     Attributes:
-        centre: Mean latent, float64 [D] (or [1], to be broadcast).
-        uniform_centre: Mean uniform LTE, the same.
+        centre: Mean latent, float64 [D], or [1] for broadcasting.
+        uniform_centre: Mean uniform LTE, float64 [D], or [1] for broadcasting.
     """
 
     centre: DoubleArray
@@ -102,7 +103,7 @@ class CompareTask:
 
 
 def _relative_distances(now: Float32Array, before: Float32Array) -> DoubleArray:
-    """Distance over the norm of what was before; NaN where that is zero."""
+    """Distance over the norm of the earlier vector; NaN when this norm is zero."""
     distances, norms = drift.distances(now, before), np.linalg.norm(before.astype(np.float64), axis=1)
     found: DoubleArray = np.divide(distances, norms, out=np.full(len(norms), np.nan), where=norms > 0)
     return found
@@ -111,7 +112,7 @@ def _relative_distances(now: Float32Array, before: Float32Array) -> DoubleArray:
 def _pairwise(
     rows: pa.RecordBatch, other: str, measure: Callable[[Float32Array, Float32Array], DoubleArray]
 ) -> pa.Array:
-    """A measure of vector_now and ``other``; null where there is no other vector or the measure is NaN."""
+    """A measure of vector_now and ``other``; null when the other vector is missing or the measure is NaN."""
     is_there = rows[other].is_valid()
     pairs = rows.filter(is_there)
     values = np.full(rows.num_rows, np.nan)
@@ -122,10 +123,11 @@ def _pairwise(
 
 
 def measure_autoencoder(lake: Lake, deployment: Deployment, ds: date) -> list[Measured]:
-    """The autoencoder's LTEs against yesterday's and against uniform ones; nothing where it wrote none.
+    """Compare the autoencoder's LTEs with yesterday's LTEs and with uniform LTEs.
 
     Returns:
-        The frame of the gates and, with no limits, a frame a bucket of activity for the report.
+        The frame of the gates and, for the report, one frame without limits per bucket of activity. The list is empty
+        when the autoencoder wrote no LTEs.
     """
     window = deployment.autoencoder.window
     if not deployment.autoencoder.enabled:

@@ -1,4 +1,4 @@
-"""Runs Great Expectations checkpoints over prepared rows, makes gate rows of results, writes a run's Data Docs."""
+"""Runs Great Expectations checkpoints over prepared rows, turns results into gate rows, writes a run's Data Docs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pandas as pd
 from pyspark.sql import DataFrame
 
-from jobs.gates.suites import Expectation  # first: it keeps Great Expectations from calling home  # isort: skip
+from jobs.gates.suites import Expectation  # first: turns off the usage reports of Great Expectations  # isort: skip
 from jobs.gates.addresses import expectation_name, gates_name, page_address
 from jobs.gates.data_docs import make_readable
 from jobs.gates.measured import Measured
@@ -29,7 +29,7 @@ SAMPLE_CHARACTERS = 4000
 VALUE_CHARACTERS = 200
 SITE = "run"
 
-# Truth alone takes one pass over a table; rows are asked for only where something failed.
+# Success or failure alone needs one pass over a table. Rows are read only when an expectation failed.
 FAST = "BOOLEAN_ONLY"
 
 WITH_ROWS = {
@@ -42,7 +42,7 @@ WITH_ROWS = {
 
 @dataclass(frozen=True)
 class GateOutcome:
-    """What came of one expectation: a row of gate_results, without ds."""
+    """Result of one expectation: a row of gate_results, without ds."""
 
     table: str
     expectation: str
@@ -55,13 +55,13 @@ class GateOutcome:
 
 
 class GateRun:
-    """Validations of one run, which share Data Docs."""
+    """All validations of one run; they share the Data Docs."""
 
     def __init__(self, ds: date) -> None:
         """Start with no results."""
         self._ds = ds
         self._pages: dict[str, dict[str, object]] = {}
-        # The day, not the clock: a rerun has the same addresses.
+        # The time of the run is the data day, not the clock, so a rerun has the same addresses.
         self._run_id = gx.RunIdentifier(run_name=f"ds={ds}", run_time=datetime(ds.year, ds.month, ds.day, tzinfo=UTC))
         self._context = gx.get_context(mode="ephemeral")
         quiet: Any = {"globally": False, "metric_calculations": False}
@@ -75,20 +75,20 @@ class GateRun:
         """Validate the rows of a table.
 
         Args:
-            table: Which.
-            rows: Scalars.
-            suite: What they must keep.
-            shows_rows: Whether to look for rows that break what failed.
+            table: Declaration of the table.
+            rows: Scalars of the table's rows.
+            suite: Expectations that the rows must meet.
+            shows_rows: Whether to look for rows that break a failed expectation.
         """
         definition = self._definition(self._lake, table.name, suite)
         results = self._run(definition, rows, FAST)
         if shows_rows and not all(result.success for result in results):
-            # The same again, with rows; this result takes the place of the one that shows none.
+            # The same validation runs again, with rows. Its result replaces the result without rows.
             results = self._run(definition, rows, WITH_ROWS)
         return [_outcome(table.name, "", result) for result in results]
 
     def measured(self, measured: Measured) -> list[GateOutcome]:
-        """Validate measured values; those with nothing to compare with are skipped and say so."""
+        """Validate measured values; a value with nothing to compare with is skipped, and its outcome says why."""
         name = gates_name(measured.table, measured.label)
         limits = [limit for limit in measured.limits if limit.column not in measured.skipped]
         outcomes = [_skipped(measured, limit.column) for limit in measured.limits if limit.column in measured.skipped]
@@ -101,13 +101,13 @@ class GateRun:
         return outcomes
 
     def write_docs(self, folder: Path) -> Path:
-        """Write the site of this run, in place of an earlier one of the same ds; needs no network.
+        """Write the site of this run, in the place of an earlier site of the same ds; needs no network.
 
         Returns:
-            Its index.html.
+            The index.html of the site.
 
         Raises:
-            RuntimeError: Pages are missing; Great Expectations logs why and goes on.
+            RuntimeError: Pages are missing. Great Expectations only logs the reason and continues.
         """
         shutil.rmtree(folder, ignore_errors=True)
         site: Any = {
@@ -181,7 +181,7 @@ def _outcome(table: str, label: str, result: Any) -> GateOutcome:
 
 
 def _raised(info: Mapping[str, Any]) -> str | None:
-    """Message of an expectation that could not be evaluated, of a column that is missing, say."""
+    """Message of an expectation that could not be evaluated, for example because a column is missing."""
     each = [info, *(value for value in info.values() if isinstance(value, Mapping))]
     return next((str(one["exception_message"]) for one in each if one.get("raised_exception")), None)
 
@@ -221,7 +221,7 @@ def _with_rows(outcome: GateOutcome, result: Any, rows: Mapping[str, Callable[[]
 
 
 def _sample(rows: Sequence[Any]) -> str:
-    """Rows as JSON, fewer where they are long: the text stays valid JSON."""
+    """Rows as JSON. Long rows are dropped from the end instead of cut, so the text stays valid JSON."""
     kept = [_plain(row) for row in rows[:SAMPLE_ROWS]]
     while len(text := json.dumps(kept)) > SAMPLE_CHARACTERS and len(kept) > 1:
         kept.pop()

@@ -1,4 +1,4 @@
-"""Makes Great Expectations' pages readable without a network: they come with styles and scripts of five CDNs."""
+"""Makes Great Expectations' pages readable without a network: the pages load styles and scripts from five CDNs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lte_models.files import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-# What needs the network or a script: styles, scripts, the logo, the filter buttons, the newsletter.
+# Parts that need the network or a script: styles, scripts, the logo, the filter buttons, the newsletter.
 _REMOTE = re.compile(
     r"<script\b.*?</script>|<link\b[^>]*>|<img\b[^>]*>|<footer>.*?</footer>"
     r'|<div class="card mb-3">\s*<div class="card-header p-2">\s*<strong>Actions</strong>.*?(?:</div>\s*){5}',
@@ -24,12 +24,12 @@ _STYLE = re.compile(r"<style>.*?</style>", re.DOTALL)
 
 
 def make_readable(folder: Path, pages: Sequence[dict[str, object]], title: str) -> None:
-    """Take everything remote out of the pages of a site, give them a style of their own and an index that is a table.
+    """Remove everything remote from the pages of a site, and add a local style and an index page with a table.
 
     Args:
-        folder: The site.
-        pages: Of each validation its ``name``, ``page`` (relative address), ``n`` and ``n_failed``.
-        title: Of the index.
+        folder: Folder of the site.
+        pages: Per validation its ``name``, ``page`` (relative address), ``n`` and ``n_failed``.
+        title: Title of the index page.
     """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     style = (TEMPLATES / "data_docs.css").read_text(encoding="utf-8")
@@ -42,6 +42,6 @@ def make_readable(folder: Path, pages: Sequence[dict[str, object]], title: str) 
 
 
 def readable(page: str, head: str) -> str:
-    """A page without what is remote, with ``head`` in the place of its styles."""
+    """The page without its remote parts, with ``head`` in the place of its styles."""
     bare = _STYLE.sub("", _REMOTE.sub("", page))
     return bare.replace("</head>", head + "</head>", 1)

@@ -1,4 +1,4 @@
-"""A few measured values with the limits that they must keep."""
+"""A few measured values with their limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.config.sections import GatesSection
 
 AUTOENCODER = "autoencoder"
 
-# Quantiles of cosines are taken over users whose LTE one interaction cannot turn.
+# Quantiles of cosines are taken over users with many items: one interaction hardly turns the LTE of such a user.
 ACTIVE_ITEMS = 20
 DAY = timedelta(days=1)
 
@@ -25,11 +25,11 @@ class Measured:
 
     Attributes:
         table: Table that was measured.
-        label: What of it: method/window, say; empty for the whole table.
-        values: Name to value; None where there is nothing to compare with.
-        limits: What the values must keep.
+        label: Measured part of the table, for example method/window; empty for the whole table.
+        values: Name to value; None when there is nothing to compare with.
+        limits: Limits of the values.
         skipped: Name of each value that is None to the reason.
-        rows: Name of a value to rows that show why it is what it is, read only when its gate fails.
+        rows: Name of a value to rows that explain the value. The rows are read only when the gate of the value fails.
     """
 
     table: str
@@ -41,7 +41,10 @@ class Measured:
 
 
 def one_a_label(measured: Iterable[Measured]) -> list[Measured]:
-    """Put measures of one table and label into one: a frame has one page, and the autoencoder's slice two measures."""
+    """Merge measures with the same table and label.
+
+    Each frame has one page, and the slice of the autoencoder is measured twice.
+    """
     found: dict[tuple[str, str], Measured] = {}
     for each in measured:
         before = found.get((each.table, each.label))
@@ -60,7 +63,7 @@ def _both(first: Measured, second: Measured) -> Measured:
     )
 
 
-# Measured value to the setting of [gates] that limits it; min_… is a smallest value, max_… a largest one.
+# Measured value to the setting of [gates] that limits the value. min_… is a smallest value, max_… a largest value.
 SETTINGS = {
     "unembedded_share": "max_unembedded_share",
     "volume_share": "min_volume_share",
@@ -112,7 +115,7 @@ class Limit:
     setting: str = ""
 
     def expectation(self) -> Expectation:
-        """For a frame of one row; NaN fails."""
+        """Expectation of the limit for a frame of one row; NaN fails."""
         if self.minimum is None:
             return gxe.ExpectColumnMaxToBeBetween(column=self.column, max_value=self.maximum, notes=self.setting)
         return gxe.ExpectColumnMinToBeBetween(column=self.column, min_value=self.minimum, notes=self.setting)

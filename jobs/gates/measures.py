@@ -1,8 +1,8 @@
-"""What the gates of a day judge: a few numbers a slice, computed once in the engine, beside what they are held against.
+"""Numbers that the gates of a day judge: a few numbers per slice, computed once in the engine, with their limits.
 
-Yesterday is ds - 1. Where there is nothing to compare with, a value is None and the reason stands in ``skipped``: its
-gate is not judged, and says so. Quantiles and counts of users, never means, which hide what happens to some (ADR
-0006).
+Yesterday is ds - 1. A value with nothing to compare with is None, and ``skipped`` holds the reason. The gate of such a
+value is not judged, and its result says so. The numbers are quantiles and counts of users. Means are not used, because
+a mean hides what happens to a few users (ADR 0006).
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from schemas import EVENT_DAYS, ITEM_EMBEDDINGS, ITEMS, LTE_DRIFT, USER_LTE
 WEEK = timedelta(days=7)
 WEEKS = 4
 
-# One earlier week alone says nothing of what is usual, nor do two days.
+# One earlier week, or two earlier days, are too few to know the usual number.
 LEAST_WEEKS = 2
 LEAST_DAYS = 3
 
-# Of 11 usual interactions, 2 or fewer come by chance once in 800 days (Poisson): a lower limit would stop good days.
+# With 11 usual interactions, a day has 2 or fewer by chance once in 800 days (Poisson). With fewer usual interactions
+# such days are more frequent, and the gate would stop good days.
 LEAST_USUAL = 10
 
 
@@ -52,7 +53,7 @@ def measure_catalogue(lake: Lake, deployment: Deployment, ds: date, basis_versio
 
 
 def measure_input(lake: Lake, deployment: Deployment, ds: date) -> Measured:
-    """How many interactions ds has beside the usual number, and how old the newest interactions are.
+    """Number of interactions of ds compared with the usual number, and the age of the newest interactions.
 
     See :func:`usual_volume`. A closed weekday has a usual number of 0 and is not judged.
     """
@@ -105,7 +106,7 @@ def usual_volume(counts: Mapping[date, int], first: date, ds: date) -> int:
 
 
 def _weekdays(lake: Lake, ds: date) -> DataFrame:
-    """The days that a day's volume is judged by, newest first."""
+    """The days that the volume of ds is compared with, newest first, ds included."""
     shown = [ds - week * WEEK for week in range(WEEKS + 1)]
     days = lake.read(EVENT_DAYS).where(F.col("event_date").isin(shown))
     return days.select("event_date", "n_events").orderBy(F.desc("event_date"))
@@ -141,13 +142,13 @@ def measure_basis(lake: Lake, basis_version: str) -> Measured:
 
 
 def measure_slices(lake: Lake, deployment: Deployment, ds: date, *, is_stale: bool) -> list[Measured]:
-    """Users and interactions of each configured slice of ds, and of the autoencoder's where it wrote one.
+    """Users and interactions of each configured slice of ds, and of the autoencoder's slice if there is one.
 
     Args:
         lake: Reads user_lte and event_days.
         deployment: Slices and limits.
         ds: Data day.
-        is_stale: Whether interactions changed since the LTEs were computed: then they are not counted against them.
+        is_stale: Whether interactions changed since the LTEs were computed. If so, n_interactions_missing is skipped.
     """
     users = slice_users(lake, ds)
     counted = {(row["method"], row["lte_window"]): _numbers(row) for row in slice_counts(users).collect()}
@@ -160,12 +161,12 @@ def measure_slices(lake: Lake, deployment: Deployment, ds: date, *, is_stale: bo
 
 
 def _numbers(row: Row) -> dict[str, Any]:
-    """A row without its slice."""
+    """The numbers of a row, without the columns that name its slice."""
     return {name: value for name, value in row.asDict().items() if name not in ("method", "lte_window")}
 
 
 def slice_users(lake: Lake, ds: date) -> DataFrame:
-    """One row a user and slice of ds or yesterday, without vectors: is_now, is_before, n_items, n_unknown."""
+    """One row per user and slice of ds or yesterday, without vectors: is_now, is_before, n_items, n_unknown."""
     is_now, is_before = F.col("ds") == F.lit(ds), F.col("ds") == F.lit(ds - DAY)
     rows = lake.read(USER_LTE, where={"ds": [ds, ds - DAY]})
     return rows.groupBy("user_id", "method", "lte_window").agg(
@@ -177,7 +178,7 @@ def slice_users(lake: Lake, ds: date) -> DataFrame:
 
 
 def slice_counts(users: DataFrame) -> DataFrame:
-    """Sums of :func:`slice_users` a slice."""
+    """Sums of :func:`slice_users` per slice."""
     is_lost = (F.col("is_before") == 1) & (F.col("is_now") == 0)
     return users.groupBy("method", "lte_window").agg(
         F.sum("is_now").alias("n_users"),
@@ -243,7 +244,7 @@ def _measured_slice(
 
 
 def _uncounted(key: tuple[str, str], deployment: Deployment, is_stale: bool) -> str:
-    """Why interactions of a slice cannot be counted against event_days; empty where they can."""
+    """Why the interactions of a slice cannot be compared with event_days; empty when they can."""
     if key[0] == AUTOENCODER or deployment.lte.count == "distinct":
         return "items are counted once here, interactions are not"
     return "the run is stale: interactions changed since the LTEs were computed" if is_stale else ""
@@ -264,7 +265,7 @@ def _slice_limits(key: tuple[str, str], deployment: Deployment) -> tuple[Limit, 
 
 
 def measure_drift(lake: Lake, deployment: Deployment, ds: date) -> list[Measured]:
-    """Violations of the bound over all offsets, and quantiles of one day's change, a slice."""
+    """Per slice, the violations of the bound over all offsets and the quantiles of the change of one day."""
     rows = lake.read(LTE_DRIFT, where={"ds": ds})
     found = {(row["method"], row["lte_window"]): _numbers(row) for row in drift_quantiles(rows).collect()}
     keys = [(method, str(window)) for method in deployment.lte.methods for window in lte_windows(deployment.lte)]
@@ -272,7 +273,9 @@ def measure_drift(lake: Lake, deployment: Deployment, ds: date) -> list[Measured
 
 
 def drift_quantiles(lte_drift: DataFrame) -> DataFrame:
-    """A row a slice: rows, violations, and of the users who were active on both days the quantiles of one day.
+    """One row per slice: number of rows, violations, and the quantiles of the change of one day.
+
+    The quantiles are over users who were active on both days.
 
     Args:
         lte_drift: Rows of one ds.

@@ -1,7 +1,7 @@
 """Great Expectations suites: generated from the declarations in ``schemas/``, written by hand for vectors and drift.
 
-Great Expectations knows no vectors. :func:`scalars` replaces every array by its length, its bad elements and its norm,
-in the engine; only numbers, texts and truth values are validated.
+Great Expectations cannot validate vectors. So :func:`scalars` replaces every array, in the engine, by its length, its
+number of bad elements and its norm. Only numbers, texts and booleans are validated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyspark.sql.types import ArrayType, BinaryType, DoubleType, FloatType, Stru
 from jobs.lake.array_scalars import array_scalars, without_arrays
 from schemas import MAX_ID_BYTES, POOLED_METHODS, Table
 
-os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")  # before the import: validating needs no network
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")  # must come before the import, which would use the network
 
 import great_expectations.expectations as gxe
 from great_expectations.expectations.expectation import Expectation
@@ -25,7 +25,7 @@ from great_expectations.expectations.expectation import Expectation
 ID_COLUMNS = ("user_id", "item_id")
 LARGEST = float(np.finfo(np.float64).max)
 
-# Of norms: averages of unit vectors are summed in float32.
+# Tolerance of norms, because averages of unit vectors are summed in float32.
 NORM_SLACK = 1e-5
 UNIT_SLACK = 1e-3
 TAU_SLACK = 1e-9
@@ -40,16 +40,16 @@ RULES = {
 
 
 def scalars(rows: DataFrame, table: Table) -> DataFrame:
-    """What can be validated of rows of ``table``: no arrays, no pictures.
+    """Columns of rows of ``table`` that can be validated: no arrays, no pictures.
 
     Args:
-        rows: Rows; a column that is missing stays missing, an unknown one stays, so that an expectation sees it.
-        table: Their declaration.
+        rows: Rows. A missing column stays missing and an unknown column stays, so that an expectation fails on it.
+        table: Declaration of the table.
 
     Returns:
         The other columns, and for an array ``c`` the columns ``c_length``, ``c_n_bad`` (nulls, NaN, infinities) and,
-        where its elements are floats, ``c_norm``; for bytes ``c_bytes``, for ids ``c_bytes``, for floats
-        ``c_is_finite``, and ``check_<name>`` for each check of the table.
+        when its elements are floats, ``c_norm``. Bytes and ids ``c`` get ``c_bytes``, floats get ``c_is_finite``. Each
+        check of the table gets ``check_<name>``.
     """
     present = [field for field in table.schema if field.name in rows.columns]
     checks = {f"check_{name}": F.expr(condition) for name, condition in table.checks if _is_there(condition, rows)}
@@ -60,13 +60,13 @@ def scalars(rows: DataFrame, table: Table) -> DataFrame:
 
 
 def _is_there(condition: str, rows: DataFrame) -> bool:
-    """Whether all columns of a check are there; a missing one is the business of another expectation."""
+    """Whether all columns of a check exist; another expectation reports a missing column."""
     words = set("".join(sign if sign.isalnum() or sign == "_" else " " for sign in condition).split())
     return not any(word in words for word in words - {"to_date"} if word not in rows.columns)
 
 
 def _derived_name(field: StructField) -> str | None:
-    """Name of what is derived from a column; no session is needed to know it."""
+    """Name of the column that is derived from a column; needs no session of the engine."""
     if field.name in ID_COLUMNS or isinstance(field.dataType, BinaryType):
         return f"{field.name}_bytes"
     return f"{field.name}_is_finite" if isinstance(field.dataType, DoubleType | FloatType) else None
@@ -79,10 +79,10 @@ def _derived(field: StructField) -> Column:
 
 
 def table_suite(table: Table) -> list[Expectation]:
-    """Expectations that follow from a declaration, for rows with :func:`scalars` and, where it has them, ``RULES``.
+    """Expectations that follow from a declaration, for rows with :func:`scalars` and the columns of ``RULES``.
 
-    Columns and their types, no nulls where none are legal (array elements too), the key, limits, legal values, ids of 1
-    to 128 bytes, finite numbers, checks.
+    They cover the columns and their types, forbidden nulls (array elements included), the key, limits, legal values,
+    ids of 1 to 128 bytes, finite numbers and the checks of the table.
     """
     columns = gxe.ExpectTableColumnsToMatchSet(column_set=[*scalar_columns(table), *RULES.get(table.name, ())])
     per_column = [expectation for field in table.schema for expectation in _column_suite(field)]
@@ -144,7 +144,7 @@ def _key(columns: Sequence[str]) -> Expectation:
 
 
 def _is_true(column: str, notes: str | None = None) -> Expectation:
-    """The column is true, or null where the rule does not apply."""
+    """Expectation that the column is true, or null when the rule does not apply."""
     return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[True], notes=notes)
 
 
@@ -154,7 +154,7 @@ def with_interaction_rules(rows: DataFrame) -> DataFrame:
 
 
 def interaction_suite(types: Sequence[str]) -> list[Expectation]:
-    """Types as configured; no event is later than the day whose file brought it."""
+    """Interaction types are configured types, and no event is later than its landing day."""
     known = gxe.ExpectColumnValuesToBeInSet(
         column="interaction_type", value_set=list(types), notes="interactions.types of the configuration"
     )
@@ -162,7 +162,7 @@ def interaction_suite(types: Sequence[str]) -> list[Expectation]:
 
 
 def with_counted_events(event_days: DataFrame, interactions: DataFrame) -> DataFrame:
-    """Add ``n_events_missing``: what the day's row says less what the table holds."""
+    """Add ``n_events_missing``: n_events of the day minus the number of rows in interactions."""
     counted = interactions.groupBy("event_date").agg(F.count("*").alias("n_counted"))
     joined = event_days.join(counted, "event_date", "left")
     missing = F.col("n_events") - F.coalesce("n_counted", F.lit(0))
@@ -170,7 +170,7 @@ def with_counted_events(event_days: DataFrame, interactions: DataFrame) -> DataF
 
 
 def event_day_suite() -> list[Expectation]:
-    """Each day holds as many interactions as it says."""
+    """The n_events of each day is the number of its interactions."""
     return [gxe.ExpectColumnValuesToBeBetween(column="n_events_missing", min_value=0, max_value=0)]
 
 
@@ -186,7 +186,7 @@ def basis_suite(dim: int) -> list[Expectation]:
 
 
 def with_lte_rules(rows: DataFrame, max_norm: float) -> DataFrame:
-    """Add the rules of averages, null for the autoencoder, which is none.
+    """Add the rules of averages; they are null for the autoencoder's LTEs, which are not averages.
 
     Args:
         rows: Scalars of user_lte.
@@ -216,7 +216,7 @@ def lte_suite(dim: int, basis_version: str) -> list[Expectation]:
 
 
 def with_drift_rules(rows: DataFrame) -> DataFrame:
-    """Add ``is_tau_right`` and ``is_turnover_whole`` (what stayed is the same seen from both days)."""
+    """Add ``is_tau_right`` and ``is_turnover_whole`` (both days give the same number of unchanged interactions)."""
     changed = (F.col("n_in") + F.col("n_out")) / F.greatest(F.col("n_now"), F.lit(1))
     tau = F.when(F.col("n_now") > 0, changed).otherwise(F.lit(0.0))
     stayed = F.col("n_now") - F.col("n_in")
@@ -227,7 +227,7 @@ def with_drift_rules(rows: DataFrame) -> DataFrame:
 
 
 def drift_suite() -> list[Expectation]:
-    """The paper's turnover and the counts that it follows from."""
+    """The turnover of the paper, and the counts from which the turnover is computed."""
     return [
         _is_true("is_tau_right", "tau = (n_in + n_out) / n_now"),
         _is_true("is_turnover_whole", "n_now - n_in = n_before - n_out"),

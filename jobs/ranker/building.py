@@ -1,4 +1,4 @@
-"""A new ranker over the items of a day; the daily training and the experiments build theirs here."""
+"""Builds a new ranker over the items of a day, for the daily training and for the experiments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lte_models.ranker.towers import RankerConfig
 
 @dataclass(frozen=True)
 class BuiltRanker:
-    """A new ranker and what names its rows.
+    """A new ranker and the codes of its rows.
 
     Attributes:
         model: On the CPU.
@@ -28,8 +28,8 @@ def build_ranker(items: CandidateItems, types: Sequence[str], **shape: Any) -> B
     """Build a ranker, initialised from its seed.
 
     Args:
-        items: That it ranks; they decide the width of the content and the numbers of ids and codes.
-        types: Interaction types, place = code.
+        items: Items to rank. They decide the width of the content and the numbers of ids and codes.
+        types: Interaction types; the position of a type is its code.
         shape: All other fields of :class:`lte_models.ranker.towers.RankerConfig`.
     """
     codes, id_rows = metadata_codes(items), own_id_rows(items)

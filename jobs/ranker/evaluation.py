@@ -29,12 +29,12 @@ KINDS = ("all", "repeated", "new")
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's results, one entry a user of the test day.
+    """One model's results, one entry per user of the test day.
 
     Attributes:
         values: (metric with its cutoff, kind) to float [B]; NaN for a user without a target of the kind. A target is
-            "repeated" where the user had taken the item in the year before, otherwise "new".
-        top: int [B, 10], columns of the best items.
+            "repeated" when the user had an interaction with the item in the year before, otherwise "new".
+        top: int [B, 10], columns of the items with the best scores.
     """
 
     values: Mapping[tuple[str, str], Float64Array]
@@ -47,7 +47,7 @@ def score(scorer: Scorer, test: ExampleReader, cutoffs: Sequence[int]) -> Scored
     Args:
         scorer: The model.
         test: Examples.
-        cutoffs: Each k of the metrics at k.
+        cutoffs: The values of k for the metrics at k.
 
     Raises:
         ValueError: A score is not finite.
@@ -76,7 +76,7 @@ def _values(ranks: IntArray, batch: ExampleBatch, cutoffs: Sequence[int]) -> dic
 
 
 def repeated_targets(batch: ExampleBatch) -> npt.NDArray[np.bool_]:
-    """Mark targets, bool [T]: whether the user had taken the target in the year before the anchor."""
+    """Mark targets, bool [T]: whether the user had an interaction with the target in the year before the anchor."""
     user = batch.query_user[batch.target_query]
     width = 1 + max((int(items.max()) for items in (batch.targets, batch.past.items) if items.numel()), default=0)
     taken = (batch.past.user * width + batch.past.items).numpy()
@@ -85,14 +85,14 @@ def repeated_targets(batch: ExampleBatch) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class DayFacts:
-    """What tables need of the test days beside the scores; B user-days, T targets.
+    """Facts of the test days that the tables need beside the scores; B user-days, T targets.
 
     Attributes:
         day: int64 [B], days since 1970 of the targets.
         n_short: int64 [B], interactions of the sequence.
         target_query: int64 [T], 0..B-1.
         targets: int64 [T], columns.
-        is_repeat: bool [T], whether the user had taken the target in the year before.
+        is_repeat: bool [T], whether the user had an interaction with the target in the year before.
     """
 
     day: IntArray
@@ -103,12 +103,12 @@ class DayFacts:
 
     @property
     def groups(self) -> list[str]:
-        """Bucket of the short history's length, of each user-day."""
+        """For each user-day, the bucket of the short history's length."""
         return [str(name) for name in history_bucket(self.n_short)]
 
     @property
     def n_users(self) -> int:
-        """User-days with a known target."""
+        """Number of user-days with a known target."""
         return len(np.unique(self.target_query))
 
 
@@ -129,7 +129,7 @@ def day_facts(batches: Iterable[ExampleBatch]) -> DayFacts:
 
 def _batch_facts(batch: ExampleBatch, start: int) -> DayFacts:
     return DayFacts(
-        day=batch.anchor_day.numpy() + 1,  # the targets are of the day after the anchor
+        day=batch.anchor_day.numpy() + 1,  # targets are interactions of the day after the anchor
         n_short=(batch.items > 0).sum(dim=1).numpy(),
         target_query=batch.target_query.numpy() + start,
         targets=batch.targets.numpy() - 1,
@@ -141,14 +141,14 @@ def table_rows(model: str, result: Scored, facts: DayFacts, shop: CandidateItems
     """One model's rows of the evaluation table.
 
     Args:
-        model: Its name.
-        result: Its scores.
-        facts: Of the test day.
-        shop: For coverage and popularity.
+        model: Name of the model.
+        result: Scores of the model.
+        facts: Facts of the test day.
+        shop: Items, for coverage and popularity.
 
     Returns:
-        (metric, label) to value; the label is the model, or "model/bucket" by length of the short history, or
-        "model/repeated" and "model/new" by kind of the target.
+        (metric, label) to value. The label is the model, "model/bucket" for a bucket of the short history's length, or
+        "model/repeated" and "model/new" for a kind of target.
     """
     rows: Metrics = {}
     for kind in KINDS:

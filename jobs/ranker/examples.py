@@ -20,12 +20,12 @@ from jobs.lte.windows import in_window
 from schemas import TRAINING_EXAMPLES
 
 UNKNOWN = -1
-_DAYS = LONG_DAYS + 1  # more than any number of days that is looked back
+_DAYS = LONG_DAYS + 1  # larger than any days_ago, so item * _DAYS + days_ago is unique
 IntArray = npt.NDArray[np.int64]
 
 
 def first_landing(interactions: DataFrame) -> date | None:
-    """Landing day of the first load: it may bring years of history at once, before anything was served."""
+    """Landing day of the first load. The first load may bring years of history, before anything was served."""
     first: date | None = interactions.agg(F.min("landing_ds").alias("first")).collect()[0]["first"]
     return first
 
@@ -38,16 +38,16 @@ def user_events(
     reach_days: int = LONG_DAYS,
     first_load: date | None = None,
 ) -> DataFrame:
-    """One row a user: all interactions that an example of ``anchors`` can hold, in any order.
+    """One row per user: all interactions that an example of ``anchors`` can hold, in any order.
 
     Args:
         interactions: Rows of interactions.
         items: item_id, item_index, first_ds of the known items.
-        types: Interaction types, place = code.
+        types: Interaction types; the position of a type is its code.
         anchors: Anchor days, oldest first.
         reach_days: Days before an anchor that an example can hold.
-        first_load: From :func:`first_landing`. Events that landed on that day count as landed when they happened;
-            None: no event does.
+        first_load: From :func:`first_landing`. Events that landed on that day count as landed on the day on which they
+            happened. With None, every event keeps its own landing day.
 
     Returns:
         user_id and events, an array of (ts in seconds since 1970, item_index or -1, type code or -1, day since 1970
@@ -77,20 +77,20 @@ _SCHEMA = TRAINING_EXAMPLES.row_type(_COMPUTED)
 _INTEGERS = {
     field.name
     for field in _SCHEMA
-    if field.dataType == ArrayType(IntegerType())  # what numpy counts is 64 bits wide
+    if field.dataType == ArrayType(IntegerType())  # numpy counts in 64 bits, so these need a cast
 }
 
 
 @dataclass(frozen=True)
 class ExamplesOfUser:
-    """What runs in each partition: users' events in, examples out.
+    """The task of each partition: turns events of users into examples.
 
     Attributes:
         anchors: Days since 1970, ascending.
-        half_life_days: Of the recency weights.
-        sequence_days: Days whose interactions make up the sequence.
-        max_sequence: Interactions of a sequence at most.
-        long_days: Days of the past with each item; 0 leaves the past out.
+        half_life_days: Half-life of the recency weights.
+        sequence_days: Number of days whose interactions make up the sequence.
+        max_sequence: Largest number of interactions in a sequence.
+        long_days: Number of past days for the counts of each item; with 0 the past is empty.
     """
 
     anchors: tuple[int, ...]
@@ -100,21 +100,21 @@ class ExamplesOfUser:
     long_days: int = LONG_DAYS
 
     def __call__(self, parts: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield one batch for each batch of users."""
+        """Yield one batch of examples per batch of users."""
         for part in parts:
             rows = [row for user in part.to_pylist() for row in self.examples(user["user_id"], user["events"])]
             yield examples_batch(rows)
 
     def examples(self, user_id: str, events: Sequence[Mapping[str, int]]) -> Iterator[dict[str, Any]]:
-        """Yield the examples of one user: one for each anchor with a known item on the day after.
+        """Yield the examples of one user: one per anchor with a known item on the day after.
 
-        The past holds what serving had on the anchor: events that had landed, of items that were known. The targets
-        are items known on the day after, whenever their events landed.
+        The past holds only what serving knew on the anchor day: events that had landed, of items that were known. The
+        targets are items known on the day after. The landing day of their events does not matter.
 
         Args:
             user_id: The user.
-            events: Interactions with ``ts``, ``item``, ``type``, ``known_from`` unless the item was always known, and
-                ``landed`` unless the event landed at once.
+            events: Interactions with ``ts``, ``item`` and ``type``. ``known_from`` may be missing when the item was
+                always known, and ``landed`` when the event landed on its own day.
         """
         ts, item, kind = (
             np.array([event[name] for event in events], dtype=np.int64) for name in ("ts", "item", "type")
@@ -122,7 +122,7 @@ class ExamplesOfUser:
         known_from, landed = (
             np.array([event.get(name, 0) for event in events], dtype=np.int64) for name in ("known_from", "landed")
         )
-        # Both the item and the event must be there: what is later decides.
+        # Serving needs both the item and the event, so the later of the two days decides.
         usable_from = np.maximum(known_from, landed)
         order = np.lexsort((kind, item, tie_order(user_id, ts, item), ts))
         order = order[item[order] != UNKNOWN]
@@ -153,10 +153,10 @@ class ExamplesOfUser:
     def _past(self, ts: IntArray, item: IntArray, end_day: int) -> dict[str, npt.NDArray[Any]]:
         items, place = np.unique(item, return_inverse=True)
         n = len(items)
-        days_ago = end_day - ts // 86_400  # 1 on the anchor itself
+        days_ago = end_day - ts // 86_400  # 1 on the anchor day
         is_short = days_ago <= SHORT_DAYS
         age = (end_day * 86_400 - ts) / 86_400
-        # ages from 0 on the anchor, as compute_lte counts them
+        # compute_lte gives the anchor day the age 0, and training must use the same weights as serving.
         weight = 2.0 ** (-(days_ago - 1) / self.half_life_days)
         last, first = np.full(n, np.inf), np.zeros(n)
         np.minimum.at(last, place, age)
@@ -175,15 +175,15 @@ class ExamplesOfUser:
         }
 
 
-# Odd constants of splitmix64 (Steele, Lea, Flood 2014), which spreads neighbouring numbers over all 64 bits.
+# The odd constants of splitmix64 (Steele, Lea, Flood 2014). splitmix64 spreads neighbouring numbers over all 64 bits.
 _SPREAD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def tie_order(user_id: str, ts: IntArray, item: IntArray) -> npt.NDArray[np.uint64]:
-    """Order of interactions of one moment: a hash of user, moment and item.
+    """Order of interactions that have the same time: a hash of user, time and item.
 
-    Item numbers follow the catalogue. In their order a model would learn to predict the next higher number, and of a
-    large basket the highest numbers would be kept.
+    Item numbers follow the order of the catalogue. Sorted by item number, a model would learn to predict the next
+    higher number. And a sequence that is cut would keep only the highest numbers of a large basket.
 
     Args:
         user_id: The user.
@@ -204,9 +204,9 @@ def tie_order(user_id: str, ts: IntArray, item: IntArray) -> npt.NDArray[np.uint
 
 
 def _visits(place: IntArray, days_ago: IntArray, n_items: int) -> dict[str, npt.NDArray[Any]]:
-    """What the days with an item say, among the days on which the user came."""
+    """Features of the days with an item, among all days on which the user came."""
     visits = np.unique(days_ago)  # the latest first
-    pairs = np.unique(place * _DAYS + days_ago)  # one an item and day: by item, the latest day first
+    pairs = np.unique(place * _DAYS + days_ago)  # one per item and day, sorted by item, then the latest day first
     of, ago = pairs // _DAYS, pairs % _DAYS
     latest, after = np.searchsorted(of, [np.arange(n_items), np.arange(1, n_items + 1)])
     second = np.minimum(latest + 1, after - 1)

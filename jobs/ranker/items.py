@@ -1,4 +1,4 @@
-"""What training and evaluating a ranker read from the lake: items in row order, daily counts, staged examples."""
+"""Items that the training and the evaluation of a ranker read from the lake, in row order, with daily counts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from schemas import INTERACTIONS, ITEMS
 
 METADATA = ("category", "brand", "price_tier")
 
-# An item seen once teaches its id nothing that its content does not say.
+# One interaction is too little to learn an id vector; the content of such an item says as much.
 MIN_ID_COUNT = 2
 IntArray = npt.NDArray[np.int64]
 
@@ -36,12 +36,12 @@ class CandidateItems:
     """The items that a ranker ranks on one day, most frequent first.
 
     Attributes:
-        item_ids: Place = row - 1.
-        row_of_index: int64 [n], row of each item_index; 0 where it is not known yet.
+        item_ids: Item ids; the position of an id is its row - 1.
+        row_of_index: int64 [n], row of each item_index; 0 for an item that is not known yet.
         content: float32 [V + 1, C]; row 0 is zero.
-        metadata: Category, brand and price tier of each item, place = row - 1; None where it has none.
+        metadata: Category, brand and price tier of each item, at position row - 1; None for a missing value.
         counts: int64 [V + 1], interactions in the year before the test day.
-        daily: Counts by day, for popularity as of any anchor.
+        daily: Counts per day, for the popularity at any anchor.
     """
 
     item_ids: list[str]
@@ -53,7 +53,7 @@ class CandidateItems:
 
 
 def load_candidates(lake: Lake, ds: date, basis_version: str, train_days: int) -> CandidateItems:
-    """Read the items known at the end of ``ds`` - 1; nothing of the test day counts.
+    """Read the items known at the end of ``ds`` - 1; the test day itself is not read.
 
     Args:
         lake: Reads interactions, items, item_embeddings.
@@ -91,7 +91,7 @@ def load_candidates(lake: Lake, ds: date, basis_version: str, train_days: int) -
 
 
 def _daily_counts(interactions: DataFrame, known: DataFrame, first: date, last: date) -> tuple[IntArray, ...]:
-    """Days from ``first``, item indices and counts: one entry a day and item, never one an interaction."""
+    """Days from ``first``, item indices and counts: one entry per day and item, not one per interaction."""
     events = interactions.where(in_window(last, LteWindow((last - first).days + 1, 0)))
     numbered = events.join(F.broadcast(known), "item_id")
     day = F.datediff(F.col("event_date"), F.lit(first)).alias("day")
@@ -111,7 +111,7 @@ Codes = Mapping[str, Sequence[str]]
 
 
 def metadata_codes(shop: CandidateItems) -> dict[str, list[str]]:
-    """Values of each metadata column in order; a value's code is its place + 1, 0 is unknown."""
+    """Sorted values of each metadata column; the code of a value is its position + 1, and code 0 means unknown."""
     return {name: sorted({value for value in shop.metadata[name] if value}) for name in METADATA}
 
 
@@ -120,8 +120,8 @@ def catalogue(shop: CandidateItems, codes: Codes, id_rows: Mapping[str, int]) ->
 
     Args:
         shop: Items in row order.
-        codes: Of :func:`metadata_codes`, on the day the model was trained.
-        id_rows: Item id to row of the model's id embedding; other items get the out-of-vocabulary bucket.
+        codes: Result of :func:`metadata_codes` on the day on which the model was trained.
+        id_rows: Item id to row of the model's id embedding. Other items get the out-of-vocabulary bucket.
     """
     columns = []
     for name in METADATA:
@@ -132,13 +132,13 @@ def catalogue(shop: CandidateItems, codes: Codes, id_rows: Mapping[str, int]) ->
 
 
 def own_id_rows(shop: CandidateItems) -> dict[str, int]:
-    """A row of its own for each item seen at least twice; the others share row 0."""
+    """One row for each item with at least two interactions; all other items share row 0."""
     frequent = [item_id for item_id, count in zip(shop.item_ids, shop.counts[1:], strict=True) if count >= MIN_ID_COUNT]
     return {item_id: row for row, item_id in enumerate(frequent, start=1)}
 
 
 def lte_window(settings: RankerSection) -> str:
-    """Window of the LTEs that the ranker takes; empty where it takes none."""
+    """Window of the LTEs that the ranker reads; empty when the ranker reads no LTEs."""
     if settings.lte == "none":
         return ""
     return ranker_window(is_lagged=settings.lagged)

@@ -1,6 +1,7 @@
-"""Which ranker is live: a copy of its bundle beside a pointer that is swapped atomically; the one before it is kept.
+"""Which ranker is live: a copy of its bundle beside a pointer that is swapped atomically.
 
-A copy, because a rerun of the day that trained it writes another bundle over its own.
+The previous bundle is kept too. The bundles are copies, because a rerun of a training day overwrites the bundle of
+that day.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ POINTER = "live.json"
 
 @dataclass(frozen=True)
 class LiveRanker:
-    """What the pointer names.
+    """The content of the pointer.
 
     Attributes:
         bundle: Folder of the live bundle, beside the pointer.
-        ds: Data day of the run that trained it.
-        weights_sha256: Of its weights.
+        ds: Data day of the run that trained the bundle.
+        weights_sha256: SHA-256 of the weights.
         previous: Folder of the bundle that was live before; empty for none.
     """
 
@@ -38,7 +39,7 @@ class LiveRanker:
 
 
 def live_folder(deployment: Deployment) -> Path:
-    """Folder of the pointer and of the bundles it names.
+    """Folder of the pointer and of the bundles that the pointer names.
 
     Raises:
         ModelError: The lake is not a folder.
@@ -47,7 +48,7 @@ def live_folder(deployment: Deployment) -> Path:
 
 
 def live_ranker(deployment: Deployment) -> LiveRanker | None:
-    """What is live; None where nothing is yet, or where the lake is no folder and holds no bundles.
+    """The live ranker; None before the first ranker is live, and where the lake is a URL and so holds no bundles.
 
     Raises:
         ModelError: The pointer cannot be read.
@@ -73,7 +74,7 @@ def live_manifest(deployment: Deployment) -> Manifest | None:
     """Manifest of the live bundle; None where nothing is live.
 
     Raises:
-        lte_models.training.bundle.BundleError: The pointer names a bundle that is gone.
+        lte_models.training.bundle.BundleError: The pointer names a bundle that no longer exists.
     """
     folder = live_bundle_folder(deployment)
     return read_manifest(folder) if folder else None
@@ -83,21 +84,21 @@ def previous_manifest(deployment: Deployment) -> Manifest | None:
     """Manifest of the bundle that was live before; None where there is none.
 
     Raises:
-        lte_models.training.bundle.BundleError: The pointer names a bundle that is gone.
+        lte_models.training.bundle.BundleError: The pointer names a bundle that no longer exists.
     """
     live = live_ranker(deployment)
     return read_manifest(live_folder(deployment) / live.previous) if live and live.previous else None
 
 
 def make_live(deployment: Deployment, bundle: Path) -> LiveRanker:
-    """Copy a bundle and point to it; a crash before the last step leaves the live ranker as it was.
+    """Copy a bundle and point to the copy; a crash before the pointer is written leaves the live ranker unchanged.
 
     Args:
-        deployment: Whose.
+        deployment: The deployment.
         bundle: Folder of the bundle.
 
     Returns:
-        The new pointer; the same one where this bundle is live already.
+        The new pointer; the present pointer when this bundle is live already.
     """
     manifest, folder, before = read_manifest(bundle), live_folder(deployment), live_ranker(deployment)
     name = bundle_name(manifest)
@@ -113,15 +114,15 @@ def make_live(deployment: Deployment, bundle: Path) -> LiveRanker:
 
 
 def bundle_name(manifest: Manifest) -> str:
-    """Folder, beside the pointer, of the copy of a bundle."""
+    """Name of the folder, beside the pointer, that holds the copy of a bundle."""
     return f"ds={manifest.ds}-{manifest.weights_sha256[:12]}"
 
 
 def switch_back(deployment: Deployment) -> LiveRanker:
-    """Make the ranker live that was live before; the LTEs are not touched.
+    """Make the previous ranker live again; the LTEs do not change.
 
     Raises:
-        ModelError: There is none.
+        ModelError: There is no previous ranker.
     """
     live = live_ranker(deployment)
     if live is None or not live.previous:
@@ -133,7 +134,7 @@ def switch_back(deployment: Deployment) -> LiveRanker:
 
 
 def _copy(bundle: Path, target: Path) -> None:
-    """The manifest comes last: a half copied bundle has none."""
+    """Copy the files of a bundle, the manifest last, so that an incomplete copy has no manifest."""
     target.mkdir(parents=True, exist_ok=True)
     for pattern in ("weights-*.safetensors", "vocabulary-*.json", MANIFEST):
         for path in bundle.glob(pattern):
@@ -141,7 +142,7 @@ def _copy(bundle: Path, target: Path) -> None:
 
 
 def lte_of_ranker(manifest: Manifest) -> tuple[str, str, str] | None:
-    """basis_version, window and method of the LTEs that a ranker reads; None where it reads none."""
+    """basis_version, window and method of the LTEs that a ranker reads; None when the ranker reads no LTEs."""
     if not manifest.lte_window:
         return None
     return manifest.basis_version, manifest.lte_window, str(manifest.config["settings"]["method"])
@@ -151,7 +152,7 @@ def require_pair(manifest: Manifest, snapshot: tuple[str, str, str], ds: date | 
     """Refuse a ranker and a snapshot that do not belong together.
 
     Args:
-        manifest: Of the ranker.
+        manifest: Manifest of the ranker.
         snapshot: basis_version, window and method of the snapshot.
         ds: Data day of the snapshot, for the message.
 

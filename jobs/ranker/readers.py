@@ -25,12 +25,12 @@ STAGED_ROWS = 8192
 
 
 def example_collate(shop: CandidateItems, settings: RankerSection, objective: str = "next_day") -> ExampleCollate:
-    """What turns rows of training_examples into batches for the items of a day.
+    """The function that turns rows of training_examples into batches for the items of a day.
 
     Args:
-        shop: Numbers the items.
+        shop: Items; they give each item its row.
         settings: Length of the sequence.
-        objective: "next_day" or "clm"; the day after judges any ranker.
+        objective: "next_day" or "clm". Every evaluation uses "next_day".
     """
     return ExampleCollate(shop.row_of_index, settings.max_length, objective)
 
@@ -40,11 +40,11 @@ class ExampleReader:
     """Streams staged examples.
 
     Attributes:
-        rows: Staged.
+        rows: The staged examples.
         collate: Maps item_index to rows.
-        batch_size: Examples a batch.
-        seed: Of the order.
-        n_workers: Processes that read; 0 reads in this one.
+        batch_size: Examples per batch.
+        seed: Seed of the order.
+        n_workers: Number of processes that read; with 0 this process reads.
     """
 
     rows: StagedRows
@@ -54,14 +54,14 @@ class ExampleReader:
     n_workers: int = 0
 
     def epoch(self, epoch: int) -> Iterator[ExampleBatch]:
-        """Yield the batches of an epoch, shuffled; one without a known target is passed over."""
+        """Yield the batches of an epoch, shuffled; a batch without a known target is skipped."""
         config = StreamConfig(self.batch_size, n_workers=self.n_workers, seed=self.seed)
         for batch in batches(RowGroupStream(self.rows.files, EXAMPLE_COLUMNS, self.collate, config, epoch)):
             if batch.targets.numel():
                 yield batch
 
     def in_order(self) -> Iterator[ExampleBatch]:
-        """Yield all batches in the order of the files; row = place of a user in :meth:`user_ids`."""
+        """Yield all batches in the order of the files, which is the order of :func:`user_ids`."""
         config = StreamConfig(self.batch_size, shuffle_buffer=0)
         yield from batches(RowGroupStream(self.rows.files, EXAMPLE_COLUMNS, self.collate, config))
 
@@ -72,11 +72,13 @@ def user_ids(rows: StagedRows) -> list[str]:
 
 
 def days_with_examples(lake: Lake, basis_version: str, first: date, last: date) -> list[date]:
-    """Anchors from ``first`` to ``last`` that have an example, oldest first; nobody came on the others' next day.
+    """Anchors from ``first`` to ``last`` that have an example, oldest first.
+
+    An anchor without an example is a day after which no user came.
 
     Args:
         lake: Reads training_examples.
-        basis_version: Of the examples.
+        basis_version: Basis of the examples.
         first: Oldest anchor.
         last: Newest anchor.
     """
@@ -92,7 +94,7 @@ def stage_examples(lake: Lake, anchors: Sequence[date], basis_version: str, fold
         lake: Reads training_examples.
         anchors: Anchor days.
         basis_version: Basis that numbers the items.
-        folder: Emptied first.
+        folder: Folder for the files; it is emptied first.
 
     Raises:
         ModelError: There is no example.
@@ -107,11 +109,11 @@ def stage_examples(lake: Lake, anchors: Sequence[date], basis_version: str, fold
 
 
 def rebatched(parts: Iterable[pa.RecordBatch], n_rows: int = STAGED_ROWS) -> Iterator[pa.RecordBatch]:
-    """Put small record batches together: a partition a day makes hundreds of them.
+    """Join small record batches: one partition per day makes hundreds of small batches.
 
     Args:
         parts: Record batches.
-        n_rows: Rows that are held at a time.
+        n_rows: Number of rows that are held in memory at the same time.
     """
     held: list[pa.RecordBatch] = []
     for part in parts:
@@ -124,10 +126,10 @@ def rebatched(parts: Iterable[pa.RecordBatch], n_rows: int = STAGED_ROWS) -> Ite
 
 
 def context_of(batch: ExampleBatch, model: Ranker, settings: RankerSection, daily: DailyCounts) -> Context:
-    """The LTEs of a batch as of its anchors, and the counts for its popularity.
+    """The LTEs of a batch at its anchors, and the counts for the popularity.
 
     Args:
-        batch: On the model's device.
+        batch: Examples on the model's device.
         model: Holds the basis in row order.
         settings: Method and window.
         daily: Counts on the same device.

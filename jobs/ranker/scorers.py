@@ -1,4 +1,4 @@
-"""Scores of the ranker and of what it has to beat on a day's examples, and the table that compares them.
+"""Scores of the ranker and of its baselines on the examples of a day.
 
 Axes: B users, V items; column j of a score is row j + 1 of the vocabulary.
 """
@@ -39,30 +39,30 @@ from lte_models.training.trainer import best_device
 TOP = 10
 BATCH_USERS = 128
 
-# EASE inverts a matrix of its items: 4,000 take seconds, 40,000 would take hours.
+# EASE inverts a matrix of items by items. 4,000 items take seconds, 40,000 items would take hours.
 EASE_ITEMS = 4000
 EASE_EXAMPLES = 50_000
 EASE_L2 = 200.0
 
-# Decayed counting is tuned over these on days before the test day.
+# The baseline of decayed counts is tuned over these values, on days before the test day.
 FLAT_SHARES = (0.0, 0.1, 0.5)
 POPULARITY_WEIGHTS = (0.0, 0.05, 0.3)
 TUNING_EXAMPLES, TUNING_CUTOFF = 1_000, 500
 
-# What the day decides, not the training.
+# These buffers hold the items of the day, so they come from the catalogue of the day and not from the training.
 ITEM_BUFFERS = frozenset(f"item_tower.{name}" for name in Catalogue._fields)
 Scorer = Callable[[ExampleBatch], Tensor]
 IntArray = npt.NDArray[np.int64]
 
 
 class RankerScorer:
-    """Scores the whole vocabulary; the items are embedded once, so make a new one after a training step."""
+    """Scores the whole vocabulary. The items are embedded once, so make a new scorer after each training step."""
 
     def __init__(self, model: Ranker, settings: RankerSection, daily: DailyCounts) -> None:
         """Embed the items.
 
         Args:
-            model: On its device; it is put into eval mode.
+            model: The ranker, on its device; the scorer puts the ranker into eval mode.
             settings: Method and window of the LTEs.
             daily: Counts of the same items.
         """
@@ -84,11 +84,13 @@ class RankerScorer:
 
 
 def newest(batch: ExampleBatch, length: int) -> ExampleBatch:
-    """The batch with the newest ``length`` interactions of each sequence; models of a day differ in what they hold.
+    """The batch with the newest ``length`` interactions of each sequence.
+
+    The models of a day may read sequences of different lengths.
 
     Args:
         batch: Examples whose queries are at the last position.
-        length: L at most.
+        length: Largest L.
     """
     cut = batch.items.shape[1] - length
     if cut <= 0:
@@ -98,10 +100,10 @@ def newest(batch: ExampleBatch, length: int) -> ExampleBatch:
 
 
 def bundled_ranker(bundle: Bundle, shop: CandidateItems) -> Ranker:
-    """A trained ranker over today's items; items newer than its vocabulary are ranked by content and metadata.
+    """A trained ranker over today's items; items that are newer than its vocabulary are ranked by content and metadata.
 
     Args:
-        bundle: Of the basis of ``shop``.
+        bundle: Bundle of the ranker, with the basis of ``shop``.
         shop: Items of the day.
 
     Raises:
@@ -118,9 +120,9 @@ def ranker_scorer(bundle: Bundle, shop: CandidateItems, types: Sequence[str]) ->
     """Scorer of a bundle over today's items.
 
     Args:
-        bundle: Of the basis of ``shop``.
+        bundle: Bundle of the ranker, with the basis of ``shop``.
         shop: Items of the day.
-        types: Interaction types that the examples are coded in.
+        types: Interaction types; the examples hold their positions as codes.
 
     Raises:
         ModelError: The bundle was trained with other interaction types.
@@ -135,12 +137,12 @@ def ranker_scorer(bundle: Bundle, shop: CandidateItems, types: Sequence[str]) ->
 
 
 def baseline_scorers(shop: CandidateItems, recent: ExampleReader, *, ease_items: int = EASE_ITEMS) -> dict[str, Scorer]:
-    """What a ranker has to beat; scores that are equal but for rounding are ordered by popularity.
+    """The baselines that a ranker must beat. Items with scores that are equal up to rounding are ordered by popularity.
 
     Args:
         shop: Items of the day.
-        recent: Examples before the test day, from which EASE learns and on which decayed counting is tuned.
-        ease_items: Most frequent items that EASE knows; others come after them.
+        recent: Examples before the test day. EASE learns from them, and decayed counts are tuned on them.
+        ease_items: Number of most frequent items that EASE knows. All other items are ranked after these.
     """
     n_items = len(shop.item_ids)
     weights = fit_ease(recent, min(n_items, ease_items))
@@ -180,14 +182,14 @@ def baseline_scorers(shop: CandidateItems, recent: ExampleReader, *, ease_items:
 
 
 def best_of(scorers: Sequence[Scorer], recent: ExampleReader) -> Scorer:
-    """Choose among the parameters of a baseline on days before the test day.
+    """Choose the parameters of a baseline on days before the test day.
 
     Args:
-        scorers: One for each choice of parameters.
-        recent: Examples before the test day; the first 1,000 in the order of a hash decide.
+        scorers: One scorer per choice of parameters.
+        recent: Examples before the test day. The first 1,000 examples in the order of a hash decide.
 
     Returns:
-        The one with the best mean NDCG; of equals the first.
+        The scorer with the best mean NDCG; the first one when several are equal.
     """
     batches = list(islice(recent.in_order(), max(1, TUNING_EXAMPLES // recent.batch_size)))
     return max(scorers, key=lambda scorer: _mean_ndcg(batches, scorer))
@@ -207,9 +209,9 @@ def fit_ease(recent: ExampleReader, n_items: int, l2: float = EASE_L2) -> Tensor
     """EASE on the years before recent anchors, over the most frequent items.
 
     Args:
-        recent: Examples; the first 50,000 of them in the order of a hash are enough.
-        n_items: Items that it knows.
-        l2: Regularisation.
+        recent: Examples. The first 50,000 examples in the order of a hash are enough.
+        n_items: Number of items that EASE knows.
+        l2: Strength of the regularisation.
 
     Returns:
         float64 [n_items, n_items].

@@ -1,4 +1,4 @@
-"""Whether a new ranker may go live: paired comparison with each rival, and coverage."""
+"""Decides whether a new ranker may become live, by a paired comparison with each rival and by coverage."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MIN_COVERAGE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found.
+    """Result of the gate.
 
     Attributes:
         metrics: Metric, or (metric, label), to value, for table metrics.
-        reasons: Why the new ranker must not go live; empty where it may.
-        n_users: Users with a known target; below two there was nothing to judge by.
+        reasons: Why the new ranker must not become live; empty when it may.
+        n_users: Number of users with a known target. With fewer than two users no comparison is possible.
     """
 
     metrics: Metrics
@@ -33,21 +33,21 @@ class Verdict:
 
 
 def nobody_came(n_users: int) -> Verdict:
-    """The verdict of a day with fewer than two users to judge by.
+    """The verdict of a day with fewer than two users to compare.
 
     Args:
-        n_users: Users with a known target.
+        n_users: Number of users with a known target.
     """
     return Verdict({("n_users", ""): float(n_users)}, [], n_users)
 
 
 def judge(results: Mapping[str, Scored], facts: DayFacts, shop: CandidateItems, cutoff: int) -> Verdict:
-    """Put all models into one table and decide whether the candidate may go live.
+    """Put all models into one table and decide whether the candidate may become live.
 
     Args:
-        results: By model: "candidate", "live" where there is one, and the baselines.
-        facts: Of the test day.
-        shop: For popularity bias and coverage.
+        results: Model name to results: "candidate", "live" if a ranker is live, and the baselines.
+        facts: Facts of the test day.
+        shop: Items, for popularity bias and coverage.
         cutoff: k of the NDCG that decides.
     """
     metrics: Metrics = {("n_users", ""): float(facts.n_users)}
@@ -66,12 +66,12 @@ def against(ours: Float64Array, theirs: Float64Array, rival: str) -> tuple[dict[
     """Compare the candidate with one rival over the same users.
 
     Args:
-        ours: float [B], NDCG; NaN where a user has no known target.
-        theirs: float [B], of the rival.
-        rival: Its name.
+        ours: float [B], NDCG of the candidate; NaN for a user without a known target.
+        theirs: float [B], NDCG of the rival.
+        rival: Name of the rival.
 
     Returns:
-        Uplift with its interval and p, and the reason against going live, if that is one.
+        Uplift with its interval and p, and the reason against the candidate, if there is one.
     """
     kept = ~np.isnan(ours)
     if not theirs[kept].any():
@@ -84,7 +84,7 @@ def against(ours: Float64Array, theirs: Float64Array, rival: str) -> tuple[dict[
 
 
 def collapsed(metrics: Metrics) -> list[str]:
-    """The reason against a candidate that shows far fewer items than the live ranker, if it does."""
+    """The reason against a candidate that shows far fewer items than the live ranker; empty if it does not."""
     name = f"coverage_at_{TOP}"
     now, before = metrics[name, "candidate"], metrics.get((name, "live"))
     if before is None or now >= MIN_COVERAGE_SHARE * before:
