@@ -1,4 +1,4 @@
-"""What LTEs follow from, as a fingerprint, and which runs no longer fit it (late events, new items, other settings)."""
+"""Fingerprint of the inputs of LTEs, and the runs that no longer fit it (late events, new items, other settings)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _event_days(lake: Lake, lte: LteSection, ds: date) -> list[Row]:
 def input_fingerprint(
     event_days: Iterable[tuple[date, int, str]], *, lte: LteSection, basis_version: str, n_known: int
 ) -> str:
-    """Hash of all that LTEs follow from: equal fingerprints, equal LTEs.
+    """Hash of all inputs of LTEs: equal fingerprints mean equal LTEs.
 
     Args:
         event_days: event_date, n_events, checksum of the days that any window reaches, in any order.
         lte: Windows, methods, half-life, way to count.
         basis_version: Basis.
-        n_known: Items of the basis that were known by ds; they never change and never go.
+        n_known: Number of items of the basis that were known by ds; known items are never changed or deleted.
     """
     days = sorted([day.isoformat(), n_events, checksum] for day, n_events, checksum in event_days)
     content = {"days": days, "lte": asdict(lte), "basis_version": basis_version, "n_known": n_known}
@@ -43,7 +43,7 @@ def input_fingerprint(
 
 
 def input_fingerprint_as_of(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> str:
-    """Fingerprint of what the tables hold now for ``ds``; a run that recorded another one is stale."""
+    """Fingerprint of the current tables for ``ds``; a run that recorded another fingerprint is stale."""
     days = [(day["event_date"], day["n_events"], day["checksum"]) for day in _event_days(lake, deployment.lte, ds)]
     n_known = known_items(read_basis(lake, basis_version), ds).count()
     return input_fingerprint(days, lte=deployment.lte, basis_version=basis_version, n_known=n_known)
@@ -67,7 +67,7 @@ class Staleness:
     late: frozenset[tuple[date, date]]
 
     def reason(self, deployment: Deployment, run: dict[str, Any]) -> str | None:
-        """Why a row of table runs is stale; None while its inputs are what they were."""
+        """Why a row of table runs is stale; None if its inputs are unchanged."""
         if run["job"] != LTE_JOB:
             return None
         if self.fingerprint(deployment, run) == run["input_fingerprint"]:
@@ -75,7 +75,7 @@ class Staleness:
         return self._why(run["ds"], *window_days(run["ds"], reach(lte_windows(deployment.lte))))
 
     def fingerprint(self, deployment: Deployment, run: dict[str, Any]) -> str:
-        """Fingerprint of what the tables hold now for a row of table runs."""
+        """Fingerprint of the current tables for a row of table runs."""
         ds, basis = run["ds"], run["basis_version"]
         start, end = window_days(ds, reach(lte_windows(deployment.lte)))
         days = [day for day in self.event_days if start <= day[0] < end]
@@ -91,7 +91,7 @@ class Staleness:
 
 
 def read_staleness(lake: LakeReader) -> Staleness:
-    """Read what runs are judged by."""
+    """Read the tables that runs are judged by."""
     first_days: dict[str, list[date]] = {}
     for row in lake.rows(ITEM_EMBEDDINGS, columns=["basis_version", "first_ds"]):
         first_days.setdefault(row["basis_version"], []).append(row["first_ds"])

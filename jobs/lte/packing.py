@@ -1,4 +1,4 @@
-"""Interactions of a window as packed integers: made by the engine, collected to sorted histories by a worker."""
+"""Interactions of a window as packed integers: the engine makes them, a worker collects them to sorted histories."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CODE_MASK = (1 << CODE_BITS) - 1
 
 
 class HistoryCollector:
-    """Collects a partition's (user_id, code) rows in eight bytes per interaction, and each user id once."""
+    """Collects a partition's (user_id, code) rows: eight bytes per interaction, and each user id once."""
 
     def __init__(self) -> None:
         self._users = pa.array([], pa.string())
@@ -37,14 +37,14 @@ class HistoryCollector:
         self._n_waiting = 0
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Take rows with columns ``user_id`` and ``code``."""
+        """Add rows with columns ``user_id`` and ``code``."""
         self._waiting.append(batch)
         self._n_waiting += batch.num_rows
         if self._n_waiting >= _FLUSH_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        """Number the users by first appearance and forget their ids."""
+        """Number the users by first appearance and drop the ids of the rows."""
         if not self._n_waiting:
             return
         rows = pa.Table.from_batches(self._waiting)
@@ -65,7 +65,7 @@ class HistoryCollector:
         rank[order] = np.arange(len(order))
         keys = np.empty(sum(map(len, self._keys)), np.int64)
         end = len(keys)
-        while self._keys:  # one after the other, so that they are in memory once
+        while self._keys:  # one after the other, so that memory holds each array only once
             part = self._keys.pop()
             start = end - len(part)
             keys[start:end] = (rank[part >> CODE_BITS] << CODE_BITS) | (part & _CODE_MASK)
@@ -85,13 +85,13 @@ def collected(batches: Iterable[pa.RecordBatch]) -> tuple[pa.StringArray, Histor
 def packed_interactions(interactions: DataFrame, items: DataFrame, ds: date, window: LteWindow) -> DataFrame:
     """Interactions of a window as user_id and code, see :func:`lte_models.averages.pooling.packed_keys`; one row each.
 
-    Ids stay behind here: what is shuffled later is a user id and eight bytes. The item table is broadcast.
+    Item ids are replaced by integers, so the shuffle moves a user id and eight bytes. The item table is broadcast.
 
     Args:
         interactions: Rows of interactions.
         items: item_id, item_index of the known items.
         ds: Data day, from which ages are counted.
-        window: Which interactions; its days select partitions.
+        window: Window of the interactions; its days select partitions.
     """
     recent = interactions.where(in_window(ds, window)).select("user_id", "item_id", "event_date")
     numbered = recent.join(F.broadcast(items), "item_id", "left")

@@ -8,10 +8,10 @@ from jobs.config.sections import LteSection
 from jobs.config.window import LteWindow
 from lte_models.averages.pooling import DISTINCT, Weighting
 
-# What one partition may hold: 8 bytes an interaction in a worker, and its user ids.
+# Largest partition: a worker holds 8 bytes per interaction, and the user ids.
 MAX_PARTITION_ROWS = 2_000_000
 
-# Users in one Arrow batch: 16 MB of vectors at D = 512. Sail joins smaller ones to batches of this size, which copies.
+# Users in one Arrow batch: 16 MB of vectors at D = 512. Sail joins smaller batches to this size by copying them.
 BLOCK_USERS = 8192
 
 
@@ -30,10 +30,10 @@ def lte_windows(lte: LteSection) -> list[LteWindow]:
 
 
 def n_partitions(n_interactions: int, least: int) -> int:
-    """How many partitions keep each at a size that a worker can hold."""
+    """Number of partitions such that a worker can hold each partition."""
     return max(least, math.ceil(n_interactions / MAX_PARTITION_ROWS))
 
 
 def lte_settings(lte: LteSection) -> dict[str, float]:
-    """The settings that decide which LTE a history gives, as metrics."""
+    """The settings that decide the LTE of a history, as metrics."""
     return {"half_life_days": lte.half_life_days, "counts_distinct": float(lte.count == DISTINCT)}

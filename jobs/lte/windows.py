@@ -1,7 +1,7 @@
-"""The history transforms: which days a window holds, which items are known, and interactions as packed integers.
+"""Transforms of the history: the days of a window, the known items, and interactions as packed integers.
 
 Pure: DataFrames and plain values in, one DataFrame out. An interaction's age is the number of whole UTC days from its
-``event_date`` to ``ds``: 0 on ds itself. As E is the end of ds, the window [E - a days, E - b days) holds the ages b to
+``event_date`` to ``ds``: 0 on ds itself. E is the end of ds. So the window [E - a days, E - b days) holds the ages b to
 a - 1, and one interaction lies in at most one of [365, 60) and [60, 0).
 """
 
@@ -35,10 +35,10 @@ def in_window(ds: date, window: LteWindow) -> Column:
 
 
 def reach(windows: Iterable[LteWindow], *, offset_days: int = 0) -> LteWindow:
-    """The window that covers all ``windows`` up to the end of ds, and those of ``offset_days`` before.
+    """The window that covers all ``windows`` up to the end of ds, and the same windows ``offset_days`` earlier.
 
     Raises:
-        lte_models.averages.pooling.PoolingError: It is longer than an age can be counted.
+        lte_models.averages.pooling.PoolingError: The window is longer than the largest age.
     """
     start_days = max(window.start_days for window in windows) + offset_days
     if start_days > MAX_AGE_DAYS:

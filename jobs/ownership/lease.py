@@ -1,8 +1,10 @@
-"""The lease of a lake: at most one run writes the tables, whoever started it (``lte run``, Airflow, a person, a retry).
+"""The lease of a lake: at most one run writes the tables, no matter what started it (``lte run``, Airflow, a person).
 
-A lease is a file ``_lease/N.json`` in the lake. Whoever makes the file N + 1, by a conditional write, holds the lake
-after N. The holder writes its file again every few seconds. A lease whose process is gone from its machine is dead at
-once; a lease of another machine is dead when it was silent for :data:`EXPIRES_SECONDS`. Tasks of one run inherit the
+A lease is a file ``_lease/N.json`` in the lake. The run that makes the file N + 1, by a conditional write, holds the
+lake after N. The holder writes its file again every few seconds. A lease is dead as soon as its process has ended, if
+the process ran on this machine. A lease of another machine is dead after :data:`EXPIRES_SECONDS` without a write.
+
+Tasks of one run inherit the
 lease through the variable ``LTE_LEASE``, and each task has a file ``_lease/N-ID.json`` of its own. So a task that
 outlives its run still keeps other runs away.
 """
@@ -50,15 +52,15 @@ class Holder:
     """Who holds a lease.
 
     Attributes:
-        is_held: False once the run gave the lease back.
+        is_held: False after the run gave the lease back.
         job: Task or command.
         ds: Data day; empty for a command without one.
         who: Account and host.
-        machine: Boot and process namespace: process numbers mean something on the same machine only.
+        machine: Boot and process namespace, because process numbers are valid on one machine only.
         pid: Process number.
-        started: When the process started, in the kernel's ticks: tells it from a later process with its number.
+        started: Start of the process in the kernel's ticks: distinguishes a later process with the same number.
         since: When the lease was taken, UTC.
-        token: Known to the tasks of this run alone.
+        token: Secret that only the tasks of this run know.
     """
 
     is_held: bool
@@ -110,7 +112,7 @@ def _account() -> str:
 
 
 def _machine() -> str:
-    """What process numbers are unique in: containers of one host may share its name, not its process namespace."""
+    """The space in which process numbers are unique. Containers may share a host name, but not a process namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -119,7 +121,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Start of a process in ticks since boot; empty for one that is gone, or killed and not yet waited for."""
+    """Start of a process in ticks since boot; empty if the process has ended, also if its parent has not waited yet."""
     try:
         if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return ""
@@ -169,7 +171,7 @@ class Lease:
 
     @property
     def token(self) -> str:
-        """What a task of this run shows to share the lease."""
+        """Text that a task of this run presents to share the lease."""
         return f"{self.generation}:{self._holder.token}"
 
     def _beat(self) -> None:
@@ -187,10 +189,10 @@ class Lease:
         return is_gone or self._objects.age_seconds(_name(self.generation + 1)) is not None
 
     def check(self) -> None:
-        """Ask before each write whether the lake is still this run's.
+        """Check before each write that this run still holds the lake.
 
         Raises:
-            LeaseLostError: Another run holds it now, or this process was silent so long that another run may.
+            LeaseLostError: Another run holds the lake, or may hold it because this process was silent too long.
         """
         silent = time.monotonic() - self._written
         if silent > EXPIRES_SECONDS or self._is_taken():
@@ -200,7 +202,7 @@ class Lease:
             )
 
     def end(self) -> None:
-        """Give the lease back; a lease that was taken over is left alone."""
+        """Give the lease back; a lease that another run took over is not changed."""
         self._stop.set()
         self._thread.join()
         if self.name != _name(self.generation):
@@ -210,7 +212,7 @@ class Lease:
 
 
 def holders(objects: Objects) -> list[tuple[str, Holder, float]]:
-    """File, holder and seconds of silence of everybody who may still write; dead ones are left out."""
+    """File, holder and seconds of silence of every process that may still write; dead leases are left out."""
     found = []
     for name in objects.names(FOLDER):
         holder, silent = _holder(objects, name), objects.age_seconds(name)
@@ -229,10 +231,10 @@ def _refuse(objects: Objects, others: list[tuple[str, Holder, float]]) -> None:
 
 
 def _take(objects: Objects, job: str, ds: date | None) -> Lease:
-    """Take the lake over from nobody, or from the dead.
+    """Take the lake, if no lease exists or every lease is dead.
 
     Raises:
-        LeaseHeldError: Somebody is alive.
+        LeaseHeldError: Another process that holds the lake is alive.
     """
     _refuse(objects, holders(objects))
     older = objects.names(FOLDER)
@@ -242,8 +244,8 @@ def _take(objects: Objects, job: str, ds: date | None) -> Lease:
         _refuse(objects, holders(objects))
         return _take(objects, job, ds)  # whoever was faster has ended already
     lease = Lease(objects, generation, _name(generation), holder)
-    # A task of an older run may have joined between the look above and the file just made. It sees this file when it
-    # looks again after joining, or it is seen here: one of the two gives way.
+    # A task of an older run may have joined between the check above and the file just made. Either that task sees this
+    # file when it checks again after joining, or this check sees the task: one of the two stops.
     late = [each for each in holders(objects) if _generation(each[0]) < generation]
     if late:
         lease.end()
@@ -299,26 +301,26 @@ def _taken(objects: Objects, job: str, ds: date | None) -> Lease:
             time.sleep(POLL_SECONDS)
 
 
-# The leases of this process, by lake: a command that holds one may call what takes it again.
+# The leases of this process, by lake: a command that holds a lease may call a function that takes the same lease.
 _held: dict[str, Lease] = {}
 
 
 @contextmanager
 def hold_lease(deployment: Deployment, job: str, ds: date | None = None) -> Iterator[Lease]:
-    """Hold the lake of a deployment, for everything that writes tables, bundles or the online store.
+    """Hold the lake of a deployment, for code that writes tables, bundles or the online store.
 
     Inside a lease of the same process or of the run that started this process, the lease is shared.
 
     Args:
-        deployment: Whose lake; the lake is marked as this deployment's own.
-        job: Task or command, for the messages of others.
+        deployment: Owner of the lake; the lake is marked with the deployment's name.
+        job: Task or command, for the messages of other runs.
         ds: Data day.
 
     Yields:
         The lease; ``check`` says whether it still holds.
 
     Raises:
-        LeaseHeldError: Another run holds the lake, and went on for ``LTE_WAIT_SECONDS``.
+        LeaseHeldError: Another run holds the lake, and did not end within ``LTE_WAIT_SECONDS``.
         LeaseLostError: The run that started this process does not hold the lake any more.
         jobs.config.window.ConfigError: The lake belongs to another deployment.
     """
@@ -344,10 +346,10 @@ def hold_lease(deployment: Deployment, job: str, ds: date | None = None) -> Iter
 
 
 def break_lease(objects: Objects) -> list[Holder]:
-    """End every lease of a lake, whoever holds it; runs that are alive after all stop at their next write.
+    """End every lease of a lake, also of other runs; a run that is still alive stops at its next write.
 
     Returns:
-        Whose leases were ended.
+        Holders of the leases that were ended.
     """
     ended = [holder for _, holder, _ in holders(objects)]
     older = objects.names(FOLDER)

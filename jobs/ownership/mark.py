@@ -1,4 +1,4 @@
-"""Marks of ownership: a lake and an online store carry the name of their deployment, and serve no other one."""
+"""Marks of ownership: a lake and an online store hold the name of their deployment, and serve no other deployment."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ MARK = ".deployment"
 
 
 def lake_owner(objects: Objects) -> str | None:
-    """Name of the deployment that the lake belongs to; None where nobody wrote it yet.
+    """Name of the deployment that the lake belongs to; None if the lake has no mark yet.
 
-    A mark without content counts as none: a full disk or a kill left it.
+    An empty mark counts as no mark, because a full disk or a kill can leave an empty file.
     """
     content = objects.read(MARK)
     return (content or b"").decode("utf-8", errors="replace").strip() or None
@@ -32,7 +32,7 @@ def claim_lake(objects: Objects, deployment: Deployment) -> None:
 
     Args:
         objects: The files of the lake.
-        deployment: Whose the lake is to be.
+        deployment: Deployment that becomes the owner.
 
     Raises:
         ConfigError: The lake carries another deployment's name.

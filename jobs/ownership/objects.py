@@ -1,4 +1,4 @@
-"""Small files beside the tables, on a disk or in an object store, one of which can be made only if it is not there."""
+"""Small files beside the tables, on a disk or in an object store; a conditional write fails if the file exists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs.config.window import ConfigError
 if TYPE_CHECKING:  # the library has these names for type checkers alone
     from obstore.store import ClientConfig, RetryConfig
 
-# A store that does not answer is told within a minute or two; without these, the library tries for many minutes.
+# A store that does not answer is reported after one or two minutes; by default the library tries for many minutes.
 PATIENCE: ClientConfig = {"connect_timeout": "10s", "timeout": "30s"}
 RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 
@@ -36,14 +36,14 @@ class Objects:
 
     Attributes:
         root: Folder or URI, for messages.
-        store: Where they are. Each write is atomic: readers see all of a file or nothing.
+        store: Place of the files. Each write is atomic: readers see all of a file or nothing.
     """
 
     root: str
     store: ObjectStore
 
     def create(self, name: str, content: bytes) -> bool:
-        """Make a file unless it is there, by one conditional write; says whether this call made it."""
+        """Make a file unless it exists, by one conditional write; returns whether this call made the file."""
         with self._errors(name):
             try:
                 obstore.put(self.store, name, content, mode="create")
@@ -52,12 +52,12 @@ class Objects:
         return True
 
     def replace(self, name: str, content: bytes) -> None:
-        """Write a file, whether it is there or not."""
+        """Write a file, whether it exists or not."""
         with self._errors(name):
             obstore.put(self.store, name, content, mode="overwrite")
 
     def read(self, name: str) -> bytes | None:
-        """Content of a file; None where there is none."""
+        """Content of a file; None if there is no file."""
         with self._errors(name):
             try:
                 return bytes(obstore.get(self.store, name).bytes())
@@ -65,7 +65,7 @@ class Objects:
                 return None
 
     def age_seconds(self, name: str) -> float | None:
-        """Seconds since a file was written, by this machine's clock; None where there is none."""
+        """Seconds since a file was written, by this machine's clock; None if there is no file."""
         with self._errors(name):
             try:
                 return time.time() - obstore.head(self.store, name)["last_modified"].timestamp()
@@ -78,7 +78,7 @@ class Objects:
             return sorted(found["path"] for part in obstore.list(self.store, folder) for found in part)
 
     def delete(self, name: str) -> None:
-        """Delete a file, which may be gone already."""
+        """Delete a file, if it exists."""
         with self._errors(name):
             try:
                 obstore.delete(self.store, name)
@@ -90,21 +90,21 @@ class Objects:
         try:
             yield
         except (BaseError, OSError) as error:
-            # a store's error has its reason in the first line, and many lines for its authors
+            # the first line of a store's error has the reason; the many other lines are details of the library
             raise ObjectStoreError(f"{self.root}, file {name}: {str(error).splitlines()[0]}") from error
 
 
 def _client_options() -> ClientConfig:
-    """Options of the connection; they replace what the environment says, so the one that deltalake reads is kept."""
+    """Options of the connection. They replace those of the environment, so the option that deltalake reads is kept."""
     may_be_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
     return {**PATIENCE, "allow_http": may_be_http}
 
 
 def objects_of(root: str) -> Objects:
-    """The files under a folder or URI; a folder that is not there yet is made by the first write.
+    """The files under a folder or URI; the first write makes a missing folder.
 
     Raises:
-        ConfigError: The URI has a scheme that knows no conditional write.
+        ConfigError: The URI has a scheme without conditional writes.
     """
     if not is_url(root):
         return Objects(root, LocalStore(Path(root).absolute(), mkdir=True))

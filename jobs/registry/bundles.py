@@ -29,7 +29,7 @@ def bundle_folder(deployment: Deployment, kind: str, ds: date) -> Path:
     """Folder of the bundle that a run trains.
 
     Args:
-        deployment: Whose lake holds it, under ``models``.
+        deployment: Owner of the lake that holds the bundle, under ``models``.
         kind: "autoencoder" or "ranker".
         ds: Data day of the run.
 
@@ -43,12 +43,12 @@ def prune_bundles(deployment: Deployment, kind: str, ds: date) -> list[Path]:
     """Delete the bundles that are older than the rollback horizon; the live ranker is a copy and stays.
 
     Args:
-        deployment: Whose; ``retention.rollback_days`` counts back from ``ds``.
+        deployment: Owner of the bundles; ``retention.rollback_days`` counts back from ``ds``.
         kind: "autoencoder" or "ranker".
         ds: Data day of the run.
 
     Returns:
-        Folders that are gone.
+        Deleted folders.
     """
     oldest = f"ds={(ds - timedelta(days=max(1, deployment.retention.rollback_days))).isoformat()}"
     old = [path for path in (models_folder(deployment) / kind).glob("ds=????-??-??") if path.name < oldest]

@@ -1,4 +1,4 @@
-"""What every training does around its epochs: name itself, start warm, write the bundle, log, record, clear away."""
+"""Steps of every training around its epochs: name, start warm, write the bundle, log, record, delete old files."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Training:
 
     Attributes:
         lake: Gets the row of table model_runs.
-        deployment: Whose bundles and tracking.
+        deployment: Owner of the bundles and the tracking.
         job: Task that trains.
         kind: "autoencoder" or "ranker".
         ds: Data day.
         basis_version: Basis that numbers the items.
-        settings: Of the model, plain values.
+        settings: Settings of the model, plain values.
     """
 
     lake: Lake
@@ -52,7 +52,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from.
+    """Start of a training.
 
     Attributes:
         name: Hash of everything that decides the result; a checkpoint with another name is discarded, not resumed.
@@ -68,13 +68,13 @@ class Trained:
     """The result of a training.
 
     Attributes:
-        config: Of the model, plain JSON values, for the manifest.
-        lte_window: Window of the LTEs that the model takes or makes: "365-60"; empty where it takes none.
+        config: Configuration of the model, plain JSON values, for the manifest.
+        lte_window: Window of the LTEs that the model reads or makes: "365-60"; empty if it uses no LTE.
         weights: Name to tensor.
         item_ids: Vocabulary in row order.
         curve: One entry per epoch.
         metrics: Validation values at the end.
-        size_name: What the report calls the number of items: "n_items".
+        size_name: Name of the number of items in the report: "n_items".
     """
 
     config: Mapping[str, Any]
@@ -90,9 +90,9 @@ def start(training: Training, digest: str, take_over: Callable[[Bundle], int]) -
     """Take over the weights of the day before, and discard a checkpoint that belongs to other data or settings.
 
     Args:
-        training: Which.
+        training: The training.
         digest: Hash of the data and of the model's shape.
-        take_over: Loads what fits of an earlier bundle into the new model; returns the items taken over.
+        take_over: Loads the weights of an earlier bundle that fit the new model; returns the number of such items.
 
     Raises:
         lte_models.training.manifest.BundleError: The bundle of the day before is damaged.
@@ -106,12 +106,12 @@ def start(training: Training, digest: str, take_over: Callable[[Bundle], int]) -
 
 
 def finish(training: Training, started: Start, trained: Trained, staged: Sequence[Path]) -> Metrics:
-    """Write the bundle, log it to MLflow, record it in model_runs, and clear old bundles and staged rows away.
+    """Write the bundle, log it to MLflow, record it in model_runs, and delete old bundles and staged rows.
 
-    A kill at any point is mended by a rerun: each step replaces its own earlier result.
+    After a kill at any point, a rerun finishes the work: each step replaces its own earlier result.
 
     Args:
-        training: Which.
+        training: The training.
         started: From :func:`start`.
         trained: Result.
         staged: Folders with copies of the training rows; they hold user ids and are deleted.

@@ -17,13 +17,13 @@ from schemas import MODEL_RUNS
 
 
 def earlier_bundle(deployment: Deployment, kind: str, ds: date, basis_version: str) -> Bundle | None:
-    """The bundle of the day before, to start from; None where there is none in this basis.
+    """The bundle of the day before, to start from; None if there is no bundle in this basis.
 
     Args:
-        deployment: Whose.
+        deployment: Owner of the bundles.
         kind: "autoencoder" or "ranker".
         ds: Data day of the run.
-        basis_version: Weights of another basis mean something else.
+        basis_version: Basis of the weights; weights of another basis have another meaning.
 
     Raises:
         lte_models.training.bundle.BundleError: The bundle is damaged.
@@ -38,10 +38,10 @@ def training_name(digest: str, settings: Mapping[str, object], basis_version: st
     """Name a training by everything that decides its result. A checkpoint with another name is discarded, not resumed.
 
     Args:
-        digest: Of the data.
-        settings: Of the model.
+        digest: Digest of the data.
+        settings: Settings of the model.
         basis_version: Basis that numbers the items.
-        start: Digest of the weights that it starts from; empty for none.
+        start: Digest of the weights that the training starts from; empty for a cold start.
 
     Returns:
         Hex digits.
@@ -54,9 +54,9 @@ def record_model(lake: Lake, job: str, manifest: Manifest, outcome: str, reason:
     """Write the row of a job and ds in table model_runs; a rerun replaces it.
 
     Args:
-        lake: Where to.
+        lake: Gets the row.
         job: Job.
-        manifest: Of the bundle.
+        manifest: Manifest of the bundle.
         outcome: One of :data:`schemas.operations.MODEL_OUTCOMES`.
         reason: For a person.
     """

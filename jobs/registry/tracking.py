@@ -1,7 +1,7 @@
-"""MLflow: one run a training, with its parameters, its curves by epoch and its manifest.
+"""MLflow: one run per training, with parameters, curves by epoch and manifest.
 
-The bundle's manifest is the record that jobs rely on; MLflow is for people. So a tracking server that is down costs a
-warning, never a training. MLflow takes seconds to import and is loaded only here, after the training.
+The bundle's manifest is the record that jobs rely on; MLflow is for people. So a tracking server that is down causes a
+warning, and never stops a training. MLflow takes seconds to import, so it is loaded only here, after the training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOCAL = "local"
 TAG = "lte.fingerprint"
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow_artifacts"
 
-# Before MLflow is loaded: no usage reports, and a server that does not answer is given up after seconds.
+# Set before MLflow is loaded: no usage reports, and only seconds of waiting for a server that does not answer.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -38,15 +38,15 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What is logged of a training.
+    """Record of a training for MLflow.
 
     Attributes:
         kind: "ranker" or "autoencoder".
         ds: Data day, ISO.
         fingerprint: Names data and settings; the same training is logged once.
         parameters: Settings.
-        curve: One entry an epoch.
-        metrics: At the end.
+        curve: One entry per epoch.
+        metrics: Metrics at the end.
         artefact: File to keep: the manifest.
     """
 
@@ -60,7 +60,7 @@ class TrainingRecord:
 
 
 def tracking_uri(deployment: Deployment) -> str:
-    """URI for MLflow; empty where tracking is off. ``local`` is SQLite beside the bundles."""
+    """URI for MLflow; empty if tracking is off. ``local`` is SQLite beside the bundles."""
     uri = deployment.tracking.uri
     return f"sqlite:///{models_folder(deployment)}/{DATABASE}" if uri == LOCAL else uri
 
@@ -69,11 +69,11 @@ def track(deployment: Deployment, record: TrainingRecord) -> str | None:
     """Log a training, unless it has been logged.
 
     Args:
-        deployment: Where to.
-        record: What.
+        deployment: Names the tracking server.
+        record: Record to log.
 
     Returns:
-        Id of the run; None where tracking is off or failed, which is said on standard error.
+        Id of the run; None if tracking is off or failed. A failure is reported on standard error.
     """
     uri = tracking_uri(deployment)
     if not uri:
@@ -105,8 +105,8 @@ def _tracked(deployment: Deployment, uri: str, record: TrainingRecord) -> str:
 def follow_moved_lake(models: Path) -> None:
     """Make the local database name the folder of artefacts beside it.
 
-    MLflow keeps absolute addresses. In a lake that was moved or copied they name the old place: a training in the copy
-    would write into the original.
+    MLflow keeps absolute addresses. In a lake that was moved or copied, the addresses still name the old place. So a
+    training in the copy would write into the original.
 
     Args:
         models: Folder of the database.

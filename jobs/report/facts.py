@@ -1,7 +1,7 @@
-"""What the report of a run says: facts from the tables, each part with the reason where it is missing.
+"""Facts of a run's report, from the tables; a missing part has the reason instead.
 
-Small parts are read in this process; what needs a pass over LTEs (histograms, norms, drift against bound) is counted by
-the engine.
+This process reads the small parts. The engine counts the parts that need a pass over all LTEs: histograms, norms, drift
+against bound.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ENGINE_ERRORS = (PySparkException, TableError, ConfigError, RuntimeError, OSErr
 
 @dataclass(frozen=True)
 class Distributions:
-    """What the engine counted of the LTEs of ds; empty lists where there is nothing.
+    """Counts of the engine over the LTEs of ds; lists are empty if there are no LTEs.
 
     Attributes:
         n_items: method, lte_window, bin (0 for none, k for 2^(k-1) to 2^k - 1), n_users.
@@ -72,7 +72,7 @@ class Distributions:
 
 @dataclass(frozen=True)
 class Step:
-    """One task of the day: its state, what follows from it, and whether that is good, bad or neither."""
+    """One task of the day: its state, a note on the state, and whether the state is good, bad or neutral."""
 
     task: str
     state: str
@@ -82,14 +82,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that the page shows.
+    """All facts that the page shows.
 
     Attributes:
         deployment: Its name.
         ds: Data day.
         steps: The tasks in order.
-        live: Manifest of the online store, None where nothing is live.
-        live_problem: Why that is not known.
+        live: Manifest of the online store; None if nothing is live.
+        live_problem: Why the live snapshot is unknown.
         ingest: Rows of ingest_log of the landing day.
         quarantine: (target, reason) to rows, of the landing day.
         quarantined: Some quarantined rows.
@@ -97,8 +97,8 @@ class Facts:
         windows: The configured windows.
         metrics: (job, metric, label) to value.
         gates: Rows of gate_results.
-        distributions: What the engine counted.
-        distributions_problem: Why it did not.
+        distributions: Counts of the engine.
+        distributions_problem: Why the engine counted nothing.
         runs: ds, stale, n_failed of the last runs.
     """
 
@@ -135,9 +135,9 @@ def gather(deployment: Deployment, ds: date, states: Mapping[str, str]) -> Facts
     """Read all facts of a run.
 
     Args:
-        deployment: Whose.
+        deployment: The deployment.
         ds: Data day.
-        states: Task to what the scheduler says of it; without one, the tables say what the task left.
+        states: Task to its state in the scheduler; without a state, the tables show whether the task wrote rows.
     """
     lake = lake_reader(deployment)
     live, live_problem = _live(deployment)
@@ -232,7 +232,7 @@ def _runs(lake: LakeReader, deployment: Deployment) -> Rows:
 
 
 def _distributions(deployment: Deployment, ds: date) -> tuple[Distributions, str]:
-    """Counted by the engine; where it does not start, the report says why and goes on."""
+    """Counts of the engine; if the engine does not start, the report gives the reason instead."""
     try:
         with open_lake(deployment, "build_report", ds, is_reading=True) as lake:
             return count_distributions(lake, ds), ""
@@ -262,8 +262,8 @@ def _counted(rows: DataFrame, bin_: Column) -> DataFrame:
 
 
 def n_items_histogram(user_lte: DataFrame) -> DataFrame:
-    """Users by n_items in bins of powers of two: bin 0 holds none, bin k holds 2^(k-1) to 2^k - 1."""
-    # How many powers of two it reaches: exact, where a logarithm is not.
+    """Users by n_items in bins of powers of two: bin 0 is for 0 items, bin k for 2^(k-1) to 2^k - 1 items."""
+    # Number of powers of two up to n_items. Counting is exact; a logarithm is not.
     bits = sum(((F.col("n_items") >= F.lit(1 << power)).cast("int") for power in range(31)), F.lit(0))
     return _counted(user_lte.select("method", "lte_window", "n_items"), bits)
 
@@ -295,7 +295,7 @@ def cosine_by_activity(lte_drift: DataFrame) -> DataFrame:
 
 
 def coverage(facts: Facts, window: LteWindow) -> tuple[int, int, int]:
-    """Days of a window, those of them with interactions, and interactions in it."""
+    """Number of days of a window, number of its days with interactions, and number of its interactions."""
     first, after = window_days(facts.ds, window)
     held = [n for day, n in facts.event_days.items() if first <= day < after and n > 0]
     return (after - first).days, len(held), sum(held)

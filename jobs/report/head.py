@@ -1,4 +1,4 @@
-"""The answers at the top of the page, each from the tables: published? healthy? is the ranker better, and surely?"""
+"""The answers at the top of the page, from the tables: published? healthy? is the ranker better, and how certain?"""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Answer:
 
 
 def answers(facts: Facts, headline: str) -> list[Answer]:
-    """What a reader wants to know first.
+    """The first questions of a reader, with answers.
 
     Args:
-        facts: Of the run.
+        facts: Facts of the run.
         headline: Metric that models are compared by: ``ndcg_at_500``.
     """
     return [_published(facts), _gates(facts), _ranker(facts.of_job("evaluate_ranker"), headline)]
@@ -55,7 +55,7 @@ def _gates(facts: Facts) -> Answer:
 
 
 def _ranker(measured: Mapping[tuple[str, str], float], headline: str) -> Answer:
-    """Against the best baseline; certain where the 95 % interval of the uplift does not hold 0."""
+    """Compare with the best baseline; the result is certain if the 95 % interval of the uplift does not hold 0."""
     question = "Does the ranker beat the best baseline?"
     values = {label: value for (metric, label), value in measured.items() if metric == headline and "/" not in label}
     baselines = {label: value for label, value in values.items() if label not in NOT_BASELINES}

@@ -20,7 +20,7 @@ from lte_models.averages.drift import ACTIVITY_BUCKETS
 COLOURS = {"uniform": "#1f6f8b", "recency": "#c8553d", "autoencoder": "#6a4c93"}
 GREY, BAD = "#8a8f98", "#b3261e"
 
-# Text stays text, ids do not change from run to run.
+# Text stays text, and ids are the same in every run.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lte",
@@ -55,7 +55,7 @@ def _slices(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _numbers(days: Sequence[date]) -> list[float]:
-    """Days as places on an axis."""
+    """Days as positions on an axis."""
     convert: Any = date2num
     return [float(convert(day)) for day in days]
 
@@ -65,7 +65,7 @@ def _colour(method: str) -> str:
 
 
 def coverage_plot(facts: Facts) -> str:
-    """Interactions a day over the reach of the windows, the long window shaded."""
+    """Interactions per day over all windows; the long window is shaded."""
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure()
         longest = max(facts.windows)
@@ -96,7 +96,7 @@ def _histogram(
 
 
 def n_items_plot(facts: Facts) -> str:
-    """Users by known interactions in the window; methods of one window count the same, so each window is drawn once."""
+    """Users by known interactions in the window; all methods of a window count the same, so it is drawn once."""
     rows = facts.distributions.n_items
     with mpl.rc_context(STYLE):
         keys = _slices(rows)
@@ -132,7 +132,7 @@ def norm_plot(facts: Facts) -> str:
 
 
 def drift_plot(facts: Facts) -> str:
-    """Each user's drift against the bound that it must keep; the line is drift = bound."""
+    """Each user's drift against its bound; the line is drift = bound."""
     rows = facts.distributions.points
     with mpl.rc_context(STYLE):
         keys = _slices(rows)
@@ -161,7 +161,7 @@ def _drift_panel(axes: Axes, rows: Sequence[Row], key: tuple[str, str]) -> None:
 
 
 def activity_plot(facts: Facts) -> str:
-    """Cosine with the earlier LTE by activity: the lowest 1 % and the median, a line an offset."""
+    """Cosine with the earlier LTE by activity: the 1 % quantile and the median, one line per offset."""
     rows = [row for row in facts.distributions.activity if row["cosine_p01"] is not None]
     names = [name for start, name in ACTIVITY_BUCKETS if start > 0]  # a cosine needs a vector that is not zero
     with mpl.rc_context(STYLE):
@@ -192,7 +192,7 @@ def _activity_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> No
 
 
 def curve_plot(curves: dict[str, list[tuple[int, float]]]) -> str:
-    """A panel a metric of a training, by epoch."""
+    """One panel per metric of a training, by epoch."""
     with mpl.rc_context(STYLE):
         figure, panels = _figure(len(curves))
         for axes, (metric, points) in zip(panels, sorted(curves.items()), strict=True):

@@ -19,12 +19,12 @@ SAMPLE_ROWS = 5
 
 
 def _link(target: Path, deployment: Deployment, ds: date) -> str:
-    """Address of a file relative to the page, so that both folders can be moved together."""
+    """Address of a file relative to the page, so that the folders of file and page can be moved together."""
     return quote(os.path.relpath(target, report_page(deployment, ds).parent))
 
 
 def verdict(facts: Facts) -> dict[str, str]:
-    """The first line: what came of this day."""
+    """The first line: the result of this day."""
     failed = [gate for gate in facts.gates if not gate["success"]]
     missing = [step.task for step in facts.steps if step.tone == "bad"]
     is_live = facts.live is not None and facts.live["ds"] == str(facts.ds)
@@ -37,7 +37,7 @@ def verdict(facts: Facts) -> dict[str, str]:
 
 
 def ingest_totals(facts: Facts) -> list[dict[str, Any]]:
-    """A row a target: files, read, accepted, duplicate, quarantined, and whether none is lost."""
+    """One row per target: files, read, accepted, duplicate, quarantined, and whether no row is lost."""
     totals = []
     for target in sorted({row["target"] for row in facts.ingest}):
         rows = [row for row in facts.ingest if row["target"] == target]
@@ -51,7 +51,7 @@ def ingest_totals(facts: Facts) -> list[dict[str, Any]]:
 
 
 def slices(facts: Facts) -> list[dict[str, Any]]:
-    """A row a method and window: users, interactions, norms."""
+    """One row per method and window: users, interactions, norms."""
     measured = facts.of_job("compute_lte") | facts.of_job("validate") | facts.of_job("compute_drift")
     labels = sorted({label for metric, label in measured if metric in ("norm_min", "n_zero_users")})
     names = ("n_users", "n_zero_users", "n_items", "n_unknown", "unknown_share", "norm_min", "norm_mean", "norm_max")
@@ -60,7 +60,7 @@ def slices(facts: Facts) -> list[dict[str, Any]]:
 
 
 def drifts(facts: Facts) -> list[dict[str, Any]]:
-    """A row a method, window and offset: Table 2 of the paper and how close drift came to its bound."""
+    """One row per method, window and offset: Table 2 of the paper, and how close drift came to its bound."""
     found = facts.of_job("compute_drift")
     labels = sorted({label for metric, label in found if metric == "n_bound_broken"}, key=_by_offset)
     names = ("n_users", "n_stale", "n_bound_broken", "mean_tau", "mean_cosine", "cosine_p01", "drift_p50", "drift_p99")
@@ -74,7 +74,7 @@ def _by_offset(label: str) -> tuple[str, int]:
 
 
 def autoencoder(facts: Facts) -> dict[str, Any] | None:
-    """Quantiles against yesterday and uniform by activity, and what the training measured; None where there is none."""
+    """Quantiles against yesterday and uniform by activity, and metrics of the training; None without a training."""
     measured, trained = facts.of_job("validate"), facts.of_job("train_autoencoder")
     labels = [label for metric, label in measured if metric == "autoencoder_uniform_cosine_p50"]
     if not labels and not trained:
@@ -89,7 +89,7 @@ def autoencoder(facts: Facts) -> dict[str, Any] | None:
 
 
 def ranker(facts: Facts) -> dict[str, Any] | None:
-    """Metrics a model, the candidate's comparisons, and what the training measured; None where there is none."""
+    """Metrics per model, the candidate's comparisons, and metrics of the training; None if there are none."""
     measured, trained = facts.of_job("evaluate_ranker"), facts.of_job("train_ranker")
     if not measured and not trained:
         return None
@@ -115,7 +115,7 @@ def main_metric(measured: Mapping[tuple[str, str], float]) -> str:
 
 
 def _groups(measured: Mapping[tuple[str, str], float], models: Sequence[str], headline: str) -> dict[str, Any]:
-    """NDCG by the length of the short history, and apart for repeated and new items."""
+    """NDCG by the length of the short history, and separately for repeated and new items."""
     names = list(
         dict.fromkeys(label.split("/", 1)[1] for metric, label in measured if metric == headline and "/" in label)
     )
@@ -161,6 +161,6 @@ def _sample(gate: Row) -> dict[str, Any]:
 def _rows_of(sample: str | None) -> list[Any]:
     try:
         found = json.loads(sample or "[]")
-    except ValueError:  # a user was erased from it
+    except ValueError:  # an erasure removed a user from the sample
         found = [sample]
     return found if isinstance(found, list) else [found]

@@ -13,9 +13,9 @@ PACKAGES = ("jobs", "lte_models", "schemas")
 
 
 def code_version() -> str:
-    """What ``LTE_CODE_VERSION`` says (a deployment's commit, say), or version and digest of this package's code.
+    """Value of ``LTE_CODE_VERSION`` (for example a deployment's commit), or version and digest of this package's code.
 
-    The digest tells an edited clone from the release, so that no result of older code passes for one of newer code.
+    The digest distinguishes an edited clone from the release, so that results of different code have different names.
     """
     return os.environ.get("LTE_CODE_VERSION") or f"{version('long-term-embeddings')}+{_code_digest()}"
 

@@ -1,4 +1,4 @@
-"""The tasks of a day and what each waits for, as data; the DAG lte_daily is held equal by a test."""
+"""The tasks of a day and the tasks that each waits for, as data; a test keeps the DAG lte_daily equal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 INGEST_JOB = "ingest"
 LTE_JOB = "compute_lte"
 
-# Each task and those that must have succeeded before it, in an order that keeps to this; a test holds the DAG equal.
+# Each task and the tasks that must succeed before it, in a valid order; a test keeps the DAG equal.
 NEEDS: Mapping[str, Sequence[str]] = {
     "ingest": (),
     "embed_items": ("ingest",),
@@ -18,7 +18,7 @@ NEEDS: Mapping[str, Sequence[str]] = {
     "compute_drift": ("embed_users",),
     "validate": ("compute_drift",),
     "publish_snapshot": ("validate",),
-    # The ranker's branch: what goes wrong here keeps no LTE from being published.
+    # The ranker's branch: a failure here does not stop the publishing of LTEs.
     "build_examples": ("embed_items",),
     "train_ranker": ("build_examples",),
     "evaluate_ranker": ("train_ranker", "publish_snapshot"),
@@ -26,10 +26,10 @@ NEEDS: Mapping[str, Sequence[str]] = {
 
 TASKS = tuple(NEEDS)
 
-# Runs whatever failed before it, so that a person can see why.
+# Runs also after failures, so that a person can see the reason.
 REPORT_TASK = "build_report"
 
-# Tasks that change what is live are told what started them: a backfill never does.
+# Tasks that change live results must know what started them, because a backfill must not change live results.
 EXTRA_FLAGS: Mapping[str, Sequence[str]] = dict.fromkeys(
     ("publish_snapshot", "evaluate_ranker"), ("--run-type", "manual")
 )

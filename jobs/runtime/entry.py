@@ -1,4 +1,4 @@
-"""How a job ends: the only place where an error becomes an exit code."""
+"""The end of a job: the only place where an error becomes an exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs.runtime.progress import say, show_progress, tell
 CONFIG_EXIT_CODE = 2
 FAILED_EXIT_CODE = 1
 
-# What a shell reports of a process that SIGPIPE or SIGINT ended: 128 and the signal's number.
+# Exit code that a shell reports for a process that SIGPIPE or SIGINT ended: 128 plus the signal's number.
 BROKEN_PIPE_EXIT_CODE = 141
 INTERRUPTED_EXIT_CODE = 130
 
@@ -24,8 +24,8 @@ INTERRUPTED_EXIT_CODE = 130
 def run_job(main: Callable[[], object]) -> NoReturn:
     """Run a job's ``main`` and exit.
 
-    Errors of our own and faults of the machine (a full disk, a missing permission, a damaged table) are told in one
-    sentence. Any other error is a defect and keeps its trace.
+    Errors of this project and faults of the machine (a full disk, a missing permission, a damaged table) are reported
+    in one sentence. Any other error is a defect and keeps its stack trace.
 
     Raises:
         SystemExit: 0 when ``main`` returned, 1 when an input, a gate or the machine failed, 2 when the configuration is
@@ -59,7 +59,7 @@ def _exit_code(main: Callable[[], object]) -> int:
 
 
 def _flush() -> None:
-    """Write what standard output still holds, so that a reader that is gone is noticed here and not at shutdown.
+    """Flush standard output, so that a reader that has ended is noticed here and not at shutdown.
 
     Raises:
         SystemExit: 141 when nobody reads standard output any more, 1 when it cannot be written.
@@ -69,7 +69,7 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        # The interpreter flushes once more at its end: into nothing.
+        # The interpreter flushes again at its end; that output is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             sys.exit(BROKEN_PIPE_EXIT_CODE)
@@ -78,19 +78,19 @@ def _flush() -> None:
 
 
 def _is_unread() -> bool:
-    """Tell whether standard output is a pipe that nobody reads; a broken pipe may also be that of a server."""
+    """Return whether standard output is a pipe that nobody reads; a broken pipe can also be a server's connection."""
     poll = select.poll()
     poll.register(1, 0)
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def is_off(job: str, section: str, *, enabled: bool) -> bool:
-    """Tell, and say, whether a deployment does without a job's model.
+    """Return, and report, whether a deployment has turned off a job's model.
 
     Args:
         job: Job.
         section: Section of the configuration.
-        enabled: Its setting.
+        enabled: Setting ``enabled`` of the section.
     """
     if not enabled:
         say(job, f"{section}.enabled = false, nothing to do")

@@ -1,4 +1,4 @@
-"""Faults of the machine and of stored files, told in one sentence: a stack trace helps nobody to free a disk."""
+"""Faults of the machine and of stored files, in one sentence: a stack trace does not help a person to free a disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 OUR_PACKAGES = ("jobs", "lte_models", "schemas", "__main__")
 
-# What a person can do, by the number of the operating system's error.
+# Advice for a person, by the number of the operating system's error.
 ADVICE = {
     errno.ENOSPC: "free disk space, then run again",
     errno.EDQUOT: "free disk space or ask for a larger quota, then run again",
@@ -19,7 +19,7 @@ ADVICE = {
     errno.EIO: "the disk may be damaged; look at the system's log",
 }
 
-# The same faults in the words of libraries that do not raise OSError: engines, Delta, Arrow, SQLite, LMDB.
+# Texts of the same faults in libraries that do not raise OSError: engines, Delta, Arrow, SQLite, LMDB.
 WORDS = {
     r"No space left on device|os error 28\b|disk is full": errno.ENOSPC,
     r"Disk quota exceeded|os error 122\b": errno.EDQUOT,
@@ -29,7 +29,7 @@ WORDS = {
     r"Input/output error|disk I/O error|os error 5\b": errno.EIO,
 }
 
-# Delta's own errors, and what engines say of a table whose log they cannot read.
+# Delta's own errors, and engines' errors about a table whose log they cannot read.
 DELTA_MODULES = ("deltalake", "_internal")
 DELTA_WORDS = re.compile(r"_delta_log|delta log|DELTA_|transaction log", re.IGNORECASE)
 DELTA_ADVICE = "the log of this table is damaged or missing; restore the files of the table from a copy"
@@ -54,7 +54,7 @@ def sentence_of(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from; a chain that turns on itself ends."""
+    """The error and its causes; a chain with a loop ends."""
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:
@@ -64,7 +64,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _fault(error: BaseException) -> int | None:
-    """Number of the operating system's error, where it is one that a person can do something about."""
+    """Number of the operating system's error, if there is advice for it."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in ADVICE else None
     return next((number for words, number in WORDS.items() if re.search(words, str(error))), None)

@@ -15,7 +15,7 @@ from jobs.config.sections import Deployment
 
 @dataclass(frozen=True)
 class JobConfig:
-    """What every daily job is started with: the deployment and the data day."""
+    """Inputs of every daily job: the deployment and the data day."""
 
     deployment: Deployment
     config_path: Path
@@ -26,7 +26,7 @@ def parse_ds(text: str) -> date:
     """Read a data day as YYYY-MM-DD; Python's own reader also takes 20171230 and 2017-W52-6.
 
     Raises:
-        argparse.ArgumentTypeError: ``text`` is no such day.
+        argparse.ArgumentTypeError: ``text`` is not such a day.
     """
     try:
         day = date.fromisoformat(text)
@@ -38,7 +38,7 @@ def parse_ds(text: str) -> date:
 
 
 def today() -> date:
-    """The day in UTC. Flags are checked against it; nothing else in the jobs reads a clock to choose a day."""
+    """Today in UTC, for the check of flags. No other code in the jobs reads a clock to choose a day."""
     return datetime.now(UTC).date()
 
 
@@ -79,7 +79,7 @@ def job_parser(job: str, description: str | None = None) -> argparse.ArgumentPar
 
 
 def parse_config(argv: Sequence[str] | None, job: str, description: str | None = None) -> JobConfig:
-    """Read the flags of a job that needs no others, and its configuration.
+    """Read the flags of a job without flags of its own, and its configuration.
 
     Raises:
         ConfigError: See :func:`load_deployment`.
@@ -89,5 +89,5 @@ def parse_config(argv: Sequence[str] | None, job: str, description: str | None =
     return JobConfig(load_deployment(arguments.config), arguments.config, arguments.ds)
 
 
-# Airflow's own names of what started a run.
+# Airflow's names for the start of a run.
 RUN_TYPES = ("scheduled", "manual", "backfill", "operator_triggered", "asset_triggered", "asset_materialization")

@@ -1,4 +1,4 @@
-"""Where a run's report and Data Docs are, and the marks that say which deployment a folder belongs to."""
+"""Places of a run's report and Data Docs, and the marks that name the deployment of a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def report_page(deployment: Deployment, ds: date) -> Path:
 
 
 def states_file(deployment: Deployment, ds: date) -> Path:
-    """What became of each task of a run, as JSON: task to state. It lies beside the report of the run."""
+    """File with the state of each task of a run, as JSON: task to state. The file is beside the run's report."""
     return report_page(deployment, ds).with_name("tasks.json")
 
 
@@ -38,11 +38,11 @@ def claim(folder: Path, deployment: Deployment, key: str) -> None:
 
     Args:
         folder: The folder; made if it is missing.
-        deployment: Whose it is to be.
-        key: Setting that names it.
+        deployment: Name of the deployment that becomes the owner.
+        key: Setting that names the folder.
 
     Raises:
-        ConfigError: It is another deployment's.
+        ConfigError: The folder belongs to another deployment.
     """
     claim_for(folder, deployment.deployment.name, key)
 
@@ -50,13 +50,13 @@ def claim(folder: Path, deployment: Deployment, key: str) -> None:
 def claim_for(folder: Path, name: str, key: str, what: str = "pages") -> None:
     """Mark a folder with a deployment's name, see :func:`claim` and :func:`require_owner`."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Two jobs that find no mark write one after the other, and the second reads what the first wrote.
+    # If two jobs find no mark, they write one after the other, and the second job reads the mark of the first.
     with _locked(folder):
         require_owner(folder, name, key, what)
         if read_owner(folder) is None:
             if (folder / OWNER).exists():
                 LOG.warning("%s is empty, as a full disk leaves a file: written again for %r", folder / OWNER, name)
-            # Beside and renamed, both flushed: a kill or a full disk leaves no half mark.
+            # A temporary file is written, flushed and renamed: a kill or a full disk leaves no partial mark.
             write_atomically(folder / OWNER, name)
 
 
@@ -65,12 +65,12 @@ def require_owner(folder: Path, name: str, key: str, what: str = "pages") -> Non
 
     Args:
         folder: The folder, which may be missing.
-        name: Deployment that is about to use it.
-        key: Setting that names it.
-        what: What the folder holds, for the message.
+        name: Deployment that is about to use the folder.
+        key: Setting that names the folder.
+        what: Content of the folder, for the message.
 
     Raises:
-        ConfigError: It is another deployment's.
+        ConfigError: The folder belongs to another deployment.
     """
     found = read_owner(folder)
     if found not in (None, name):
@@ -81,7 +81,7 @@ def require_owner(folder: Path, name: str, key: str, what: str = "pages") -> Non
 
 
 def read_owner(folder: Path) -> str | None:
-    """Deployment that a folder is marked with; None without a mark, and where the mark is empty or no text."""
+    """Deployment that a folder is marked with; None if the mark is missing, empty or not text."""
     try:
         found = (folder / OWNER).read_text(encoding="utf-8").strip("\0 \t\r\n")
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):

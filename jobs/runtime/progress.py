@@ -1,7 +1,7 @@
-"""How far a job is: lines of one format on standard error, through ``logging``.
+"""Progress of a job: lines of one format on standard error, through ``logging``.
 
-``say`` and ``warn`` are for jobs, which name themselves. Rooms below use ``logging.getLogger(__name__)``: their lines
-get the name of the job that runs. A line is ``job: message`` or ``job: WARNING: message``.
+``say`` and ``warn`` are for jobs, which pass their name. Lower packages use ``logging.getLogger(__name__)``: their
+lines get the name of the running job. A line is ``job: message`` or ``job: WARNING: message``.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pathlib import Path
 from jobs.config.secrets import masked
 from jobs.runtime.text import log_line
 
-# Loggers of our own packages; other libraries keep their own ways and levels.
+# Loggers of this project's packages; other libraries keep their own handlers and levels.
 PACKAGES = ("jobs", "lte_models", "schemas")
 
 
 def say(job: str, message: str) -> None:
-    """Tell how far a job is."""
+    """Report the progress of a job."""
     _tell(logging.INFO, job, message)
 
 
 def warn(job: str, message: str) -> None:
-    """Tell what a person should look at although the job goes on."""
+    """Report a problem that a person should look at; the job continues."""
     _tell(logging.WARNING, job, message)
 
 
@@ -37,7 +37,7 @@ def show_progress() -> None:
 
 
 def tell(text: str) -> None:
-    """Write one line to standard error: secrets masked, nothing hidden, not too long."""
+    """Write one line to standard error: secrets are masked, invisible characters are escaped, the length is limited."""
     if sys.stderr is None:  # closed before the start
         return
     try:
@@ -53,7 +53,7 @@ def _tell(level: int, job: str, message: str) -> None:
 
 
 class _StandardError(logging.Handler):
-    """Writes to the standard error of the moment, not to that of the import."""
+    """Writes to the current standard error, not to the standard error at import time."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tell(_line(record))

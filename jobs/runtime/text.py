@@ -1,11 +1,11 @@
-"""Text from outside made fit for a terminal or a log: nothing hidden, nothing that moves the cursor, not too long."""
+"""Makes text from outside safe for a terminal or a log: no invisible text, no cursor movement, limited length."""
 
 from __future__ import annotations
 
 import unicodedata
 
-# One line of a log in bytes of UTF-8, its end included: what pipes write at once, so that lines of two processes that
-# share a log do not mix.
+# Longest line of a log in bytes of UTF-8, with its line break. A pipe writes this many bytes at once, so lines of two
+# processes that share a log do not mix.
 MAX_LINE_BYTES = 4096
 
 # Control characters, formats (bidi marks, zero-width characters, the soft hyphen, tags), lone surrogates, and the two
@@ -16,17 +16,17 @@ HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 # vowels, the blank Braille pattern. Variation selectors stay: they choose the look of a visible emoji.
 HIDDEN_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
-# Python reads a byte that is no UTF-8 as one of these surrogates ("surrogateescape").
+# Python reads a byte that is not UTF-8 as one of these surrogates ("surrogateescape").
 ESCAPED_BYTES = range(0xDC80, 0xDD00)
 
 SHORT_ESCAPES = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
 
 def printable(text: str) -> str:
-    r"""Escape what a reader would not see, or what would act on the terminal.
+    r"""Escape characters that a reader would not see, or that would control the terminal.
 
     Escaped are control characters (``\x1b``, ``\n``), bidi and zero-width marks (``\u202e``), fillers, and lone
-    surrogates (``\udc00``; a byte that was no UTF-8 as ``\xff``). The result is always valid UTF-8.
+    surrogates (``\udc00``; a byte that was not UTF-8 as ``\xff``). The result is always valid UTF-8.
     ``printable(printable(text)) == printable(text)``.
 
     Args:
@@ -36,7 +36,7 @@ def printable(text: str) -> str:
 
 
 class _Escapes(dict[int, str]):
-    """Code point to what is shown for it, worked out once per code point."""
+    """Code point to the text that is shown for it, computed once per code point."""
 
     def __missing__(self, code: int) -> str:
         self[code] = shown = _shown(code)
@@ -64,7 +64,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def log_line(text: str, limit: int = MAX_LINE_BYTES) -> str:
-    """Make one line of a log: printable, and cut where it is too long, with how much is missing.
+    """Make one line of a log: printable, and cut if it is too long, with the number of missing bytes.
 
     Args:
         text: The message; line breaks in it are escaped.
