@@ -1,5 +1,5 @@
-# One image for everything of ours: Airflow's parts, the jobs, and Spark's master and workers. The workers need the same
-# Python and packages as the jobs, because vectors are pooled and items encoded inside them; pyspark brings Spark 4.2.
+# One image for Airflow's parts, the jobs, and Spark's master and workers. The workers need the same Python and packages
+# as the jobs, because the workers pool vectors and encode items. pyspark contains Spark 4.2.
 FROM python:3.11-slim-bookworm
 
 RUN apt-get update \
@@ -30,7 +30,7 @@ ENV SPARK_HOME=/usr/local/lib/python3.11/site-packages/pyspark \
     AIRFLOW_HOME=/airflow \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/lte/dags
 
-# Delta's jars, resolved by Spark itself once for all runs.
+# Spark resolves Delta's jars here once, so no run has to.
 RUN python -c "from jobs.config.sections import EngineSection; from jobs.lake.sessions import spark_session; spark_session(EngineSection(master='local[1]'), 'resolve jars').__enter__().stop()"
 
 ENTRYPOINT ["/usr/bin/tini", "-g", "--"]

@@ -1,4 +1,4 @@
-# `make help` says what there is. Everything runs in $(VENV), on this machine, without Docker.
+# `make help` lists the targets. All of them run in $(VENV), on this machine, without Docker.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -9,7 +9,7 @@ DS ?=
 PORT ?= 8080
 WORKERS ?= 2
 export VENV PORT
-# Relative to the clone: make takes a path with a blank for two, and the clone may lie in such a folder.
+# Relative to the clone: make reads a path with a blank as two paths, and the path of the clone may have a blank.
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 # The site has a virtual environment of its own: mkdocs reads the code as text and needs none of its requirements.
@@ -46,7 +46,7 @@ $(SITE_READY): docs/constraints.txt
 run: $(READY) ## from nothing to a live snapshot: the sample's last two days through Airflow
 	@scripts/run.sh "$(CONFIG)" "$(DS)"
 
-# A file's tests stay in one process and its setup is made once; the long files come early in the alphabet and go first.
+# The tests of a file stay in one process, so the setup is made once. The long files come early in the alphabet and start first.
 test: $(READY) ## the tests, in two processes (PYTEST_ARGS="-k drift" for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		-m "not control and not pairs" --spark-jobs none $(PYTEST_ARGS)
@@ -54,11 +54,11 @@ test: $(READY) ## the tests, in two processes (PYTEST_ARGS="-k drift" for some)
 test-fast: $(READY) ## the tests that take seconds: no scheduler, no Apache Spark
 	@$(BIN)/python -m pytest -m "not slow and not airflow and not spark and not pairs" $(PYTEST_ARGS)
 
-coverage: $(READY) ## branch coverage of the fast tests, per module, with what runs in subprocesses
+coverage: $(READY) ## branch coverage of the fast tests, per module, with subprocesses
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow and not airflow and not spark and not control and not pairs" \
 		--spark-jobs none --cov --cov-report=term $(PYTEST_ARGS)
 
-test-spark: $(READY) ## a cluster, and all jobs' tests on Apache Spark; make test has them on Sail (5 minutes)
+test-spark: $(READY) ## the tests of a cluster and of all jobs, on Apache Spark; make test runs them on Sail (5 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --spark-jobs only $(PYTEST_ARGS)
 
 test-control: $(READY) ## the made shop's negative control, with trained rankers (5 minutes)
@@ -67,7 +67,7 @@ test-control: $(READY) ## the made shop's negative control, with trained rankers
 test-concurrency: $(READY) ## random pairs of jobs at once, with kills (PYTEST_ARGS="--pairs 200 --pairs-seed 1"; 40 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system/test_concurrency.py -m pairs $(PYTEST_ARGS)
 
-test-backfill: $(READY) ## a week's backfill under a real scheduler, all jobs, twice (20 minutes)
+test-backfill: $(READY) ## backfill of one week under a real scheduler, all jobs, twice (20 minutes)
 	@$(BIN)/python -m pytest tests/system/test_airflow.py -k backfill --backfill-days 7
 
 lint: $(READY) ## ruff, format, mypy --strict, import-linter
@@ -80,7 +80,7 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-airflow: $(READY) ## scheduler, API server and UI on 127.0.0.1:$(PORT), for backfills and a look around
+airflow: $(READY) ## scheduler, API server and UI on 127.0.0.1:$(PORT), for backfills and the UI
 	@scripts/airflow.sh "$(CONFIG)"
 
 shell: $(READY) ## a shell whose airflow, lte and python are this clone's
@@ -95,12 +95,12 @@ bench-store: $(READY) ## load rate, latency and memory of the online stores (BEN
 bench-peer: $(READY) ## our ranker beside RecTools' SASRec, in an environment of its own under build/
 	@$(BIN)/python benchmarks/bench_sasrec.py $(BENCH_ARGS)
 
-experiments: $(READY) ## all experiments on CONFIG's data, after `make run`: says its budget and duration first
+experiments: $(READY) ## all experiments on CONFIG's data, after `make run`: prints its budget and duration first
 	@$(BIN)/lte experiment all --config "$(CONFIG)" $(EXPERIMENT_ARGS)
 
 clean: ## remove what running made: Airflow's state, the sample's tables, reports, Data Docs
 	rm -rf .airflow data/complete_journey reports data_docs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and the virtual environment too
+distclean: clean ## clean, and remove the virtual environment
 	rm -rf .venv

@@ -5,9 +5,9 @@
 
 floor  the bare SciPy product, a CSR matrix that is already in memory times the vectors, and `pq.write_table` of the
        same numbers: one thread, no table read, no shuffle, no commit
-job    `jobs.compute_lte.write_lte`: reads Delta, builds the mapped matrix anew, shuffles, multiplies, commits to Delta
-naive  what one writes first in Spark SQL on the same engine: join the vectors to the interactions, average by user; one
-       `avg` a dimension, which was 3 times as fast as `posexplode`
+job    `jobs.compute_lte.write_lte`: reads Delta, builds the mapped matrix, shuffles, multiplies, commits to Delta
+naive  the obvious query in Spark SQL on the same engine: join the vectors to the interactions, average by user; one
+       `avg` per dimension, which was 3 times as fast as `posexplode`
 
 Each runs in a process of its own, floor and job in turn; ratios are medians over these pairs. The three tables are
 compared number by number. Memory is the largest sum over the process and its children.
@@ -134,7 +134,7 @@ def naive(folder: Path, shop: MadeShop) -> Result:
     query = f"""
         SELECT user_id, CAST(array({averages}) AS array<float>) AS embedding, CAST(count(*) AS int) AS n_items
         FROM interactions JOIN item_embeddings USING (item_id)
-        WHERE event_date BETWEEN DATE '{first}' AND DATE '{after - timedelta(days=1)}' GROUP BY user_id"""  # noqa: S608 numbers and dates of our own
+        WHERE event_date BETWEEN DATE '{first}' AND DATE '{after - timedelta(days=1)}' GROUP BY user_id"""  # noqa: S608  only numbers and dates of this script
     with spark_session(deployment.engine, "bench") as spark:
         for name in ("interactions", "item_embeddings"):
             spark.read.format("delta").load(str(folder / "lake" / name)).createOrReplaceTempView(name)
@@ -147,10 +147,10 @@ PARTS: dict[str, Callable[[Path, MadeShop], Result]] = {"floor": floor, "job": j
 
 
 def measured(part: str, folder: Path, *, limit_s: float, limit_mib: float) -> Result:
-    """Run a part in its own process and watch its memory; past a limit it is stopped, and that is the result."""
+    """Run a part in its own process and watch its memory; a part that exceeds a limit is stopped, as its result says."""
     answer = folder / f"{part}.json"
     answer.unlink(missing_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder))  # a cold start each time: the mapped matrix is made anew
+    temporary = Path(tempfile.mkdtemp(dir=folder))  # a new folder, so that the mapped matrix is built each time
     command = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
     started = time.perf_counter()
     child = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(temporary)})
@@ -171,7 +171,7 @@ def measured(part: str, folder: Path, *, limit_s: float, limit_mib: float) -> Re
 
 
 def _reason(took_s: float, peak_mib: float, limit_s: float, limit_mib: float) -> str:
-    """Why a part must stop; empty while it may go on."""
+    """Why a part must stop; empty if it may continue."""
     if took_s > limit_s:
         return f"over {limit_s:.0f} s"
     if peak_mib > limit_mib:
@@ -266,7 +266,7 @@ def shown(size: Result) -> str:
 
 
 def machine() -> str:
-    """What it ran on."""
+    """The machine and the versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
     packages = ", ".join(f"{name} {version(name)}" for name in ("pysail", "deltalake", "pyarrow", "scipy", "numpy"))

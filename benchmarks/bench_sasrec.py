@@ -5,8 +5,8 @@
 
 The interactions are the purchases of The Complete Journey with its most frequent items, in order of time; each user's
 last one is held out and everything before it is trained on. Each side trains causally (each position predicts the next
-item) with the full softmax and keeps its last epoch; a list of ten items a user comes back, and the same code scores
-both. What is not the same is said in docs/benchmarks.md.
+item) with the full softmax and keeps its last epoch; each side returns a list of ten items per user, and the same code
+scores both. docs/benchmarks.md lists the differences.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What both sides share."""
+    """Settings of both sides."""
 
     dim: int = 64
     blocks: int = 2
@@ -183,7 +183,7 @@ def top_lists(model: Ranker, rows: StagedRows, row_of_index: IntArray, settings:
 
 
 def ndcg(top: IntArray, last_item: IntArray) -> float:
-    """Mean NDCG at the length of the lists, one last item a user.
+    """Mean NDCG at the length of the lists, one last item per user.
 
     Args:
         top: int64 [U, k], best first.

@@ -4,8 +4,8 @@
     python benchmarks/bench_store.py --users 20000 --store lmdb
 
 A publish is what `publish_snapshot` does without Delta: load, read every row back for count and checksum, compare a
-sample, swap. Anonymous memory is what the process itself holds; pages of a mapped LMDB file are the kernel's to take
-back.
+sample, swap. Anonymous memory is what the process itself holds; the kernel can take back pages
+of a mapped LMDB file.
 """
 
 from __future__ import annotations

@@ -29,14 +29,14 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class MadeShop:
-    """How much is made.
+    """Sizes of the made data.
 
     Attributes:
         n_interactions: Rows of interactions, over the year that ends with ``DS``.
-        n_users: Users; how active each one is follows a log-normal of sigma 1, so that a tenth make half of all.
+        n_users: Users; their activity is log-normal with sigma 1, so a tenth of them make half of all interactions.
         n_items: Items; popularity falls as 1 / rank.
-        dim: D, floats an item.
-        seed: Of everything.
+        dim: D, floats per item.
+        seed: Seed of all draws.
     """
 
     n_interactions: int
@@ -81,7 +81,7 @@ def ids(prefix: str, numbers: IntArray) -> pa.Array:
 
 
 def write_lake(shop: MadeShop, made: Events, root: Path) -> None:
-    """Write interactions, event_days and item_embeddings, as ingest and embed_items leave them: one file a day."""
+    """Write interactions, event_days and item_embeddings, as ingest and embed_items leave them: one file per day."""
     for chunk in _day_chunks(made):
         deltalake.write_deltalake(_created(INTERACTIONS, root), _interaction_rows(chunk), mode="append")
     deltalake.write_deltalake(_created(EVENT_DAYS, root), _event_days(made), mode="append")
@@ -89,7 +89,7 @@ def write_lake(shop: MadeShop, made: Events, root: Path) -> None:
 
 
 def _created(table: Table, root: Path) -> str:
-    no_session: Any = None  # creating a table needs none
+    no_session: Any = None  # the creation of a table needs no session
     Lake(no_session, str(root)).create(table)
     return table_path(str(root), table)
 

@@ -1,6 +1,6 @@
 """The peer's half of bench_sasrec.py: RecTools' SASRec, run by the interpreter of an environment of its own.
 
-Knows nothing of this project: arrays in, lists of ten items out.
+Imports nothing of this project: reads arrays, writes lists of ten items.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     seed_everything(settings["seed"], verbose=False)
     warnings.filterwarnings("ignore")
     rows = np.load(folder / "train.npz")
-    # one second a row keeps the order: purchases of one basket share their real time
+    # one second per row keeps the order: purchases of one basket have the same real time
     when = pd.Timestamp("2017-01-01") + pd.to_timedelta(np.arange(len(rows["users"])), unit="s")
     frame = {Columns.User: rows["users"], Columns.Item: rows["items"], Columns.Weight: 1.0, Columns.Datetime: when}
     dataset = Dataset.construct(pd.DataFrame(frame))

@@ -2,9 +2,9 @@
 
 `day_may_start` lets one day run after the other. The LTEs: `ingest >> embed_items >> compute_lte >>
 train_autoencoder >> embed_users >> compute_drift >> validate >> publish_snapshot`. The ranker beside them:
-`embed_items >> build_examples >> train_ranker`, and after both `evaluate_ranker`; what goes wrong there keeps no LTE
-from being published. Then `build_report` whatever failed, then `day_is_done`, which succeeds only when all the others
-did and so decides the colour of the run.
+`embed_items >> build_examples >> train_ranker`, and after both branches `evaluate_ranker`. A failure of the ranker's
+branch does not stop the LTEs from being published. Then `build_report` runs, even after a failure. Then `day_is_done`
+runs. It succeeds only if all other tasks succeeded, so it decides the colour of the run.
 
 **Day.** `ds` is the data day: the run of 2017-11-07 starts when that day is over, at 2017-11-08 00:00 UTC.
 `airflow dags trigger lte_daily -l 2017-11-07` and `airflow backfill create --dag-id lte_daily --from-date 2017-11-01
@@ -22,19 +22,19 @@ did and so decides the colour of the run.
 | `LTE_LAST_DAY` | last data day of a data set that has ended, such as the sample: no runs are scheduled after it |
 
 **Pool.** Every job takes a slot of the pool `lte_heavy`. Airflow does not queue a task whose pool does not exist: it
-says so in a warning on the DAG's page and waits. `airflow pools set lte_heavy 1 "one heavy job at a time"` creates it
-(`make airflow` and the Compose file do).
+shows a warning on the DAG's page and waits. `airflow pools set lte_heavy 1 "one heavy job at a time"` creates the
+pool. `make airflow` and the Compose file also create it.
 
 **One day after the other.** A backfill starts up to ten days at once. Each of them waits in `day_may_start` until no
-other day runs. So a day reads what had landed for it and before it, and its drift finds the embeddings of the days
-before.
+other day runs. So a day reads the files that landed for it and for the days before, and its drift finds the LTEs of the
+days before.
 
 **Backfills change nothing that is live**: `publish_snapshot` and `evaluate_ranker` are told the run type. A backfill of
-days that have run does nothing, although Airflow says "Created backfill Dag run" for each;
+days that have run does nothing, although Airflow prints "Created backfill Dag run" for each;
 `--reprocess-behavior completed` runs them again.
 
-A job that exits 1 names the gate or the input that failed; a job that is cleared starts from its inputs again and
-replaces the rows of its own day only.
+A job that exits with 1 names the gate or the input that failed. A job that is cleared reads its inputs again and
+replaces only the rows of its own day.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ with DAG(
     # A plain cron string would make ds the day of the trigger, whose data is not complete.
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=datetime(2000, 1, 1, tzinfo=UTC),
-    # It ends the tasks, too: Airflow 3.3.2 makes a run of a later day green without a task. `make run` and the
-    # `airflow` of scripts/env.sh refuse such a day.
+    # The end date also ends the tasks: Airflow 3.3.2 marks a run of a later day as a success without a task.
+    # `make run` and the `airflow` of scripts/env.sh refuse such a day.
     end_date=datetime.fromisoformat(LAST_DAY).replace(tzinfo=UTC) if LAST_DAY else None,
     catchup=False,
     max_active_runs=1,
-    # A run that cannot go on, say for want of its pool, must not hold up the days after it for ever.
+    # A run that cannot continue, for example because its pool does not exist, must not block the later days for ever.
     dagrun_timeout=timedelta(days=2),
     default_args=JOB_LIMITS,
     doc_md=__doc__,
@@ -80,9 +80,9 @@ with DAG(
     ingest, embed_items, train_ranker = job("ingest"), job("embed_items"), job("train_ranker")
     run_type = ("--run-type", "{{ dag_run.run_type.value }}")
     publish, evaluate = job("publish_snapshot", *run_type), job("evaluate_ranker", *run_type)
-    # What became of the other tasks: tables alone cannot tell a task that failed from one that never started.
+    # The states of the other tasks: tables alone cannot tell a failed task from a task that never started.
     states = "--states '{{ ti.get_task_states(dag_id=dag.dag_id, run_ids=[run_id])[run_id] | tojson }}'"
-    # Whatever failed, but not where `day_may_start` refused the run: that run has no day to report on.
+    # Runs also after a failure, but not if `day_may_start` refused the run: such a run has no day to report on.
     report = job("build_report", states, trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS)
     # Not as_teardown(on_failure_fail_dagrun=True): under it Airflow 3.3.2 marks a run whose gate failed as a success.
     day_is_done = EmptyOperator(task_id="day_is_done")

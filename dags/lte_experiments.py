@@ -1,18 +1,19 @@
 """# Which LTE helps, how, and what leaks: the experiments, started by hand.
 
 `integration` (the paper's Table 1), `leakage` (section 5.5), `sequence-length` (section 5.3) and `autoencoder`
-(section 9.2) on the data of the deployment that `LTE_CONFIG` names, one task each. They have no schedule and change
-nothing that is live.
+(section 9.2) on the data of the deployment that `LTE_CONFIG` names, one task each. The experiments have no schedule and
+change nothing that is live.
 
-**What comes out**: rows of the table `experiments`, and a CSV, tables and a plot under `reports/experiments`. Each task
-says in its log what it will train and how long that takes before it starts.
+**What comes out**: rows of the table `experiments`, and a CSV, tables and a plot under `reports/experiments`. Before
+a task starts, its log says what the task will train and how long that takes.
 
 **Parameters** of a run: `ds`, the last test day (empty: the last day with interactions), and `flags`, further
 flags of `lte experiment`, such as `--seeds 0,1,2,3 --fresh`. Section `[experiment]` of the configuration holds the
 defaults.
 
-Finished trainings are kept: a task that is cleared, or that used up its budget of minutes, goes on where it stopped.
-Tasks share the pool `lte_heavy` with the daily run, so that they never compete with it for the machine's memory.
+Finished trainings are kept: a task that is cleared, or that used up its budget of minutes, continues where it stopped.
+Tasks share the pool `lte_heavy` with the daily run, so that experiments and daily run never compete for the
+memory of the machine.
 """
 
 from __future__ import annotations

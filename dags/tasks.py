@@ -37,11 +37,11 @@ def job_task(task_id: str, job: str, *flags: str, **settings: Any) -> BashOperat
         settings: Further arguments of the operator.
 
     Returns:
-        The task; it takes part in the DAG whose context is open.
+        The task; it belongs to the DAG whose context is open.
     """
     command = [
         # `exec` leaves no shell between Airflow and the job, so that killing the task kills the job.
-        # `-P` keeps the folder that the task stands in off the import path: a file there must not replace a package.
+        # `-P` keeps the working directory off the import path: a file there must not replace a package.
         f'exec "${{LTE_PYTHON:-{sys.executable}}}" -P -m jobs.{job}',
         '--config "${LTE_CONFIG:?names the TOML file of the deployment and is not set}"',
         *flags,
@@ -50,7 +50,7 @@ def job_task(task_id: str, job: str, *flags: str, **settings: Any) -> BashOperat
         task_id=task_id,
         bash_command=" ".join(command),
         cwd=str(PROJECT),
-        # A job waits for another run of the same lake, or for the zombie of its own earlier try, and then fails.
+        # A job waits for another run of the same lake, or for a process that its own earlier try left. Then it fails.
         env={"PYTHONUNBUFFERED": "1", "LTE_WAIT_SECONDS": os.environ.get("LTE_WAIT_SECONDS", "3600")},
         append_env=True,
         skip_on_exit_code=None,

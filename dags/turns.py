@@ -14,7 +14,7 @@ class DayMayStart(BaseSensorOperator):
     """Waits until no other day of this DAG runs.
 
     A backfill starts up to ten days at once, and a day that is triggered by hand starts beside them. Each day reads
-    what its own ``ingest`` and those before it have taken in. So no ``ingest`` may run between two tasks of another
+    the rows of its own ``ingest`` and of the ones before. So no ``ingest`` may run between two tasks of another
     day.
 
     The sensor looks every few seconds and holds no worker in between. ``max_active_tis_per_dag`` must be 1: then no two
@@ -27,7 +27,7 @@ class DayMayStart(BaseSensorOperator):
         Args:
             task_id: Name of the task.
             last_task: The task whose state says that a day is over.
-            last_day: Last data day of a data set that has ended, YYYY-MM-DD; None for one that goes on.
+            last_day: Last data day of a data set that has ended, YYYY-MM-DD; None for a data set that continues.
             settings: Further arguments of the operator.
         """
         super().__init__(task_id=task_id, mode="reschedule", poke_interval=15, **settings)

@@ -1,7 +1,7 @@
-"""Bring your own data, by example: UCI Online Retail II as landing files (docs/landing.md).
+"""An example of your own data: UCI Online Retail II as landing files (docs/landing.md).
 
-The shop's tables are not ours: other names, no interaction types, one line a basket position, returns among them. Copy
-this file and change what differs for yours; what lands is checked again by ``ingest``, row by row.
+The tables of the shop have other names, no interaction types, one line per basket position, and returns. Copy this file
+and change what is different in your tables. ``ingest`` checks each landed row again.
 
     python examples/online_retail_ii.py FOLDER --out data/online_retail_ii/landing
     make run CONFIG=configs/online_retail_ii.toml DS=2011-12-08
@@ -30,7 +30,7 @@ PRICE_TIERS = {"budget": 1.0, "low": 2.5, "mid": 5.0, "premium": float("inf")}
 
 
 class SourceError(ValueError):
-    """Files that are not what this converter reads; the message names the file and the column."""
+    """Files that this converter cannot read; the message names the file and the column."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Write a shop of 15 items and 40 users, each with a favourite category, as landing files of two days.
 
-``python examples/small_shop.py FOLDER`` writes ``FOLDER/landing``; docs/tutorial.md goes on from there.
+``python examples/small_shop.py FOLDER`` writes ``FOLDER/landing``; docs/tutorial.md has the next steps.
 """
 
 import csv
@@ -26,7 +26,7 @@ def write(path: Path, rows: list[tuple[str, ...]]) -> None:
 
 
 def events() -> dict[str, list[tuple[str, ...]]]:
-    """Sixty events per user, spread over a year; landing day to rows. The last day lands on its own."""
+    """Sixty events per user, spread over a year; landing day to rows. The last day has a landing day of its own."""
     landed: dict[str, list[tuple[str, ...]]] = {"2026-01-30": [], "2026-01-31": []}
     for user in range(40):
         favourite = random.choice(list(TITLES))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make airflow`: scheduler, DAG processor, API server and UI of one deployment, on loopback, until Ctrl-C.
-# Not `airflow standalone`: its log servers listen on all interfaces, and it leaves its parts behind when it is killed.
+# Not `airflow standalone`: its log servers listen on all interfaces, and its parts keep running when it is killed.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh" "${1:-}"
 source "$LTE_HOME/scripts/airflow_db.sh"
@@ -17,10 +17,10 @@ take_home "make airflow on port $AIRFLOW__API__PORT" || {
   echo "make airflow: this deployment's Airflow is used by: $owner. Wait for its end, or end it" >&2
   exit 1
 }
-# A new DAG is paused, and the runs of a paused DAG, backfills too, stay queued.
+# A new DAG is paused. Runs of a paused DAG stay queued, also backfills.
 prepare_airflow "dags reserialize" "dags unpause --yes lte_daily"
 
-set -m # every part leads a process group of its own, so that what is left of it can be found
+set -m # every part has a process group of its own, so that stop_part reaches all of its processes
 parts=()
 start_part() {
   local name="$1"
@@ -44,14 +44,14 @@ stop_parts() {
   trap '' INT TERM
   rm -f "$AIRFLOW_HOME/url"
   echo "airflow: stopping; a running job is ended, its task fails"
-  # The scheduler first: its tasks report their end to the API server.
+  # The scheduler stops first, because its tasks report their end to the API server.
   for ((part = ${#parts[@]} - 1; part >= 0; part--)); do stop_part "${parts[part]}"; done
 }
 trap stop_parts EXIT
 trap 'exit 0' INT TERM
 
 echo "airflow: starting; logs in $AIRFLOW_HOME/{api-server,scheduler,dag-processor}.log"
-# It writes the password of the user admin.
+# The API server writes the password of the user admin into a file.
 start_part api-server private "$program" api-server
 start_part dag-processor "$program" dag-processor
 start_part scheduler "$program" scheduler --skip-serve-logs

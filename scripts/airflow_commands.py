@@ -1,6 +1,6 @@
 """Run several commands of Airflow in one process:  airflow_commands.py "db migrate" "dags reserialize".
 
-To import Airflow takes longer than most of its commands.
+The import of Airflow takes longer than most of its commands.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# Prepares this deployment's Airflow: metadata database, the pool of heavy jobs; and says who may use it.
+# Prepares this deployment's Airflow: the metadata database, the pool of heavy jobs, and the lock of the Airflow home.
 # Sourced after env.sh.
 
 AIRFLOW_LOG="$AIRFLOW_HOME/prepare.log"
 
-# Begins the calling script anew, with the metadata database up until it ends.
+# Starts the calling script again from its first line; the metadata database is up until the script ends.
 with_database() {
   [ "${AIRFLOW_DB_HELD:-}" = "$AIRFLOW_HOME" ] && return
   export AIRFLOW_DB_HELD="$AIRFLOW_HOME"
   exec python -P "$LTE_HOME/scripts/with_database.py" bash "$0" "$@"
 }
 
-# One `make run` or `make airflow` for each home. Fails where another one has it, and then $owner says which. The kernel
-# drops the lock with the last process that has it, so a scheduler whose script was killed still has its home.
+# One `make run` or `make airflow` per home. Fails if another one has the home; then $owner says which. The kernel
+# drops the lock with the last process that has it. So a scheduler whose script was killed still has its home.
 take_home() {
   mkdir -p -m 700 "$AIRFLOW_HOME"
   exec 9>>"$AIRFLOW_HOME/owner"
@@ -31,7 +31,7 @@ week_before() {
   from="$(date -u -d "$to - 6 days" +%F)"
 }
 
-# What Airflow writes holds passwords and keys, so it is for this user alone. Not for the jobs: their files are for others.
+# Files that Airflow writes hold passwords and keys, so only this user may read them. Files of the jobs are for others too.
 quietly() {
   (umask 077 && "$@") >>"$AIRFLOW_LOG" 2>&1 9>&- || {
     echo "failed: $*; the end of $AIRFLOW_LOG:" >&2
@@ -40,7 +40,7 @@ quietly() {
   }
 }
 
-# Further commands of Airflow may follow those that every use needs.
+# The arguments are further commands of Airflow, which run after those that every use needs.
 prepare_airflow() {
   : >"$AIRFLOW_LOG"
   echo "airflow: $AIRFLOW_DB_KIND as metadata database, in $AIRFLOW_HOME"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The other commands of the README on what `make run` has made, for continuous integration. Each must end well and say
-# what it promises.
+# For continuous integration: the other commands of the README, after `make run`. Each command must exit with 0 and print
+# the expected text.
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -24,7 +24,7 @@ must_say "2017-11-07" airflow backfill create --dag-id lte_daily --from-date 201
 # A rerun of the live day replaces its rows by the same ones and leaves what is live as it was.
 lte run 2017-12-31
 must_say '"ds": "2017-12-31"' lte status --json
-# To the snapshot of the day before, and back.
+# Switches to the snapshot of the day before, and then returns.
 must_say '"ds": "2017-12-30"' lte rollback --json
 must_say '"ds": "2017-12-31"' lte rollback --json
 must_say "files compacted" lte maintain

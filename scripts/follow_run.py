@@ -1,7 +1,7 @@
 """Run a data day through the Airflow that `make airflow` has started.
 
-Triggers the day, or clears it where it has run, shows each task as it starts and ends, and waits. Exit code 0 only if
-``day_is_done`` has succeeded: a run that timed out or was marked by hand has not.
+Triggers the day, or clears the day if it has run. Shows each task as it starts and ends, and waits for the end.
+The exit code is 0 only if ``day_is_done`` has succeeded. A run that timed out or was marked by hand gives 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DAG = "lte_daily"
 LAST_TASK = "day_is_done"
 ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 LOOK_SECONDS = 2.0
-PATIENCE_SECONDS = 300  # of one answer: the machine may be busy with the jobs themselves
+PATIENCE_SECONDS = 300  # limit of one answer: the machine may be busy with the jobs
 LOG_LINES = 25
 
 
@@ -42,7 +42,7 @@ class Airflow:
         self.headers["Authorization"] = f"Bearer {self.call('/auth/token', login)['access_token']}"
 
     def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Ask for a path, or post to it where there is a body.
+        """Get a path, or post to the path if there is a body.
 
         Raises:
             urllib.error.HTTPError: Airflow refuses.
@@ -54,15 +54,15 @@ class Airflow:
 
 
 def started_run(airflow: Airflow, ds: str, *, unless_done: bool) -> str | None:
-    """Trigger the day, or clear it where it has ended.
+    """Trigger the day, or clear the day if it has ended.
 
     Args:
         airflow: The running Airflow.
         ds: Data day.
-        unless_done: Whether a day that has succeeded stays as it is.
+        unless_done: Whether a day that has succeeded is left alone.
 
     Returns:
-        Id of the run; None where there is nothing to do.
+        Id of the run; None if there is nothing to do.
     """
     runs = f"/api/v2/dags/{DAG}/dagRuns"
     day = f"{ds}T00:00:00Z"
@@ -106,7 +106,7 @@ def _show(airflow: Airflow, run: str, task: Mapping[str, Any], shown: dict[str, 
 
 
 def _log(airflow: Airflow, path: str) -> list[str]:
-    """The last lines that the job itself printed, or why Airflow started none."""
+    """The last lines that the job itself printed, or the reason why Airflow started no job."""
     events = [entry for entry in airflow.call(path)["content"] if isinstance(entry, dict)]
     said = [entry["event"] for entry in events if "SubprocessHook" in str(entry.get("logger"))]
     reasons = [each["exc_value"] for entry in events for each in entry.get("error_detail") or ()]

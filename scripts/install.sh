@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the virtual environment and installs the project with exactly the tested versions. Called by make.
-# pip and uv compare each file that they fetch with the hashes in constraints.txt; a file with another hash ends the
-# installation. Where the files come from is pip's or uv's own configuration.
+# pip and uv compare each fetched file with the hashes in constraints.txt. A file with another hash ends the
+# installation. The configuration of pip or uv decides where the files come from.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv="${VENV:-.venv}"
@@ -33,8 +33,8 @@ else
   install=("$venv/bin/python" -m pip install --disable-pip-version-check)
 fi
 
-# pyspark is published as source only. Its build, and ours, use the setuptools of the hashed set: without isolation
-# neither fetches a setuptools that nobody has checked.
+# pyspark is published as source only. Its build and the build of this project use the setuptools of the hashed set.
+# Without build isolation no build fetches a setuptools whose hash nobody has checked.
 builder="$(mktemp)"
 trap 'rm -f "$builder"' EXIT
 awk '/^[^ #]/ { inside = /^setuptools==/ } inside' constraints.txt >"$builder"

@@ -49,7 +49,7 @@ Exit codes of both: 0 done; 1 an input, a gate or the store failed; 2 the flags 
 """
 
 
-class _Parser(Exception):  # noqa: N818 no error: it carries a parser out of a main
+class _Parser(Exception):  # noqa: N818 not an error: carries a parser out of a main
     """Carries the parser of a task out of its ``main``."""
 
 
@@ -115,7 +115,7 @@ def _toml(value: Any) -> str:
 
 
 def commands_markdown() -> str:
-    """Every command and every task, with its flags."""
+    """All commands and all tasks, with their flags."""
     parser = cli._parser()
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = [COMMANDS, "## The command `lte`\n"]
@@ -130,7 +130,7 @@ def commands_markdown() -> str:
 
 
 def parser_of(main: Callable[[Sequence[str]], object]) -> argparse.ArgumentParser:
-    """The parser that a ``main`` builds: whatever it is called, the ``main`` asks it to parse.
+    """The parser that a ``main`` builds, caught at the moment when ``main`` asks it to parse.
 
     Raises:
         ValueError: ``main`` parses nothing.
@@ -167,7 +167,7 @@ def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def pages() -> dict[str, str]:
-    """Name of each page, and what it must hold."""
+    """Name and expected text of each page."""
     return {
         "tables.md": tables_markdown(),
         "configuration.md": configuration_markdown(),

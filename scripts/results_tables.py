@@ -1,9 +1,9 @@
-"""Put what `lte experiment` found on several data sets side by side, as Markdown on standard output (docs/results.md).
+"""Print the results of `lte experiment` on several data sets side by side, as Markdown (docs/results.md).
 
     python scripts/results_tables.py "Online Retail II=data/online_retail_ii/reports/experiments/online_retail_ii" ...
 
-Each argument is a title and a folder with the CSV files that an experiment wrote. Bold: the sign is the same in all
-seeds and days that decide, see ``verdict`` in docs/reference/tables.md.
+Each argument is a title and a folder with the CSV files that an experiment wrote. Bold: the result
+holds, see ``verdict`` in docs/reference/tables.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read(folders: Mapping[str, Path], name: str) -> Tables:
 
 
 def is_whole(row: Row) -> bool:
-    """Whether a row is of the main metric and of the test days as a whole."""
+    """Whether a row has the main metric over all test days."""
     return (row["metric"], row["targets"], row["short_history"]) == (METRIC, "all", "all")
 
 
@@ -38,7 +38,7 @@ def percent(value: str) -> str:
 
 
 def uplift(row: Row) -> str:
-    """Uplift in percent, 95 % interval, p, and in how many of the seeds and days its sign is the same."""
+    """Uplift in percent, 95 % interval, p, and the number of seed-days with the same sign."""
     p = "p < 1e-9" if float(row["p"]) < 1e-9 else f"p = {float(row['p']):.1g}"
     value = f"**{percent(row['uplift'])}**" if row["verdict"].startswith("holds") else percent(row["uplift"])
     interval = f"[{percent(row['uplift_low'])}, {percent(row['uplift_high'])}]"
@@ -46,7 +46,7 @@ def uplift(row: Row) -> str:
 
 
 def level(row: Row) -> str:
-    """The metric, with smallest and largest over seeds where there are several."""
+    """The metric, with smallest and largest value if there are several seeds."""
     spread = f" ({float(row['seed_low']):.4f} to {float(row['seed_high']):.4f})" if int(row["n_seeds"]) > 1 else ""
     return f"{float(row['value']):.4f}{spread}"
 
@@ -54,7 +54,7 @@ def level(row: Row) -> str:
 def side_by_side(
     tables: Tables, wanted: Callable[[Row], bool], label: Callable[[Row], str], cell: Callable[[Row], str]
 ) -> Iterable[str]:
-    """One line a label, one column a data set; a paper column first where a row has the paper's number."""
+    """One line per label, one column per data set; first a column of the paper, if a row has the paper's number."""
     cells: dict[str, dict[str, str]] = {}
     for title, rows in tables.items():
         for row in filter(wanted, rows):
@@ -70,7 +70,7 @@ def side_by_side(
 
 
 def contrast_tables(tables: Tables) -> Iterable[str]:
-    """Uplifts without and with history features, each where the experiment has it."""
+    """Uplifts without and with history features, if the experiment has them."""
     for history, words in (("off", "History features off (the paper's model)"), ("on", "History features on")):
 
         def wanted(row: Row, history: str = history) -> bool:

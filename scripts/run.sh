@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make run`: the DAG through Airflow itself, for the day before DS (so that drift has something to compare with; without
-# models) and for DS. Where `make airflow` runs for this deployment, its scheduler runs both days, with their models.
+# `make run`: the DAG through Airflow, for two days. The day before DS runs without models; it gives drift a day to compare
+# with. Then DS runs. If `make airflow` runs for this deployment, its scheduler runs both days, with models.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh" "${1:-}"
 source "$LTE_HOME/scripts/airflow_db.sh"
@@ -14,7 +14,7 @@ if [[ -n "${LTE_LAST_DAY:-}" && "$ds" > "$LTE_LAST_DAY" ]]; then
   exit 2
 fi
 with_database "$@"
-# A person is watching: show the reason of a failure at once instead of trying again, and who else writes the lake.
+# A person is watching: do not retry or wait for another run of the lake, but show the reason of a failure at once.
 export LTE_RETRIES=0 LTE_WAIT_SECONDS="${LTE_WAIT_SECONDS:-0}"
 day_before="$(date -u -d "$ds - 1 day" +%F)"
 failed() {
@@ -27,7 +27,7 @@ run_day() {
   shift
   echo
   echo "==== $day: airflow dags test lte_daily $day (all of its output: $log)"
-  # Its exit code says nothing of a run that timed out or ran no task: show_tasks.py looks at the last task.
+  # Its exit code does not show that a run timed out or ran no task. So show_tasks.py looks at the last task.
   { airflow dags test lte_daily "$day" "$@" </dev/null 2>&1 || true; } | tee "$log" |
     python "$LTE_HOME/scripts/show_tasks.py" || failed "$day" "$log"
 }
@@ -51,7 +51,8 @@ make_fashion() {
 
 run_both_days() {
   prepare_airflow
-  # Models are trained once: the day before is there for its LTEs. No other day can run: this script has the home.
+  # The day before is needed for its LTEs alone, so only DS trains models. No other day can run: this script holds the
+  # home.
   local models="train_autoencoder|embed_users|build_examples|train_ranker|evaluate_ranker"
   LTE_AUTOENCODER__ENABLED=false LTE_RANKER__ENABLED=false \
     run_day "$day_before" --mark-success-pattern "$models|day_may_start"

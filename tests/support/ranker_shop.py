@@ -55,14 +55,14 @@ def shop_rows() -> list[Row]:
 
 
 def put_rows(lake: Lake, rows: list[Row]) -> None:
-    """Append interactions at noon, and say so in event_days as ingest does."""
+    """Append interactions at noon, and count them in event_days as ingest does."""
     noon = [datetime(day.year, day.month, day.day, 12, tzinfo=UTC) for _, _, day in rows]
     put(lake, INTERACTIONS, [(u, i, ts, "purchase", "", None, d, d) for (u, i, d), ts in zip(rows, noon, strict=True)])
     refresh_event_days(lake, sorted({day for _, _, day in rows}))
 
 
 def vectors() -> dict[str, list[float]]:
-    """Unit vectors, those of one taste alike."""
+    """Unit vectors; items of one taste have similar vectors."""
     rng = np.random.default_rng(6)
     centres = rng.normal(size=(3, DIM))
     made = [centres[item // 6] + 0.5 * rng.normal(size=DIM) for item in range(N_ITEMS)]

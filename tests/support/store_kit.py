@@ -1,4 +1,4 @@
-"""What the tests of the online stores share: real servers, and snapshots whose every float tells its version."""
+"""What the tests of the online stores share: real servers, and snapshots in which every float names its version."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIM = 8
 
 @dataclass(frozen=True)
 class Place:
-    """Where a store is, in a form that another process can be given."""
+    """Place of a store, in a form that another process can read."""
 
     kind: str
     location: str
@@ -116,12 +116,12 @@ def _wait_until_it_answers(client: redis.Redis, server: subprocess.Popen[bytes])
 
 
 def markers_of(embeddings: np.ndarray) -> set[float]:
-    """All different floats of [B, D]: one of them, unless versions were mixed."""
+    """The different floats of [B, D]: exactly one, unless versions were mixed."""
     return set(np.unique(embeddings).tolist())
 
 
 def kept_on_disk(store: OnlineStore) -> frozenset[str]:
-    """Versions of which the store still has anything."""
+    """Versions of which the store still has a part."""
     with store.writer() as writer:
         return writer.versions()
 

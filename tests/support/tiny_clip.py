@@ -47,7 +47,7 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises far more pixels than it has bytes."""
+    """A PNG whose header names far more pixels than the file can hold."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
