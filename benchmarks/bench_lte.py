@@ -147,7 +147,7 @@ PARTS: dict[str, Callable[[Path, MadeShop], Result]] = {"floor": floor, "job": j
 
 
 def measured(part: str, folder: Path, *, limit_s: float, limit_mib: float) -> Result:
-    """Run a part in its own process and watch its memory; a part that exceeds a limit is stopped, as its result says."""
+    """Run a part in its own process and watch its memory; past a limit the part is stopped, as its result says."""
     answer = folder / f"{part}.json"
     answer.unlink(missing_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder))  # a new folder, so that the mapped matrix is built each time

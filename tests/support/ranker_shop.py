@@ -43,7 +43,7 @@ def taste(user: int) -> list[int]:
 
 
 def shop_rows() -> list[Row]:
-    """Every second day a user takes two items of a taste; even fewer know item 12, and nobody item 13."""
+    """Every second day a user takes two items of a taste. One user takes item 12 once, and no user takes item 13."""
     rng = np.random.default_rng(5)
     rows: list[Row] = []
     for user in range(N_USERS):
