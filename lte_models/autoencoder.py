@@ -22,12 +22,12 @@ class AutoencoderConfig:
 
     Attributes:
         n_items: V.
-        dim: D, of the basis.
+        dim: D, the width of the basis.
         l2: Weight of the sum of squares of all encoder weights in the loss.
         n_negatives: S, sampled for each batch.
         power: Power factor of the log-uniform negatives.
         logq: Whether negatives are weighted to estimate the full loss.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
     """
 
     n_items: int
@@ -97,7 +97,7 @@ def check_basis(basis: Tensor, n_items: int, dim: int) -> None:
         dim: D.
 
     Raises:
-        ValueError: The shape is another, or an embedding holds NaN or infinity (its row is named).
+        ValueError: The shape differs, or an embedding holds NaN or infinity (the message names its row).
     """
     if tuple(basis.shape) != (n_items, dim):
         raise ValueError(f"basis {tuple(basis.shape)} does not fit a vocabulary of {n_items} items of {dim} floats")
@@ -143,11 +143,11 @@ class Autoencoder(nn.Module):
     def forward(self, histories: ItemHistories) -> Tensor:
         """Encode histories; an empty one gives the cold-start vector.
 
-        A user with items of which none is known also looks empty here. Such a user should get the uniform average of
-        whatever the basis knows instead: that choice is the caller's, who knows the unknown items.
+        A user with only unknown items also looks empty here. Such a user should get the uniform average of the items
+        that the basis knows. The caller makes that choice, because only the caller sees the unknown items.
 
         Args:
-            histories: Of B users.
+            histories: Histories of B users.
 
         Returns:
             float [B, D], the fine-tuned LTE z.
@@ -158,7 +158,7 @@ class Autoencoder(nn.Module):
         return latent
 
     def cold_start(self) -> Tensor:
-        """Return float [D]: what every user without history gets, decided by the biases alone."""
+        """Return float [D]: the vector of every user without history, which depends on the biases alone."""
         nothing = torch.empty(0, dtype=torch.int64, device=self.basis.device)
         offsets = torch.zeros(1, dtype=torch.int64, device=self.basis.device)
         latent: Tensor = self(ItemHistories(nothing, offsets))
@@ -176,7 +176,7 @@ class Autoencoder(nn.Module):
         return latent @ self.basis.T
 
     def penalty(self) -> Tensor:
-        """Return the sum of squares of all encoder weights, the last projection included, biases left free."""
+        """Return the sum of squares of all encoder weights, including the last projection, without biases."""
         weights = (self.first.weight, self.second.weight, self.last.weight)
         return torch.stack([weight.square().sum() for weight in weights]).sum()
 
@@ -184,7 +184,7 @@ class Autoencoder(nn.Module):
         """Reconstruction loss with sampled negatives, plus the L2 penalty.
 
         Args:
-            histories: Of B users.
+            histories: Histories of B users.
             negatives: int64 [S], shared by the batch; items in a user's history do not count as negatives.
             log_expected: float [S] for weighted negatives, or None.
 
@@ -233,10 +233,10 @@ def autoencoder_loss(
 
 
 class HiddenScores(NamedTuple):
-    """How well hidden items of validation users are found again; sums over users, so that batches add up.
+    """How well the model finds hidden items of validation users; sums over users, so that batches add up.
 
     Attributes:
-        auc: Sum over users of the chance that a hidden item outscores an item that the user never took.
+        auc: Sum over users of the chance that a hidden item scores higher than an item that the user never had.
         recall: Sum of the shares of hidden items among the best k.
         precision: Sum of the shares of the best k that are hidden items.
         n_users: Users with something hidden.
@@ -257,7 +257,7 @@ def hide_items(histories: ItemHistories, share: float, rng: torch.Generator) -> 
         rng: CPU generator.
 
     Returns:
-        The histories that stay visible; int64 [H] users and int64 [H] items of what is hidden.
+        The histories that stay visible; int64 [H] users and int64 [H] items of the hidden entries.
     """
     users = histories.users()
     hidden = torch.rand(histories.items.numel(), generator=rng).to(users.device) < share

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, also after a kill or a loss of power."""
+"""Files and folders that are complete or absent, even after a kill or a loss of power."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEFTOVER_SECONDS = 24 * 3600.0
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a run after a crash, sees the old content or all of the new.
+    """Write a file so that a reader, or a run after a crash, sees the old content or the whole new content.
 
     Args:
         path: Target; its folder is made.
@@ -29,9 +29,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file or a folder under another name and rename it when the block ends without an error.
 
-    The content is flushed to the disk before the rename, and the rename is flushed after it. After an error, what was
-    written is deleted and ``path`` is as it was. A kill leaves the other name behind: ingest and servers skip names
-    that begin with a dot, and a writer of the same path deletes leftovers that are older than one day.
+    The content is flushed to the disk before the rename, and the rename is flushed, too. After an error, the new file
+    is deleted and ``path`` is unchanged. After a kill, the other name remains. Ingest and servers skip names that begin
+    with a dot, and a writer of the same path deletes such remains after one day.
 
     Args:
         path: Target; its folder is made. A folder must not exist yet.
@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Put the content of a file, or the names in a folder, on the disk (fsync)."""
+    """Flush the content of a file, or the names in a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,7 +72,7 @@ def _flush_tree(path: Path) -> None:
 
 
 def _delete_leftovers(path: Path, oldest: float) -> None:
-    """Delete what killed writers of the same path left; a file that changed after ``oldest`` may be in work."""
+    """Delete temporary files of killed writers of the same path; a file changed after ``oldest`` may be in use."""
     pattern = f".{glob.escape(path.name)}.*{UNFINISHED}"
     for each in path.parent.glob(pattern):
         with suppress(FileNotFoundError):  # another writer deletes leftovers, too

@@ -4,9 +4,8 @@ A lease is a file ``_lease/N.json`` in the lake. The run that makes the file N +
 lake after N. The holder writes its file again every few seconds. A lease is dead as soon as its process has ended, if
 the process ran on this machine. A lease of another machine is dead after :data:`EXPIRES_SECONDS` without a write.
 
-Tasks of one run inherit the
-lease through the variable ``LTE_LEASE``, and each task has a file ``_lease/N-ID.json`` of its own. So a task that
-outlives its run still keeps other runs away.
+Tasks of one run inherit the lease through the variable ``LTE_LEASE``, and each task has a file ``_lease/N-ID.json`` of
+its own. So a task that outlives its run still keeps other runs away.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""How far LTEs may move between two days and how far they did (paper, section 7.1; ADR 0006).
+"""How far LTEs may move between two days, and how far they moved (paper, section 7.1; ADR 0006).
 
 LTE_t = sum over items i of w_t(i) e_i, with weights that sum to 1, or all 0 for a user without known items. Write
-m_t(i) for the masses before normalising, M_t for their sum and K = sum_i min(m_t(i), m_s(i)) for what both days share,
-with the same scale on both days. (Recency: 2^(-age/half-life) with ages counted from one common day. Between the days
-all ages grow by the same number, so that an interaction in both windows has one mass, and only the total changes.)
+m_t(i) for the masses before normalising, M_t for their sum and K = sum_i min(m_t(i), m_s(i)) for the mass that both
+days share, with the same scale on both days. (Recency: 2^(-age/half-life) with ages counted from one common day.
+Between the days all ages grow by the same number, so an interaction in both windows has one mass, and only the total
+changes.)
 
 Both days have items. The differences w_t - w_s sum to 0, so for any centre c::
 
@@ -15,8 +16,8 @@ and, as sum_i min(m_t/M_t, m_s/M_s) >= K / max(M_t, M_s)::
 
 For uniform weights M - K are the numbers that entered and left: drift <= 2 max(n_in/n_now, n_out/n_before) max||e||.
 
-One day has none. Its LTE is 0 and the differences sum to +-1: no centre helps, and drift <= max||e||: the factor is 1.
-Neither has any: both LTEs are 0.
+One day has no items. Its LTE is 0 and the differences sum to +-1. No centre helps, so drift <= max||e||, and the factor
+is 1. Neither day has items: both LTEs are 0.
 
 The paper's tau max||e|| holds only where both windows hold equally many items: ten copies of e, then one -e enters,
 gives a drift of 2/11 = .182 with tau = 1/11 = .091 (or .1 over the earlier ten).
@@ -45,7 +46,7 @@ from lte_models.averages.pooling import (
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 
-# The bounds themselves are computed in float64; their own rounding is far below this.
+# The bounds are computed in float64; their own rounding error is far smaller than this.
 DOUBLE_SLACK = 1e-9
 ACTIVITY_BUCKETS = ((0, "0"), (1, "1-4"), (5, "5-19"), (20, "20-99"), (100, "100+"))
 _BLOCK_ROWS = 8192
@@ -77,7 +78,7 @@ def _row_sums(matrix: sparse.csr_array) -> DoubleArray:
 
 
 def mass_factor(now: sparse.csr_array, before: sparse.csr_array) -> DoubleArray:
-    """2 max((M_t - K)/M_t, (M_s - K)/M_s): 1 where one side is empty, 0 where both are.
+    """2 max((M_t - K)/M_t, (M_s - K)/M_s): 1 if one side is empty, 0 if both sides are empty.
 
     Args:
         now: Masses, float64 [U, V].
@@ -104,7 +105,7 @@ def turnover(now: WindowPairs, before: WindowPairs, weighting: Weighting, n_item
     counts = [pairs.matrix(pairs.counts(weighting.count), n_items) for pairs in (now, before)]
     n_now, n_before = (_row_sums(each).astype(np.int64) for each in counts)
     n_shared = _row_sums(counts[0].minimum(counts[1])).astype(np.int64)
-    # An earlier window's newest interaction is never newer than the later window's, where that one has any.
+    # The newest interaction of the earlier window is never newer than that of the later window, if there is one.
     newest = np.where(n_now > 0, now.newest, before.newest)
     masses = [now.masses(weighting, newest), before.masses(weighting, newest)]
     weights = [pairs.matrix(normalised(pairs, pairs.masses(weighting)), n_items) for pairs in (now, before)]
@@ -114,13 +115,13 @@ def turnover(now: WindowPairs, before: WindowPairs, weighting: Weighting, n_item
 
 
 def earlier_window(histories: Histories, ages: range, *, offset_days: int, known_age: Int64Array) -> WindowPairs:
-    """Pairs of the window as it was ``offset_days`` before, ages still counted from the later day.
+    """Pairs of the window ``offset_days`` earlier; ages are still counted from the later day.
 
     Args:
         histories: Interactions of U users.
         ages: Ages in the later window.
         offset_days: Days between the two.
-        known_age: Days that each item has been known on the later day, int64 [V].
+        known_age: Number of days for which each item has been known on the later day, int64 [V].
     """
     is_known = known_age[histories.item_indices] >= offset_days
     then = histories.where(is_known & (histories.item_indices >= 0))
@@ -129,11 +130,11 @@ def earlier_window(histories: Histories, ages: range, *, offset_days: int, known
 
 @dataclass(frozen=True)
 class BasisExtent:
-    """How large the basis is.
+    """Size of the basis.
 
     Attributes:
         max_norm: max ||e||.
-        radius: The smaller of max ||e|| and max ||e - mean||: what weight differences that sum to 0 can act on.
+        radius: The smaller of max ||e|| and max ||e - mean||; bounds the effect of weight differences that sum to 0.
     """
 
     max_norm: float
@@ -163,11 +164,12 @@ def _norms(vectors: DoubleArray) -> DoubleArray:
 
 
 def rounding_tolerance(n_now: Int64Array, n_before: Int64Array, max_norm: float) -> DoubleArray:
-    """How far float32 can move the distance of two LTEs, float64 [U].
+    """Largest change of the distance of two LTEs by float32 rounding, float64 [U].
 
-    An LTE of n interactions adds k <= n products of a rounded weight and an exact vector: at most k + 1 roundings a
-    term, so each component errs by at most g(n + 1) sum_i w_i |e_i|, and the vector by g(n + 1) max||e||, where
-    g(k) = k u / (1 - k u) and u = 2^-24 (Higham, Accuracy and Stability, section 3.1). An empty history is exactly 0.
+    An LTE of n interactions adds k <= n products of a rounded weight and an exact vector: at most k + 1 roundings per
+    term. So the error of each component is at most g(n + 1) sum_i w_i |e_i|, and the error of the vector is at most
+    g(n + 1) max||e||, where g(k) = k u / (1 - k u) and u = 2^-24 (Higham, Accuracy and Stability, section 3.1). An
+    empty history is exactly 0.
     """
     roundings = [np.where(n > 0, (n + 1) * UNIT_ROUNDOFF, 0.0) for n in (n_now, n_before)]
     gammas = [np.where(each < 0.5, each / (1 - np.minimum(each, 0.5)), np.inf) for each in roundings]
@@ -176,12 +178,12 @@ def rounding_tolerance(n_now: Int64Array, n_before: Int64Array, max_norm: float)
 
 
 def drift_bound(changes: Turnover, max_norm: float) -> DoubleArray:
-    """The bound by what entered and left, float64 [U]."""
+    """The bound by the masses that entered and left, float64 [U]."""
     return changes.mass_factor * np.float64(max_norm)
 
 
 def total_variation_bound(changes: Turnover, extent: BasisExtent) -> DoubleArray:
-    """The sharper bound by the weights' total variation, float64 [U]; see the module for an empty side."""
+    """The sharper bound by the weights' total variation, float64 [U]; the module text explains an empty side."""
     is_both = (changes.n_now > 0) & (changes.n_before > 0)
     reach: DoubleArray = np.where(is_both, extent.radius, extent.max_norm)
     return changes.weight_distance * reach
@@ -219,7 +221,7 @@ def activity_buckets(n_items: Int64Array) -> list[str]:
 
 
 def own_nearest_share(now: Float32Array, before: Float32Array) -> float:
-    """Share of users whose nearest earlier LTE, among those of all U users, is their own; ties count as their own.
+    """Share of users whose nearest earlier LTE, among the LTEs of all U users, is their own; ties count as their own.
 
     Args:
         now: float32 [U, D].

@@ -49,7 +49,7 @@ class Weighting:
     count: str = EACH
 
     def __post_init__(self) -> None:
-        """Refuse an unknown method or way to count and an impossible half-life."""
+        """Refuse an unknown method, an unknown way to count, or an impossible half-life."""
         if self.method not in (UNIFORM, RECENCY):
             raise PoolingError(f"method {self.method!r}: use {UNIFORM} or {RECENCY}")
         if self.count not in (EACH, DISTINCT):
@@ -60,7 +60,7 @@ class Weighting:
 
 @lru_cache(maxsize=8)
 def _decay(half_life_days: float) -> DoubleArray:
-    """2^(-age / half-life) of every age. Looked up, because vector and scalar ``exp2`` may differ in the last bit."""
+    """2^(-age / half-life) of every age, as a table: vector and scalar ``exp2`` may differ in the last bit."""
     return np.exp2(-np.arange(MAX_AGE_DAYS + 1) / half_life_days)
 
 
@@ -92,7 +92,7 @@ class Histories:
 
     Attributes:
         keys: int64, sorted, see :func:`packed_keys`; user rows are below ``n_users``.
-        n_users: U; users without any interaction are rows too.
+        n_users: U; users without interactions are rows, too.
     """
 
     keys: Int64Array
@@ -107,7 +107,7 @@ class Histories:
     def item_indices(self) -> Int64Array:
         """Item of each interaction, -1 where it has no vector."""
         numbered: Int64Array = (self.keys >> AGE_BITS) & MAX_ITEMS
-        return numbered - 1  # 0 stands for no vector in a key: a negative number has no place in unsigned bits
+        return numbered - 1  # in a key, 0 means no vector, because unsigned bits cannot hold a negative number
 
     @property
     def ages(self) -> Int64Array:
@@ -126,7 +126,7 @@ class Histories:
         return Histories(self.keys[mask], self.n_users)
 
     def newest_ages(self) -> Int64Array:
-        """Age of each user's newest interaction, int64 [U]; above all ages for a user without one."""
+        """Age of each user's newest interaction, int64 [U]; above all ages for a user without interactions."""
         newest = np.full(self.n_users, MAX_AGE_DAYS + 1, np.int64)
         starts = run_starts(self.rows)
         if len(starts):
@@ -135,7 +135,7 @@ class Histories:
 
 
 def run_starts(values: Int64Array) -> Int64Array:
-    """Where each run of equal values in a sorted array starts."""
+    """Start of each run of equal values in a sorted array."""
     if not len(values):
         return np.zeros(0, np.int64)
     return np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
@@ -147,9 +147,9 @@ class WindowPairs:
 
     Attributes:
         histories: The window's interactions with known items.
-        starts: Where each pair starts among them; the first of a pair is its newest.
+        starts: Position of each pair's first interaction, which is the pair's newest.
         n_unknown: Interactions of the window whose item has no vector, int64 [U].
-        newest: Age of each user's newest interaction here, int64 [U].
+        newest: Age of each user's newest interaction in the window, int64 [U].
     """
 
     histories: Histories
@@ -166,12 +166,12 @@ class WindowPairs:
     def masses(self, weighting: Weighting, newest: Int64Array | None = None) -> DoubleArray:
         """Weight of each pair before normalising; an interaction as new as ``newest`` of its user weighs 1.
 
-        Weights of one user only matter up to a factor. Counting ages from the user's newest interaction keeps the
-        largest at 1, so that a short half-life cannot make all of them vanish.
+        A common factor of one user's weights has no effect. Counting ages from the user's newest interaction keeps the
+        largest weight at 1, so that a short half-life cannot make all weights 0.
 
         Args:
             weighting: Method, half-life, way to count.
-            newest: Ages to count from, int64 [U]; the users' own newest by default.
+            newest: Ages to count from, int64 [U]; by default the age of each user's newest interaction.
         """
         if weighting.method == UNIFORM:
             return self.counts(weighting.count).astype(np.float64)
@@ -179,7 +179,7 @@ class WindowPairs:
         if weighting.count == DISTINCT:
             ages, rows = self.histories.ages[self.starts], self.histories.rows[self.starts]
             return _looked_up(decay, ages - reference[rows])
-        # every interaction decays on its own, then a pair adds up its interactions in the order of the keys
+        # every interaction decays separately; then each pair adds its interactions in the order of the keys
         masses = _looked_up(decay, self.histories.ages - reference[self.histories.rows])
         pair_of = np.repeat(np.arange(len(self.starts)), self.counts(EACH))
         return _sums(pair_of, masses, len(self.starts))
@@ -190,7 +190,7 @@ class WindowPairs:
         items = self.histories.item_indices[self.starts]
         if len(items) and items.max() >= n_items:
             raise PoolingError(f"item_index {items.max()} is outside the item matrix of {n_items} rows")
-        # the pairs are sorted by user and item already, which is what CSR wants: nothing is sorted or copied again
+        # the pairs are already sorted by user and item, as CSR needs: nothing is sorted or copied again
         offsets = np.searchsorted(rows, np.arange(self.histories.n_users + 1))
         shape = (self.histories.n_users, n_items)
         return sparse.csr_array((values, items.astype(np.int32), offsets.astype(np.int32)), shape=shape)
@@ -265,7 +265,7 @@ def long_term_embeddings(pairs: WindowPairs, vectors: Float32Array, weighting: W
         weighting: Method, half-life, way to count.
 
     Raises:
-        PoolingError: A history holds an item that the basis does not.
+        PoolingError: A history holds an item that is not in the basis.
     """
     weights = normalised(pairs, pairs.masses(weighting)).astype(np.float32)
     n_items = pairs.totals(pairs.counts(weighting.count)).astype(np.int64)

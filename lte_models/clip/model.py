@@ -1,4 +1,4 @@
-"""The catalogue CLIP: open_clip's own model, tokenizer and transforms, over a token table kept to what occurs.
+"""The catalogue CLIP: open_clip's own model, tokenizer and transforms, with a table of only the tokens that occur.
 
 A checkpoint is a folder in open_clip's ``local-dir:`` layout: ``open_clip_config.json`` (architecture and
 preprocessing), ``open_clip_model.safetensors`` (weights) and, where the token table was cut, ``token_ids.json``.
@@ -36,7 +36,7 @@ Tokenizer = Callable[[Sequence[str]], Tensor]
 
 
 class ClipConfigError(ValueError):
-    """A model configuration that cannot be; the message names the file or the value."""
+    """A model configuration that is impossible; the message names the file or the value."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TokenTable:
     start of text, end of text. End of text stays the largest id, because open_clip pools the text at the arg max.
 
     Attributes:
-        kept: Open_clip ids of the kept word pieces, ascending.
+        kept: open_clip ids of the kept word pieces, ascending.
         original_size: Size of the tokenizer's own table; its last two ids are start and end of text.
     """
 
@@ -79,13 +79,13 @@ class TokenTable:
         return self.new_ids[tokens]
 
     def to_json(self) -> str:
-        """The table as it is shipped in ``token_ids.json``."""
+        """The table in the form of ``token_ids.json``."""
         rule = "0 pad, 1 unknown, 2.. kept open_clip ids in order, then start of text, end of text"
         return json.dumps({"rule": rule, "original_size": self.original_size, "kept": list(self.kept)}) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> TokenTable:
-        """Read what :meth:`to_json` wrote."""
+        """Read the output of :meth:`to_json`."""
         stored = json.loads(text)
         return cls(kept=tuple(stored["kept"]), original_size=stored["original_size"])
 
@@ -97,7 +97,7 @@ class TokenTable:
 
 
 def read_config(path: Path | None = None) -> dict[str, Any]:
-    """Read an open_clip config (``model_cfg`` and ``preprocess_cfg``); ours without a path.
+    """Read an open_clip config (``model_cfg`` and ``preprocess_cfg``); without a path, this project's own config.
 
     Raises:
         ClipConfigError: The file lacks one of the two sections, or they differ in the size of pictures.
@@ -190,7 +190,7 @@ def write_checkpoint(folder: Path, model: nn.Module, table: TokenTable, config: 
         folder: An existing folder; the files in it are replaced.
         model: From :func:`build_model`.
         table: The model's token table.
-        config: The config the model was built from.
+        config: The config that the model was built from.
     """
     learned = {name: value.detach().half().contiguous() for name, value in model.named_parameters()}
     statistics = {name: value.contiguous() for name, value in model.state_dict().items() if name not in learned}

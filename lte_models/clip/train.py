@@ -22,7 +22,7 @@ from lte_models.training.trainer import Progress, Task, TrainConfig, Trainer
 RECALL_AT = (1, 5, 10)
 MAX_LOGIT_SCALE = math.log(100)
 
-# open_clip's: the squares of gradients of a contrastive loss change faster than AdamW's usual .999 follows.
+# open_clip's value: squared gradients of a contrastive loss change too fast for AdamW's usual .999.
 BETAS = (0.9, 0.98)
 
 
@@ -38,14 +38,14 @@ class ClipTrainConfig:
         epochs: Passes over the training pairs.
         batch_size: Pairs per step; the others of a batch are the negatives.
         learning_rate: Peak of the cosine schedule.
-        weight_decay: AdamW's, on matrices only.
+        weight_decay: Weight decay of AdamW, on matrices only.
         warmup_share: Share of the steps in which the learning rate rises.
         unknown_share: Share of the word pieces of a training text that are replaced by the unknown token, so that
-            the model learns to do without a word it has never seen.
+            the model learns to handle a word that it has never seen.
         cut_share: Share of the training texts that are cut short, so that the model learns to read short queries.
         smallest_crop: Side of the smallest random crop of a picture, as a share of the whole.
-        seed: Of weights, order and augmentation.
-        bfloat16: Multiply matrices in bfloat16; weights stay float32.
+        seed: Seed of weights, order and augmentation.
+        bfloat16: Whether to multiply matrices in bfloat16; weights stay float32.
     """
 
     epochs: int = 14
@@ -101,7 +101,7 @@ def is_held_out(item_ids: Sequence[str], share: float, seed: int) -> NDArray[np.
     Args:
         item_ids: N ids.
         share: Expected share held out, in [0, 1].
-        seed: Another seed, another split.
+        seed: Another seed gives another split.
 
     Returns:
         bool [N].
@@ -117,7 +117,7 @@ def random_crops(pixels: Tensor, smallest: float, generator: torch.Generator) ->
     Args:
         pixels: float [B, 3, H, W].
         smallest: Side of the smallest crop as a share.
-        generator: Source of chance.
+        generator: Generator of the random numbers.
 
     Returns:
         float [B, 3, H, W].
@@ -143,7 +143,7 @@ def hide_words(tokens: Tensor, share: float, end_id: int, generator: torch.Gener
 
 
 def cut_texts(tokens: Tensor, share: float, end_id: int, generator: torch.Generator) -> Tensor:
-    """Cut a share of the texts after a random number of their word pieces, one at least: long [B, L] to long [B, L]."""
+    """Cut a share of the texts after a random number (at least 1) of word pieces: long [B, L] to long [B, L]."""
     n_words = tokens.argmax(1) - 1  # the end of text is the largest id
     drawn = 1 + (torch.rand(len(tokens), generator=generator) * n_words).long()
     is_cut = (torch.rand(len(tokens), generator=generator) < share) & (drawn < n_words)
@@ -153,7 +153,7 @@ def cut_texts(tokens: Tensor, share: float, end_id: int, generator: torch.Genera
 
 
 def epoch_batches(n_pairs: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Row numbers of each batch of one epoch, in random order; a last batch that is not full is left out."""
+    """Row numbers of each batch of one epoch, in random order; an incomplete last batch is left out."""
     order = torch.randperm(n_pairs, generator=generator)
     n_batches = max(1, n_pairs // batch_size)
     yield from torch.split(order[: n_batches * batch_size], batch_size)
@@ -174,13 +174,13 @@ def train_clip(
         pairs: Training pairs, N >= 2.
         open_config: The open_clip config of the model (for the normalisation of pictures).
         config: Hyperparameters.
-        say: Told after each epoch, and within one from time to time, how far training is.
+        say: Called with the progress after each epoch, and sometimes within an epoch.
 
     Returns:
         The progress at the end; its curve has one ``loss`` per epoch.
 
     Raises:
-        ClipTrainError: Fewer than two pairs, or a loss that is not finite.
+        ClipTrainError: There are fewer than two pairs, or the loss is not finite.
     """
     if len(pairs) < 2:
         raise ClipTrainError(f"a contrastive loss: expected two pairs or more, got {len(pairs)}")
@@ -227,7 +227,7 @@ def _loss(
     end_id = model.vocab_size - 1
     tokens = cut_texts(batch.tokens, config.cut_share, end_id, generator)
     tokens = hide_words(tokens, config.unknown_share, end_id, generator)
-    # For the short sequences here the plain attention kernel is faster backwards than the fused one.
+    # For the short sequences here, the backward pass of the plain attention kernel is faster than of the fused kernel.
     with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16), sdpa_kernel(SDPBackend.MATH):
         out = model(pictures, tokens)
     scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
@@ -259,14 +259,14 @@ def image_to_text_recall(
 ) -> dict[int, float]:
     """Share of pictures whose own text is among the k nearest of all N texts, k in 1, 5, 10.
 
-    Each picture has one right answer, its own text. Items that share one text tie; the order among ties is
-    chance, so each such picture counts with the probability that a random order puts its own text in the first k.
+    Each picture has one right answer, its own text. Items that share one text tie, and the order among ties is
+    random. So each such picture counts with the probability that a random order puts its own text in the first k.
 
     Args:
         images: float [N, D], unit.
         texts: float [N, D], unit, row i belongs to picture i.
         text_ids: long [N], equal where the texts are equal.
-        counted: bool [N], the pictures that count, all by default; their rivals are all N texts in any case.
+        counted: bool [N], the pictures that count, all by default; each is always compared with all N texts.
 
     Returns:
         k to recall in [0, 1].

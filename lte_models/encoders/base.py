@@ -19,16 +19,16 @@ _CHUNK_BYTES = 1 << 20
 
 
 class EncoderError(ValueError):
-    """An encoder that cannot be built, or a vector that cannot be used; the message names which."""
+    """An encoder that cannot be built, or a vector that cannot be used; the message names the encoder or vector."""
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """All that a worker process needs to build an encoder.
+    """All values that a worker process needs to build an encoder.
 
     Attributes:
         encoder: ``minilm`` or ``open_clip``.
-        model: Architecture that open_clip knows, ``ViT-B-32`` for one. A checkpoint folder brings its own.
+        model: Architecture that open_clip knows, for example ``ViT-B-32``. A checkpoint folder names its own.
         weights: For open_clip a checkpoint folder (open_clip's ``local-dir:`` layout), a ``.safetensors`` file or a
             pretrained tag. For minilm a folder like the packaged one; empty for the packaged one.
         batch_size: Texts or pictures in one forward pass; vectors do not depend on it.
@@ -42,7 +42,7 @@ class EncoderConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse an unknown encoder and impossible sizes."""
+        """Refuse an unknown encoder or impossible sizes."""
         if self.encoder not in ENCODERS:
             raise EncoderError(f"encoder {self.encoder!r}: use one of {', '.join(ENCODERS)}")
         if self.batch_size < 1 or self.threads < 1:
@@ -55,7 +55,7 @@ class EncoderConfig:
 
 
 class ItemEncoder(Protocol):
-    """What the basis needs of an encoder; vectors are as the model gives them, not yet of unit length."""
+    """Methods that the basis needs from an encoder; the vectors do not yet have unit length."""
 
     dim: int
 
@@ -73,12 +73,12 @@ class ItemEncoder(Protocol):
 def item_text(
     title: str | None, description: str | None = None, category: str | None = None, brand: str | None = None
 ) -> str:
-    """Write the text by which an item is encoded: title, description, category and brand, as far as there are any.
+    """Write the text by which an item is encoded: those of title, description, category and brand that exist.
 
-    White space is collapsed. A part whose words the text already holds in a row, letter case apart, is not repeated.
+    White space is collapsed. A part is left out if the text already holds its words in a row, in any letter case.
 
     Returns:
-        The parts, joined by ``". "``; empty where no part says anything.
+        The parts, joined by ``". "``; empty if all parts are empty.
     """
     text = ""
     for part in (title, description, category, brand):
@@ -93,7 +93,7 @@ def unit_rows(vectors: Float32Array, names: Sequence[str]) -> Float32Array:
 
     Args:
         vectors: float [N, D].
-        names: What each row is of, for the error.
+        names: Name of each row, for the error.
 
     Returns:
         float32 [N, D].
@@ -110,9 +110,10 @@ def unit_rows(vectors: Float32Array, names: Sequence[str]) -> Float32Array:
 
 
 def aggregate(image: Float32Array | None, text: Float32Array | None, names: Sequence[str]) -> Float32Array:
-    """Make one unit vector an item from its picture and its text (ADR 0004).
+    """Make one unit vector per item from its picture and its text (ADR 0004).
 
-    Each is scaled to length 1, both are averaged, and the mean is scaled to length 1. Only one: that one.
+    Both vectors are scaled to length 1 and averaged, and the mean is scaled to length 1. If only one of the two exists,
+    it is scaled to length 1 and used alone.
 
     Args:
         image: float32 [N, D], or None where the items have no pictures.
@@ -123,7 +124,7 @@ def aggregate(image: Float32Array | None, text: Float32Array | None, names: Sequ
         float32 [N, D], rows of length 1.
 
     Raises:
-        EncoderError: There is neither, or a vector is zero or not finite.
+        EncoderError: There is neither a picture nor a text, or a vector is zero or not finite.
     """
     parts = [unit_rows(part, names) for part in (image, text) if part is not None]
     if not parts:

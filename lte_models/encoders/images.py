@@ -1,4 +1,4 @@
-"""Reading pictures that anybody may have put into a catalogue: whatever is wrong with one has a name, none crashes."""
+"""Reads pictures of a catalogue, which can come from anybody: each fault has a name, and no picture causes a crash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_IMAGE_PIXELS = 50_000_000
 # Pillow keeps three colours of a pixel in four bytes.
 BYTES_PER_PIXEL = 4
 
-# A long thin strip is a decompression bomb of its own kind: the shorter edge is scaled up to the model's size.
+# A long thin strip is another kind of decompression bomb, because the shorter edge is scaled up to the model's size.
 MAX_ASPECT_RATIO = 50
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 REASONS = ("missing", "outside_landing", "too_large", "unreadable")
@@ -33,7 +33,7 @@ class ImageError(ValueError):
 
 
 def image_bytes(image: bytes | None, image_path: str | None, folder: Path) -> bytes | None:
-    """Get an item's encoded picture: its bytes, else the file that it names.
+    """Get an item's encoded picture: its bytes, or else the content of the file that the item names.
 
     Args:
         image: Encoded picture.
@@ -41,7 +41,7 @@ def image_bytes(image: bytes | None, image_path: str | None, folder: Path) -> by
         folder: The landing folder; files outside it are not read.
 
     Returns:
-        The encoded picture, or None where the item names none.
+        The encoded picture, or None if the item has no picture.
 
     Raises:
         ImageError: The item names a file that cannot be read.
@@ -52,10 +52,10 @@ def image_bytes(image: bytes | None, image_path: str | None, folder: Path) -> by
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """Decode a JPEG, PNG, WebP or GIF (its first frame) to RGB, in full: upright, and on white where it is transparent.
+    """Decode a JPEG, PNG, WebP or GIF (first frame) to RGB: the whole picture, upright, transparent parts on white.
 
     Raises:
-        ImageError: It is cut off, of another format, or larger than the limits above.
+        ImageError: The picture is cut off, of another format, or larger than the limits above.
     """
     if len(encoded) > MAX_IMAGE_BYTES:
         raise ImageError("too_large", f"{len(encoded)} bytes, at most {MAX_IMAGE_BYTES}")
@@ -72,10 +72,10 @@ def decode_image(encoded: bytes) -> Image.Image:
 
 
 def decoded_bytes(encoded: bytes) -> int:
-    """Bytes that a picture takes once it is decoded, read from its header: four for each pixel.
+    """Bytes that a decoded picture takes, from its header: four bytes per pixel.
 
     Raises:
-        ImageError: It has no header that can be read.
+        ImageError: The header cannot be read.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
@@ -91,7 +91,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
         return Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:  # what lies under transparent pixels is nobody's intention, often black
+    if picture.has_transparency_data:  # the colour under transparent pixels has no meaning and is often black
         coloured = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
     return picture.convert("RGB")
@@ -111,7 +111,7 @@ def _file_bytes(image_path: str, folder: Path) -> bytes:
         path = (root / image_path).resolve()
         if not path.is_relative_to(root):
             raise ImageError("outside_landing", f"{image_path} is not below the landing folder")
-        if not path.is_file():  # a pipe would be waited for, for ever
+        if not path.is_file():  # reading a pipe could wait for ever
             raise ImageError("missing", f"{image_path} is no file")
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise ImageError("too_large", f"{image_path} has {path.stat().st_size} bytes, at most {MAX_IMAGE_BYTES}")

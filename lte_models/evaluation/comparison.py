@@ -20,7 +20,7 @@ from lte_models.arrays import Float64Array, IntArray
 
 SIGNIFICANT = 0.05
 
-# A difference holds only if so large a share of the days has its sign.
+# A difference holds only if at least this share of the days has its sign.
 MIN_SAME_DAYS = 0.8
 
 
@@ -34,7 +34,7 @@ class Comparison:
         uplift: ``model / baseline - 1``.
         low: Lower end of the 95 % interval of ``uplift``.
         high: Upper end.
-        p: Two-sided, of ``uplift`` = 0; 1 where the two do not differ at all.
+        p: Two-sided, of ``uplift`` = 0; 1 if the two models are equal.
         n_users: Users compared.
         n_queries: User-days compared.
     """
@@ -56,7 +56,7 @@ def compare(model: Float64Array, baseline: Float64Array, users: IntArray) -> Com
     over ``sum(B)``, where M_u and B_u are the sums of u's days. Its variance is ``U / (U - 1) * sum(e_u ** 2) /
     sum(B) ** 2``, and the uplift over its standard error follows Student's t with U - 1 degrees of freedom.
 
-    Average a model over its seeds before: p and interval speak of users, not of another training.
+    Average a model over its seeds first: p and interval are about other users, not about another training.
 
     Args:
         model: float [B], one value per user-day.
@@ -67,7 +67,7 @@ def compare(model: Float64Array, baseline: Float64Array, users: IntArray) -> Com
         The comparison.
 
     Raises:
-        ValueError: The shapes differ, a value is NaN, there are fewer than two users, or the baseline is 0 throughout.
+        ValueError: The shapes differ, a value is NaN, there are fewer than two users, or the baseline is 0 everywhere.
     """
     if not model.shape == baseline.shape == users.shape:
         raise ValueError(f"not paired: expected equal shapes, got {model.shape}, {baseline.shape}, {users.shape}")
@@ -83,7 +83,7 @@ def compare(model: Float64Array, baseline: Float64Array, users: IntArray) -> Com
     uplift = float(ours.sum() / theirs.sum() - 1)
     residuals = ours - (1 + uplift) * theirs
     error = float(np.sqrt(n_users / (n_users - 1) * np.square(residuals).sum()) / theirs.sum())
-    # equal models leave residuals of float rounding, whose ratio to the uplift means nothing
+    # equal models leave only rounding errors, whose ratio to the uplift has no meaning
     if np.array_equal(ours, theirs):
         uplift, error = 0.0, 0.0
     reach = error * float(stats.t.ppf(0.975, n_users - 1))
@@ -109,11 +109,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust the p of all cells of a table, so that the chance of any false finding stays below the level (Holm 1979).
 
     Args:
-        p_values: Of the cells.
+        p_values: p of each cell.
 
     Returns:
-        Adjusted p, in the same order: the i-th smallest times the number of cells from it on, never below a smaller
-        one's, at most 1.
+        Adjusted p, in the same order: the i-th smallest p times the number of cells from the i-th on. It is at most 1,
+        and at least the adjusted p of a smaller p.
     """
     order = np.argsort(np.asarray(p_values, dtype=np.float64), kind="stable")
     adjusted, highest = np.ones(len(order)), 0.0
@@ -129,7 +129,7 @@ class Spread:
 
     Attributes:
         seed_low: Smallest uplift of a seed over all days.
-        seed_high: Largest.
+        seed_high: Largest uplift of a seed over all days.
         n_same: Seed-days whose uplift has the sign of the whole.
         n_seed_days: Seeds times days.
         n_same_seeds: Seeds with this sign over all days.
@@ -156,7 +156,7 @@ class Spread:
 
 
 def relative(model: npt.NDArray[np.float64], baseline: npt.NDArray[np.float64]) -> float:
-    """Relative difference of two means; 0 where both are 0, infinite where only the baseline is."""
+    """Relative difference of two means; 0 if both are 0, infinite if only the baseline is 0."""
     first, second = float(model.mean()), float(baseline.mean())
     if second == 0:
         return 0.0 if first == 0 else float("inf")
@@ -168,9 +168,9 @@ def spread(model: Float64Array, baseline: Float64Array, days: IntArray, uplift: 
 
     Args:
         model: float [S, B], one row per seed.
-        baseline: float [S, B], the same seeds; one row where the baseline has no seed.
+        baseline: float [S, B], the same seeds; one row if the baseline has no seed.
         days: int [B].
-        uplift: Of the means over seeds.
+        uplift: Uplift of the means over seeds.
     """
     baseline = np.broadcast_to(baseline, model.shape)
     parts = [days == day for day in np.unique(days)]
@@ -190,9 +190,9 @@ def verdict(p: float, adjusted: float, found: Spread) -> str:
     least four of five days have its sign over all seeds.
 
     Args:
-        p: Of the comparison.
-        adjusted: The same, of :func:`holm`.
-        found: Seeds and days.
+        p: p of the comparison.
+        adjusted: p adjusted by :func:`holm`.
+        found: Spread over seeds and days.
     """
     if p >= SIGNIFICANT:
         return f"does not hold: not significant ({found})"

@@ -1,7 +1,7 @@
 """Ranking metrics of the test day.
 
-Axes: B queries (one a user and day), T targets of all queries, V items. A query's scores cover the whole vocabulary;
-equal scores rank in column order, which is frequency order, so that a tie is never won by luck.
+Axes: B queries (one per user and day), T targets of all queries, V items. A query's scores cover the whole vocabulary.
+Equal scores rank in column order, which is frequency order, so that chance never decides a tie.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def target_ranks(scores: Tensor, target_query: Tensor, targets: Tensor) -> Tensor:
-    """Rank of each target among all items for its query, from 1: one more than the items that come before it.
+    """Rank of each target among all items for its query, from 1: the number of items before the target, plus 1.
 
     Args:
         scores: float [B, V].
@@ -51,7 +51,7 @@ def top_items(scores: Tensor, k: int) -> Tensor:
 
     Args:
         scores: float [B, V].
-        k: At most V are returned.
+        k: Number of items; at most V are returned.
 
     Returns:
         int64 [B, min(k, V)], columns.
@@ -64,7 +64,7 @@ def top_items(scores: Tensor, k: int) -> Tensor:
 
 
 def _best(row: npt.NDArray[np.float32], lowest: float, k: int) -> IntArray:
-    kept = np.flatnonzero(row >= lowest)  # more than k where others are as good as the last one: topk takes any of them
+    kept = np.flatnonzero(row >= lowest)  # more than k if other items equal the last one: topk would choose any of them
     return kept[np.argsort(-row[kept], kind="stable")[:k]]
 
 
@@ -73,14 +73,14 @@ def query_metrics(ranks: IntArray, target_query: IntArray, n_queries: int, k: in
 
     Args:
         ranks: int [T], from 1.
-        target_query: int [T], 0..B-1; a target occurs once a query.
+        target_query: int [T], 0..B-1; a target occurs once per query.
         n_queries: B.
         k: Cutoff.
 
     Returns:
-        float [B] by name; NaN for a query without target. ``ndcg`` has binary relevance and the ideal of as many
-        targets as fit into k; ``next_item_ndcg`` is the mean over targets of 1 / log2(1 + rank): each next item on its
-        own, as the paper's section 5.2 has it.
+        float [B] by name; NaN for a query without target. ``ndcg`` has binary relevance, and its ideal list holds as
+        many targets as fit into k. ``next_item_ndcg`` is the mean over targets of 1 / log2(1 + rank): it treats each
+        next item separately, as in the paper's section 5.2.
 
     Raises:
         ValueError: ``k`` < 1.
@@ -108,7 +108,7 @@ def query_metrics(ranks: IntArray, target_query: IntArray, n_queries: int, k: in
 
 
 def coverage(top_items: IntArray, n_items: int) -> float:
-    """Share of the catalogue that at least one query is shown.
+    """Share of the catalogue that is shown to at least one query.
 
     Args:
         top_items: int [B, k], columns of the k best items.
@@ -121,7 +121,7 @@ def coverage(top_items: IntArray, n_items: int) -> float:
 
 
 def popularity_bias(top_items: IntArray, counts: IntArray, target_items: IntArray) -> float:
-    """How much more popular than the targets the shown items are.
+    """How much more popular the shown items are than the targets.
 
     Args:
         top_items: int [B, k], columns of the k best items.
