@@ -32,7 +32,7 @@ WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)?")
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """What was written: interactions, their landing days, items, and products left out for want of any text."""
+    """Counts of the files written: interactions, landing days, items, and products left out without a text."""
 
     n_interactions: int
     n_days: int
@@ -80,7 +80,7 @@ def _item(product: dict[str, str | None]) -> dict[str, str | None]:
 
 
 def write_sample(landing: Path) -> SampleCounts:
-    """Write the sample under ``landing``, one file a UTC day; files that are there are replaced by the same bytes."""
+    """Write the sample under ``landing``, one file per UTC day; existing files are replaced by the same bytes."""
     interactions = sample_interactions(_package_table("transactions"))
     days = pc.cast(interactions["event_ts"], pa.date32())
     order = pc.sort_indices(days)  # stable: within a day the package's order stays

@@ -78,8 +78,8 @@ def load_catalogue(path: Path, open_config: dict[str, Any], seed: int) -> Catalo
     """Read, decode, resize and tokenise a catalogue, and split it 90 to 10 by a hash of each item id.
 
     Raises:
-        CatalogueError: See :mod:`jobs.landing.catalogue`; or the hash holds out none of a few items, so that nothing
-            could be measured after the training.
+        CatalogueError: See :mod:`jobs.landing.catalogue`. Also if the hash holds out no item, so that nothing could be
+            measured after the training.
     """
     # Each picture is resized as soon as it is decoded: a catalogue of photos does not fit into memory at full size.
     items = pictured_items(
@@ -123,8 +123,8 @@ def token_table(catalogues: Sequence[Catalogue], original_size: int) -> TokenTab
 def measure(model: nn.Module, catalogue: Catalogue, table: TokenTable, open_config: dict[str, Any]) -> dict[str, Any]:
     """Image-to-text recall among at most 2,000 held-out pairs, beside chance.
 
-    ``recall_new_at_…`` counts the pairs only whose text and whose picture, to the pixel, no trained item has; None
-    where there is no such pair.
+    ``recall_new_at_…`` counts only pairs whose text and whose exact picture no trained item has; None if there is no
+    such pair.
     """
     rows = torch.nonzero(catalogue.held_out).flatten()[:MAX_MEASURED]
     pairs = Pairs(catalogue.pixels[rows], table.remap(catalogue.tokens[rows]))

@@ -1,4 +1,4 @@
-"""What a ranker has to beat: popularity, the last basket, counting, and EASE. All score the whole vocabulary.
+"""Baselines that a ranker must beat: popularity, the last basket, counting, and EASE. All score the whole vocabulary.
 
 Axes: B users, P past items of all users together, V items; column j of a score is row j + 1 of the vocabulary.
 """
@@ -34,15 +34,15 @@ def popularity(counts: Tensor, anchor: Tensor) -> Tensor:
 def with_tie_break(scores: Tensor, counts: Tensor) -> Tensor:
     """Order items of equal score by popularity: the one tie rule of all baselines.
 
-    Scores that are equal but for rounding count as equal. Otherwise the order of an item that nothing speaks for would
-    be float noise, and a metric of the baseline would differ from machine to machine.
+    Scores that differ only by rounding count as equal. Otherwise rounding would order the items without evidence, and
+    a metric of the baseline would differ between machines.
 
     Args:
         scores: float [B, V].
         counts: float [B, V], >= 0.
 
     Returns:
-        float64 [B, V], to be ranked; the values mean nothing else. Where the popularity is equal, too, the earlier
+        float64 [B, V], only for ranking; the values have no other meaning. If the popularity is equal, too, the earlier
         column is first, as everywhere.
     """
     exact = scores.double()
@@ -78,7 +78,7 @@ def decayed_counts(past: Past, n_users: int, n_items: int, *, flat_share: float)
         past: The year before the anchor; its ``w_short`` and ``w_long`` are halved per half-life already.
         n_users: B.
         n_items: V.
-        flat_share: What an interaction is worth however old it is; 0 for decay alone.
+        flat_share: Part of an interaction's score that does not depend on age; 0 for decay alone.
 
     Returns:
         float [B, V].
@@ -146,7 +146,7 @@ def gram_matrix(past: Past, n_users: int, n_items: int) -> Tensor:
     """XᵀX of a batch of users' distinct past items; add up over batches.
 
     Args:
-        past: The year before the anchor, one entry a user and item.
+        past: The year before the anchor, one entry per user and item.
         n_users: B.
         n_items: V.
 

@@ -1,7 +1,7 @@
 """Dropout, and attention with it, at the speed of a processor without a GPU.
 
-torch draws a mask on the CPU one number at a time, and its fused attention there knows no dropout: together they were
-more than half of a training step of the ranker. Axes: B users, H heads, L positions.
+On the CPU, torch draws a mask one number at a time, and its fused attention has no dropout. Together they took more
+than half of a training step of the ranker. Axes: B users, H heads, L positions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply it to ``x``, float of any shape."""
+        """Apply dropout to ``x``, float of any shape."""
         return dropout(x, self.rate) if self.training else x
 
 

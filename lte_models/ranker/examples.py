@@ -21,7 +21,7 @@ from lte_models.ranker.history_features import history_features
 from lte_models.training.stream import list_parts
 
 OBJECTIVES = ("next_day", "clm")
-AGE_BUCKETS = 32  # two an octave of hours: 2**15 hours are 3.7 years
+AGE_BUCKETS = 32  # two buckets per doubling of hours: 2**15 hours are 3.7 years
 
 EXAMPLE_COLUMNS = (
     "anchor_day",
@@ -75,7 +75,7 @@ def _user_and_place(lengths: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def age_bucket(hours: npt.NDArray[Any]) -> IntArray:
-    """Bucket of an interaction's age at the anchor, two an octave; 0 stays free for padding.
+    """Bucket of an interaction's age at the anchor, two per doubling; 0 is reserved for padding.
 
     Args:
         hours: Whole hours, >= 0.
@@ -89,7 +89,7 @@ def age_bucket(hours: npt.NDArray[Any]) -> IntArray:
 
 
 class Past(NamedTuple):
-    """What each user did in the year before the anchor, one entry a known item, sorted by user, then item.
+    """Each user's year before the anchor, one entry per known item, sorted by user, then item.
 
     Attributes:
         user: int64 [P], 0..B-1.
@@ -97,7 +97,7 @@ class Past(NamedTuple):
         n_short: float32 [P], interactions in the short window.
         n_long: float32 [P], interactions in the long window before it.
         last_age: float32 [P], days from the last interaction to the anchor.
-        w_short: float32 [P], interactions in the short window, each halved a half-life.
+        w_short: float32 [P], interactions in the short window, each halved per half-life.
         w_long: float32 [P], the same for the long window.
         features: float32 [P, 22], inputs of the history logits.
     """
@@ -155,10 +155,10 @@ class ExampleCollate:
     Attributes:
         row_of_index: int64 [max item_index + 2], row of each item_index; 0 for items outside the vocabulary. Indices
             past its end (items newer than the vocabulary) are unknown, too.
-        max_length: L at most.
+        max_length: Largest L.
         objective: "next_day": the last position predicts the targets. "clm": each position predicts the next item of
-            the sequence, whose last item is no input then; a padding position never does, and an item of the same
-            moment is never predicted.
+            the sequence, so the last item is not an input. A padding position predicts nothing, and an item of the
+            same moment is never predicted.
     """
 
     row_of_index: IntArray
@@ -215,7 +215,7 @@ class ExampleCollate:
     ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         n_users, width = items.shape
         if moments is not None:
-            # What was bought together has no order: the one is no consequence of the other.
+            # Items that were bought together have no order: neither item follows from the other.
             is_later = moments[:, 1:] > moments[:, :-1]
             user, position = np.nonzero((items[:, :-1] > 0) & is_later)
             return user, position, np.arange(len(user)), items[user, position + 1]
@@ -255,7 +255,7 @@ def lte_weights(past: Past, *, method: str, lagged: bool) -> Tensor:
         float [P].
 
     Raises:
-        ValueError: ``method`` is another.
+        ValueError: ``method`` is unknown.
     """
     parts = {"uniform": (past.n_long, past.n_short), "recency": (past.w_long, past.w_short)}
     if method not in parts:
@@ -278,7 +278,7 @@ def averaged_lte(past: Past, weights: Tensor, content: Tensor, n_users: int) -> 
     """
     totals = torch.zeros(n_users, device=weights.device).index_add_(0, past.user, weights)
     first = torch.searchsorted(past.user, torch.arange(n_users, device=weights.device))  # Past is sorted by user
-    # a bag adds the vectors up as it finds them: no matrix of P x D, and a tenth of the time
+    # a bag adds each vector as it reads it: no matrix of P x D, and a tenth of the time
     sums = F.embedding_bag(past.items, content, first, mode="sum", per_sample_weights=weights)
     has_lte = totals > 0
     return sums / torch.where(has_lte, totals, 1).unsqueeze(1), has_lte

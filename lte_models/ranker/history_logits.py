@@ -17,14 +17,14 @@ from lte_models.ranker.history_features import FEATURE_SCALES, HISTORY_FEATURES
 POPULARITY_DAYS = (7, 28, 365, 1)
 _ITEM_WIDTH = 8
 
-# Before any training a past item scores like counting does, and any item by how it sells: training starts from the
-# best simple ranking instead of from none. Logits a unit of log(1 + count).
+# Before training, a past item has the score of counting, and any item the score of its sales. So training starts from
+# the best simple ranking. The unit is logits per log(1 + count).
 _PRIOR_PAST = {"log_n_year": 1.6, "log_n_short": 0.8, "log_recent": 0.6}
 _PRIOR_BOUGHT = 1.0
 _PRIOR_POPULARITY = (0.35, 0.35, 0.1, 0.0)
 
-# Adam moves any weight by about the learning rate a step. What suits the towers is slow for the few weights here, which
-# see every example: their logits are this multiple of what the layers give.
+# Adam moves each weight by about the learning rate per step. The towers' rate is too slow for the few weights here, so
+# the logits are this multiple of the layers' output.
 _GAIN = 4.0
 
 
@@ -63,8 +63,8 @@ class DailyCounts(NamedTuple):
 class HistoryLogits(nn.Module):
     """Two small networks beside two linear parts that count, trained with the towers.
 
-    What a count is worth depends on the item (milk is bought again, a wedding card is not) and on how it sells now: the
-    network of the past sees a few numbers of the item's embedding and its popularity, too.
+    The value of a count depends on the item (milk is bought again, a wedding card is not) and on its current sales. So
+    the network of the past also reads a few numbers of the item's embedding and its popularity.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -110,7 +110,7 @@ class HistoryLogits(nn.Module):
             counts: float [P, 4], of :meth:`DailyCounts.recent`.
 
         Returns:
-            float [P], to be added to what the item has from the towers and from its popularity.
+            float [P], to be added to the item's logits from the towers and from its popularity.
         """
         seen = torch.cat([past.features, torch.log1p(counts), self.item(vectors)], dim=1)
         logits: Tensor = _GAIN * (self.past(seen) + self.counted(past.features))

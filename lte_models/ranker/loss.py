@@ -26,7 +26,7 @@ class Objective:
     Attributes:
         sampler: Draws negatives (ranks; row = rank + 1); None trains on the full softmax.
         logq: Whether sampled negatives are weighted to estimate the full softmax.
-        equal_users: Whether each query weighs the same however many targets it has; otherwise each target does.
+        equal_users: Whether each query has the same weight; otherwise each target has the same weight.
     """
 
     sampler: LogUniformSampler | None = None
@@ -85,7 +85,7 @@ def _sampled_loss(
     ranks = sampler.sample(rng)
     log_expected = sampler.log_expected[ranks].to(batch.items.device) if logq else None
     negatives = (ranks + 1).to(batch.items.device)
-    # Every row that the step reads, so that the item tower runs once for all of them.
+    # All rows that the step reads, so that the item tower runs only once.
     rows = [batch.items.flatten(), batch.targets, negatives]
     embedded = model.embed(torch.cat(rows if model.history is None else [*rows, batch.past.items]))
     queries = model.queries(batch, context, *embedded)
@@ -115,7 +115,7 @@ def _own_items(
     """
     past, user, n_users = batch.past, batch.query_user[batch.target_query], len(batch.items)
     added = model.past_logits(batch, context, embedded)  # [P]
-    query_of_user = torch.argsort(batch.query_user)  # one query a user: history features are as of the anchor
+    query_of_user = torch.argsort(batch.query_user)  # one query per user: history features are as of the anchor
     logits = model.pair_logits(queries, (query_of_user[past.user], past.items), batch, context, embedded) + added
     place, holds_target = _find(past.user, past.items, user, batch.targets, model.n_items + 1)
     if added.numel():

@@ -17,7 +17,7 @@ from lte_models.ranker.towers import Catalogue, ItemTower, RankerConfig, UserTow
 
 
 class Context(NamedTuple):
-    """What a batch needs beside its examples.
+    """Inputs of a batch in addition to its examples.
 
     Attributes:
         lte: float [B, C].
@@ -31,10 +31,10 @@ class Context(NamedTuple):
 
 
 class Ranker(nn.Module):
-    """Both towers, trained together, deployed apart."""
+    """Both towers; they are trained together and deployed separately."""
 
     def __init__(self, config: RankerConfig, catalogue: Catalogue) -> None:
-        """Initialise from ``config.seed``, whatever the global generator holds.
+        """Initialise from ``config.seed``, independent of the global generator.
 
         Args:
             config: Shapes.

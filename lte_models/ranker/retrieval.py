@@ -1,7 +1,7 @@
-"""Candidates at serving time: what the towers retrieve, and the user's own past items, ranked by the whole model.
+"""Candidates at serving time: items that the towers retrieve and the user's own past items, ranked by the whole model.
 
-What the model adds for a user's own past reaches only those items, so all others keep the order of the retrieval: with
-n others retrieved, the n best of the candidates are the n best of the whole vocabulary.
+The logits of a user's past change only the past items, so all other items keep the order of the retrieval. If n other
+items are retrieved, the n best candidates are the n best items of the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Retriever:
     def _candidates(self, queries: Tensor, batch: ExampleBatch, context: Context) -> Tensor:
         own = batch.past.items
         shared = self.model.shared_logits(queries, self.rows, batch, context, self.embedded)
-        # own items may be among them and fall behind: n others must be there all the same
+        # own items may be among them and drop in rank, so n other items must be retrieved as well
         retrieved = self.rows[top_items(shared, self.n_retrieved + own.numel())[0]]
         candidates: Tensor = torch.unique(torch.cat([retrieved, own]))
         return candidates  # ascending: ties keep the vocabulary's order

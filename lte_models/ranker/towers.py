@@ -80,7 +80,7 @@ class RankerConfig:
 
 
 class Catalogue(NamedTuple):
-    """The item side, one row an item; row 0 is padding.
+    """The item side, one row per item; row 0 is padding.
 
     Attributes:
         content: float [V + 1, C], the basis.
@@ -105,7 +105,7 @@ def check_catalogue(catalogue: Catalogue, config: RankerConfig) -> None:
         config: Widths and numbers of codes.
 
     Raises:
-        ValueError: Names what is wrong, with the row.
+        ValueError: The catalogue is wrong; the message names the fault and the row.
     """
     content_dim = config.content_dim
     limits = (config.n_ids, config.n_categories, config.n_brands, config.n_price_tiers)
@@ -141,7 +141,7 @@ class ItemTower(nn.Module):
         self.register_buffer("content", catalogue.content.detach().clone().float())
         mean = self.content[1:].mean(dim=0)
         self.register_buffer("content_mean", mean)
-        # one scalar: unit vectors have entries near 1 / sqrt(C), which starve the layer behind them
+        # one scalar: unit vectors have entries near 1 / sqrt(C), which are too small for the next layer
         self.register_buffer("content_scale", (self.content[1:] - mean).square().mean().sqrt().clamp(min=1e-6))
         for name, codes in zip(Catalogue._fields[1:], catalogue[1:], strict=True):
             self.register_buffer(name, codes.clone())
@@ -176,7 +176,7 @@ class ItemTower(nn.Module):
 
     def _visible_ids(self, rows: Tensor) -> Tensor:
         ids = self.id_row[rows]
-        # Hidden ids train row 0, which stands for every item that has no id of its own: new ones, above all.
+        # Hidden ids train row 0, which represents every item without an id of its own, mainly new items.
         if not self.training or self.id_dropout == 0:
             return ids
         return ids.masked_fill(torch.rand(rows.shape, device=rows.device) < self.id_dropout, 0)
@@ -203,7 +203,7 @@ class Block(nn.Module):
             float [B, L, D].
         """
         n_users, length, dim = x.shape
-        # one product for all three: fewer kernel starts, which is what costs at this size
+        # one product for all three: fewer kernel starts, which are the main cost at this size
         heads = self.qkv(self.attention_norm(x)).view(n_users, length, 3, self.n_heads, dim // self.n_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, L, D / heads]
         rate = self.dropout if self.training else 0.0
@@ -281,7 +281,7 @@ class UserTower(nn.Module):
         self.input = nn.Linear(config.dim + 8 + 16, config.dim)
         self.positions = nn.Embedding(config.max_length, config.dim)  # by distance from the end: padding moves nothing
         for table in (self.types, self.ages, self.positions):
-            # drawn from N(0, 1) they would drown the items, whose vectors start five times as small
+            # from N(0, 1) they would dominate the items, whose vectors start five times as small
             table.weight.data.mul_(0.1)
         self.blocks = nn.ModuleList(Block(config.dim, config.n_heads, config.dropout) for _ in range(config.n_blocks))
         self.norm = nn.LayerNorm(config.dim)

@@ -48,9 +48,9 @@ def full_softmax_loss(logits: Tensor, queries: Tensor, targets: Tensor, weights:
 
 
 def linear_softmax_loss(queries: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
-    """:func:`full_softmax_loss` of ``queries @ vectors.T``, one target a query, without holding all logits at once.
+    """:func:`full_softmax_loss` of ``queries @ vectors.T``, one target per query, without holding all logits at once.
 
-    Gradients are made chunk by chunk in the forward pass, so that they can be asked for once.
+    The forward pass computes the gradients chunk by chunk, so the backward pass can run only once.
 
     Args:
         queries: float [Q, D].

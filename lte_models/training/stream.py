@@ -24,7 +24,7 @@ _READ_ROWS = 4096
 # Rows of a staged file, which are sorted in memory: as many as a shuffle buffer holds.
 MAX_BUCKET_ROWS = 65_536
 
-# Written once, read each epoch, deleted: dictionaries and statistics would cost more than they save.
+# Files are written once, read each epoch and deleted: dictionaries and statistics cost more than they save.
 _STAGED_FORMAT: dict[str, Any] = {"use_dictionary": False, "compression": "lz4", "write_statistics": False}
 
 
@@ -33,7 +33,7 @@ class StreamConfig:
     """How examples are read.
 
     Attributes:
-        batch_size: Rows a batch.
+        batch_size: Rows per batch.
         shuffle_buffer: Rows held in memory and permuted together; 0 keeps the order of the files.
         n_workers: Reader processes; 0 reads in this process.
         seed: Decides the order together with the epoch.
@@ -140,7 +140,7 @@ def stage(
     n_buckets: int = 32,
     max_rows: int = MAX_BUCKET_ROWS,
 ) -> StagedRows:
-    """Copy rows to local files, split by hash and sorted by key: engines write the same rows in ever other orders.
+    """Copy rows to local files, split by hash and sorted by key, because engines write rows in varying order.
 
     Holds one file's rows in memory at a time, about ``max_rows`` at most: how many rows a bucket has is known once all
     are there, and a larger one is split again.

@@ -67,7 +67,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Task(Generic[BatchT]):
-    """What is trained, on what.
+    """A model to train, with its data.
 
     Attributes:
         model: Parameters to train; its buffers must be set and stay as they are.
@@ -76,7 +76,7 @@ class Task(Generic[BatchT]):
         validate: Value on the validation slice; larger is better. The model is in eval mode, without gradients. None
             keeps the weights of the last epoch.
         fingerprint: Names configuration and data; a checkpoint with another fingerprint is refused.
-        say: Told how far training is: after each epoch, and within one from time to time.
+        say: Called with the progress after each epoch, and sometimes within an epoch.
         rate: Where training stands to the share of the learning rate that the next step takes.
         undecayed: Names of the parameters that weight decay leaves alone.
     """
@@ -93,7 +93,7 @@ class Task(Generic[BatchT]):
 
 @dataclass
 class Progress:
-    """Where a training stands; plain JSON values.
+    """Progress of a training; plain JSON values.
 
     Attributes:
         epoch: Current epoch.
@@ -150,8 +150,8 @@ def best_device() -> torch.device:
 def leave_a_core_free() -> int:
     """Let torch use all cores but one, unless ``OMP_NUM_THREADS`` says how many.
 
-    Its threads wait for each other many times a step, spinning: where anything runs beside them, as many threads as
-    cores are slower than one (measured on two cores: three times).
+    The threads wait for each other many times per step in busy loops. If another process runs, as many threads as cores
+    are slower than one thread (measured on two cores: three times).
 
     Returns:
         Threads in use.

@@ -16,7 +16,7 @@ from jobs.samples.fashion.pictures import COLOURS, PATTERNS, Garment, draw_garme
 STYLES = ("casual", "sporty", "elegant", "boho", "streetwear", "business", "romantic", "outdoor")
 TIERS = ("budget", "mid", "premium", "luxury")
 
-# Below this many a process, starting processes takes longer than drawing.
+# Below this number of pictures per process, starting processes takes longer than drawing.
 FEW_PICTURES = 400
 SEASONS = ("spring", "summer", "autumn", "winter", "all year")
 
@@ -159,7 +159,7 @@ def make_items(n: int, seed: int, n_brands: int = 48) -> pd.DataFrame:
         n_brands: Brands to share them out to.
 
     Returns:
-        One row an item: item_id, title, description, category, brand, price, price_tier, season, style, image.
+        One row per item: item_id, title, description, category, brand, price, price_tier, season, style, image.
     """
     rng = np.random.default_rng([seed, 1])
     brands = make_brands(n_brands, rng)
@@ -175,7 +175,7 @@ def draw_all(garments: Sequence[Garment], first_seed: int) -> list[bytes]:
 
     Args:
         garments: What to draw.
-        first_seed: Seed of the first picture, one more for each further one.
+        first_seed: Seed of the first picture; each further picture has the next number.
     """
     seeds = range(first_seed, first_seed + len(garments))
     n_processes = min(len(os.sched_getaffinity(0)), len(garments) // FEW_PICTURES)

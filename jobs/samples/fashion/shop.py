@@ -1,6 +1,6 @@
 """Make the data of a fashion shop, pictures included, in the landing layout. **Made data**: nobody in it is real.
 
-What is planted, and by which setting: see ``ShopConfig`` in :mod:`jobs.samples.fashion.users`. With ``--taste 0``
+The planted effects and their settings: see ``ShopConfig`` in :mod:`jobs.samples.fashion.users`. With ``--taste 0``
 nothing about a user outlasts a few weeks, so no long-term embedding can help: the negative control.
 """
 
@@ -39,7 +39,7 @@ MADE_FILE = "MADE_DATA.json"
 
 
 def write_interactions(interactions: pd.DataFrame, folder: Path) -> int:
-    """Write ``interactions/ds=…/part-0.parquet``, one file a UTC day.
+    """Write ``interactions/ds=…/part-0.parquet``, one file per UTC day.
 
     Returns:
         Number of days written.
@@ -113,7 +113,7 @@ def make_shop(items: pd.DataFrame, config: ShopConfig, out: Path) -> dict[str, o
 
     Raises:
         ShopError: ``out`` exists.
-        ShopSettingError: So few users in so few days that nobody comes.
+        ShopSettingError: There are so few users and days that nobody comes.
     """
     if out.exists():
         raise ShopError(f"{out} exists: remove it, or name another folder")

@@ -80,7 +80,7 @@ class ShopConfig:
         taste: Strength of the planted long-term taste; 0 for none at all.
         sessions_per_day: Median user's sessions per day while active.
         clicks_per_session: Mean clicks of a session.
-        mission_share: Chance that a session within a week of the last goes on with what that one was about.
+        mission_share: Chance that a session within a week of the last session continues its mission.
         stray_share: Clicks of a session outside its category.
         burst_share: Sessions that are a burst of 30 to 80 random clicks.
     """
@@ -203,7 +203,7 @@ def _one_hot(column: pd.Series) -> Floats:
 
 
 def _tiers(items: pd.DataFrame) -> Floats:
-    """One column a tier that occurs; the usual four overlap with their neighbours."""
+    """One column per tier that occurs; the usual four overlap with their neighbours."""
     tiers = items["price_tier"].astype("string")
     if not set(tiers.dropna()) <= set(TIERS):
         return _one_hot(tiers)
@@ -334,7 +334,7 @@ def choose_items(click: pd.DataFrame, tastes: Floats, shelf: Shelf, config: Shop
 
 
 def _draw(weight: Floats, liking: Floats, rng: np.random.Generator) -> Ints:
-    """One column a row with probability proportional to ``weight * exp(liking)``: [n, m] to int [n]."""
+    """One column per row with probability proportional to ``weight * exp(liking)``: [n, m] to int [n]."""
     chance = np.exp(liking - liking.max(axis=1, keepdims=True)) * weight
     reached = np.cumsum(chance, axis=1, dtype=np.float64)
     target = rng.random((len(liking), 1)) * reached[:, -1:]
@@ -362,7 +362,7 @@ def simulate_interactions(items: pd.DataFrame, shelf: Shelf, config: ShopConfig)
         after the last day are cut off.
 
     Raises:
-        ShopSettingError: So few users in so few days that nobody comes.
+        ShopSettingError: There are so few users and days that nobody comes.
     """
     tastes = user_tastes(shelf, config)
     user, day = session_days(config)
@@ -389,7 +389,7 @@ def _refuse_nobody(n_rows: int, config: ShopConfig) -> None:
 
 
 def _clicks(sessions: pd.DataFrame, config: ShopConfig, rng: np.random.Generator) -> pd.DataFrame:
-    """One row a click: session, user, day, mission, burst and category (-1 for a stray one, or in a burst)."""
+    """One row per click: session, user, day, mission, burst and category (-1 for a stray one, or in a burst)."""
     usual = rng.geometric(1 / config.clicks_per_session, len(sessions))
     count = np.where(sessions["burst"], rng.integers(30, 81, len(sessions)), np.minimum(usual, 30))
     clicks = sessions.loc[np.repeat(np.arange(len(sessions)), count)]
@@ -400,7 +400,7 @@ def _clicks(sessions: pd.DataFrame, config: ShopConfig, rng: np.random.Generator
 
 
 def _with_revisits(clicks: pd.DataFrame, shelf: Shelf, rng: np.random.Generator) -> Ints:
-    """A quarter of the clicks of a mission that goes on return to one that it had before, if it is still on sale."""
+    """A quarter of the clicks of a continued mission return to an earlier item of the mission that is still on sale."""
     mission, day = clicks["mission"].to_numpy(), clicks["day"].to_numpy()
     start = np.searchsorted(mission, mission)  # first click of the mission
     session = clicks["session"].to_numpy()
