@@ -100,7 +100,7 @@ def pictures_of(deployment: Deployment, item_ids: Sequence[str]) -> dict[str, Im
             if encoded is not None:
                 newest[row["item_id"]] = decode_image(encoded)
         except ImageError:
-            continue  # embed_items counts such pictures; the sheet shows an older one, or a grey tile
+            continue  # embed_items counts unreadable pictures; the sheet shows an older one, or a grey tile
     return newest
 
 

@@ -156,7 +156,7 @@ def events_of(lake: Lake, served: ServedRanker, user_id: str) -> list[dict[str, 
     """
     items = known_items(read_basis(lake, served.manifest.basis_version), served.ds)
     own = lake.read(INTERACTIONS).where(F.col("user_id") == user_id)
-    # Types as the ranker was trained, whatever is configured now. A type the ranker never saw counts as unknown.
+    # The types that the ranker was trained with, not those configured now. A new type counts as unknown.
     found = user_events(own, items, served.manifest.config["types"], [served.ds]).toArrow().to_pylist()
     return found[0]["events"] if found else []
 

@@ -146,7 +146,7 @@ def _in_parquet(file: Any, words: _Words) -> Iterator[str]:
     ]
     for group in range(reader.num_row_groups):
         yield from _in_statistics(reader.metadata.row_group(group), words)
-    # A dictionary is read as it was written: with the values that no row of the file uses.
+    # A dictionary may hold values that no row of the file uses, so it is read as it was written.
     by_group = pq.ParquetFile(file, read_dictionary=texts)
     for group in range(reader.num_row_groups):
         for column in texts:

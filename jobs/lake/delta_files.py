@@ -143,7 +143,7 @@ def arrow_batches(
     read = {*schema.names, *(where or {})}
     for fragment in dataset.get_fragments(filter=wanted):
         constants = pads.get_partition_keys(fragment.partition_expression)
-        # what holds for the whole file needs no look at its rows, which would copy them
+        # a condition that holds for the whole file needs no filter, which would copy the rows
         unsure = _arrow_filter({name: values for name, values in (where or {}).items() if name not in constants})
         for batch in _file_batches(fragment, pa.schema([field for field in dataset.schema if field.name in read])):
             rows = pa.Table.from_batches([batch])

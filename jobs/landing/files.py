@@ -93,7 +93,7 @@ def require_landing(landing: str, targets: tuple[str, ...]) -> list[str]:
         raise LandingError(f"paths.landing: expected a folder, got {landing}, which does not exist or is no folder")
     if "://" in landing:
         names = [info.base_name for info in system.get_file_info(fs.FileSelector(root))]
-    else:  # Arrow cannot list a name that is no UTF-8
+    else:  # Arrow cannot list a name that is not UTF-8
         names = sorted(each.name for each in Path(root or "/").iterdir())
     other_case = [name for name in names if name.lower() in targets and name not in targets]
     for name in other_case:

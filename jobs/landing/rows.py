@@ -130,7 +130,7 @@ def file_batches(landing: str, file: LandingFile, rules: RowRules) -> Iterator[p
                 yield _typed(piece, file, rules, tally)
             elif isinstance(piece, Reject):
                 rejects.append(piece)
-            if len(rejects) == MAX_REJECTS:  # a record batch of its own for each would take a hundred times as long
+            if len(rejects) == MAX_REJECTS:  # one record batch per row would take a hundred times as long
                 yield _faults(rejects, file)
                 rejects = []
     except FileRefusedError as error:

@@ -36,7 +36,7 @@ DELTA_ADVICE = "the log of this table is damaged or missing; restore the files o
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """Tell an error in one sentence.
+    """Describe an error in one sentence.
 
     Returns:
         The sentence; None for a defect: the caller prints its trace.

@@ -116,7 +116,7 @@ def training_pairs(catalogues: Sequence[Catalogue], table: TokenTable) -> Pairs:
 
 
 def token_table(catalogues: Sequence[Catalogue], original_size: int) -> TokenTable:
-    """Keep the word pieces of the training texts; what occurs in held-out texts alone is unknown, as in real life."""
+    """Keep the word pieces of the training texts; pieces of only held-out texts are unknown, as in real life."""
     return TokenTable.of_tokens(torch.cat([cat.tokens[~cat.held_out] for cat in catalogues]), original_size)
 
 
@@ -299,7 +299,7 @@ It knows the products and words that it was trained on, and nothing else.
 
 
 def _put_in_place(finished: Path, target: Path) -> None:
-    """Swap the finished folder in; an older checkpoint goes as a whole."""
+    """Rename the finished folder into place; an older checkpoint is deleted as a whole."""
     older = finished.with_name(f"{finished.name}.older")
     if target.exists():
         target.rename(older)

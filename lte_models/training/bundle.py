@@ -59,7 +59,7 @@ def save_bundle(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor],
 
     Args:
         folder: The bundle; an earlier bundle stays readable until the manifest is swapped.
-        manifest: Its ``weights_file``, ``weights_sha256`` and ``vocabulary_hash`` are filled in here.
+        manifest: This function fills in ``weights_file``, ``weights_sha256`` and ``vocabulary_hash``.
         tensors: Weights and buffers; must be finite.
         item_ids: Vocabulary in row order.
 
@@ -121,7 +121,7 @@ class Bundle:
     """A bundle that passed all checks.
 
     Attributes:
-        manifest: What it is.
+        manifest: Description of the bundle.
         tensors: Weights and buffers by name.
         item_ids: Vocabulary in row order.
     """

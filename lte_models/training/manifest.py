@@ -19,13 +19,13 @@ class BundleError(RuntimeError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle is, so that a wrong pairing is refused before a weight is read.
+    """Description of a bundle, so that a wrong pairing is refused before a weight is read.
 
     Attributes:
         kind: "ranker" or "autoencoder".
         config: The model's configuration, plain JSON values.
         basis_version: Basis whose vectors the model was trained on.
-        lte_window: Window of the LTEs it takes or makes: "365-60"; empty where it takes none.
+        lte_window: Window of the LTEs that the model reads or makes: "365-60"; empty if it uses no LTE.
         ds: Data day of the training run, ISO.
         vocabulary_hash: SHA-256 over the item ids in row order.
         code_version: Version of this package.
@@ -81,7 +81,7 @@ def read_manifest(folder: Path) -> Manifest:
         The manifest.
 
     Raises:
-        BundleError: There is none, it is not JSON, lacks a field or is of another format.
+        BundleError: There is no manifest, or it is not JSON, lacks a field or has another format.
     """
     path = folder / MANIFEST
     try:

@@ -79,12 +79,12 @@ class AdamW:
         return {"step": self.steps, "mean": self.means, "square": self.squares}
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name."""
+        """All values that the next step depends on, by name."""
         return {
             f"{place}.{name}": tensor for name, group in self._groups().items() for place, tensor in enumerate(group)
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state` gave."""
+        """Restore the output of :meth:`state`."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])

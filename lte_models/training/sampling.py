@@ -56,8 +56,8 @@ def log_uniform(n_items: int, power: float) -> Tensor:
 def inclusion(probabilities: Tensor, n_samples: int) -> Tensor:
     """Rate at which each item is among ``n_samples`` items drawn one after another without replacement.
 
-    Give item i an exponential clock of rate p_i: the draw is the first n clocks to ring, and had it stopped at a fixed
-    time t instead, item i would be in it with probability ``1 - exp(-p_i t)``. t is where these rates sum to n.
+    Give item i an exponential clock of rate p_i. The draw is the first n clocks to ring. If the draw ended at a fixed
+    time t instead, it would hold item i with probability ``1 - exp(-p_i t)``. At the t used, these rates sum to n.
 
     Args:
         probabilities: float64 [V], of the first draw.

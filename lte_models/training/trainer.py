@@ -22,7 +22,7 @@ from lte_models.training.optimizer import BETAS, AdamW
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint of an unfinished training that is damaged, or that another training wrote."""
+    """A checkpoint of an unfinished training that is damaged or belongs to another training."""
 
 
 BatchT = TypeVar("BatchT")
@@ -207,7 +207,7 @@ class Trainer(Generic[BatchT]):
             The progress at the end, with the curve.
 
         Raises:
-            CheckpointError: A checkpoint is truncated or of another training.
+            CheckpointError: A checkpoint is truncated or belongs to another training.
             FloatingPointError: The loss or the validation value is not finite.
             ValueError: An epoch holds no batch.
         """
@@ -322,7 +322,7 @@ class Trainer(Generic[BatchT]):
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes. Buffers (a basis of all items, say) are whoever built the model's, and stay out."""
+    """The values that training changes. Buffers (for example a basis of all items) belong to the model's builder."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -346,11 +346,11 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def discard_other(folder: Path, fingerprint: str) -> bool:
-    """Delete the checkpoint of an unfinished training that is not ``fingerprint``'s, or that is damaged.
+    """Delete the checkpoint of an unfinished training if its fingerprint differs or it is damaged.
 
     Args:
-        folder: Of a :class:`Trainer`.
-        fingerprint: Of the training that is about to start.
+        folder: Folder of a :class:`Trainer`.
+        fingerprint: Fingerprint of the training that is about to start.
 
     Returns:
         Whether a checkpoint was deleted.

@@ -155,8 +155,8 @@ def make_items(n: int, seed: int, n_brands: int = 48) -> pd.DataFrame:
 
     Args:
         n: Items.
-        seed: Same seed, same catalogue.
-        n_brands: Brands to share them out to.
+        seed: The same seed gives the same catalogue.
+        n_brands: Number of brands that share the items.
 
     Returns:
         One row per item: item_id, title, description, category, brand, price, price_tier, season, style, image.
@@ -254,7 +254,7 @@ def _liked(
 
 
 def _two_colours(style: str, rng: np.random.Generator) -> tuple[str, str]:
-    """A colour that the style likes, and a second one that can be told from it."""
+    """A colour that the style likes, and a second colour that looks different."""
     first = _liked(tuple(COLOURS), style, rng)
     distance = {
         name: sum(abs(a - b) for a, b in zip(COLOURS[first], rgb, strict=True)) for name, rgb in COLOURS.items()

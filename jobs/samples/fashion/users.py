@@ -54,7 +54,7 @@ class ShopError(ValueError):
 
 
 class ShopSettingError(ShopError, ConfigError):
-    """A setting, or flag of that name, that is out of its range."""
+    """A setting, or the flag with its name, that is out of its range."""
 
 
 def check_setting(name: str, value: float, low: float, high: float) -> None:
@@ -75,9 +75,9 @@ class ShopConfig:
     Attributes:
         users: Users that ever sign up.
         days: Days of trading.
-        first_day: First of them, UTC.
-        seed: Same seed, same shop.
-        taste: Strength of the planted long-term taste; 0 for none at all.
+        first_day: First day of trading, UTC.
+        seed: The same seed gives the same shop.
+        taste: Strength of the planted long-term taste; 0 for no taste.
         sessions_per_day: Median user's sessions per day while active.
         clicks_per_session: Mean clicks of a session.
         mission_share: Chance that a session within a week of the last session continues its mission.
@@ -97,7 +97,7 @@ class ShopConfig:
     burst_share: float = 0.003
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be simulated.
+        """Refuse settings that cannot be simulated.
 
         Raises:
             ShopSettingError: A setting is out of its range.
@@ -122,7 +122,7 @@ def _day(text: str) -> date | None:
 
 @dataclass(frozen=True)
 class Shelf:
-    """What is on sale, and what a taste can be for.
+    """The items on sale, and the features that a taste can be for.
 
     Attributes:
         features: float32 [N, F], what tastes are about.
@@ -289,23 +289,23 @@ def demand(shelf: Shelf, config: ShopConfig, day: int) -> Floats:
 
 
 def mission_numbers(user: Ints, day: Ints, share: float, rng: np.random.Generator) -> Ints:
-    """Number of the mission of each session, int [S]: a session may go on with the same user's one of the last week."""
+    """Number of each session's mission, int [S]: a session may continue the same user's mission of the last week."""
     same = (np.diff(user, prepend=-1) == 0) & (np.diff(day, prepend=0) <= 7)
     goes_on = same & (rng.random(len(user)) < share)
     return np.cumsum(~goes_on) - 1
 
 
 def mission_categories(user: Ints, day: Ints, tastes: Floats, shelf: Shelf, config: ShopConfig) -> Ints:
-    """What each mission is about, int [M]: by the demand of its first day and the user's taste.
+    """Category of each mission, int [M], by the demand of its first day and the user's taste.
 
-    The taste for a category is that for the average item in it, so at taste 0 nothing of the user is in it.
+    The taste for a category is the taste for its average item, so at taste 0 the category does not depend on the user.
     """
     rng = np.random.default_rng([config.seed, 6])
     members = (shelf.category == np.arange(shelf.n_categories)[:, None]).astype(np.float32)
     average = members @ shelf.features / np.maximum(members.sum(1, keepdims=True), 1)
     chosen = np.empty(len(user), dtype=np.int64)
     for at, rows in _groups(day):
-        # The square root keeps small categories in sight.
+        # The square root gives small categories a chance.
         weight = np.sqrt(members @ demand(shelf, config, at))
         chosen[rows] = _draw(weight, tastes[user[rows]] @ average.T, rng)
     return chosen
