@@ -1,9 +1,9 @@
 """Build the ranker's examples: interactions -> training_examples, point-in-time (ADR 0008).
 
-An example is a user at an anchor day: the sequence and the counts up to the end of that day, and the items of the day
-after. Anchors that are in the table, built from the same inputs, are left alone: a daily run adds one day, a first run
-the whole year, and a late event, an item that turns out to have landed earlier or another setting makes those anchors
-again that it reaches.
+An example is a user at an anchor day. It holds the sequence and the counts up to the end of that day, and the items of
+the day after. Anchors in the table that were built from the same inputs are not built again. So a daily run adds one
+day, and a first run adds the whole year. A late event, an earlier landing day of an item or another setting changes
+the inputs of some anchors; only these anchors are built again.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ from schemas import EVENT_DAYS, INTERACTIONS, TRAINING_EXAMPLES
 
 JOB = "build_examples"
 
-# What is taken of the past, as part of every inputs_id: examples of other rules are built anew.
+# The rules for the past are part of every inputs_id. So examples that were built by other rules are built again.
 PAST_RULES = "landed by the anchor, ties by hash"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Add or mend the anchors up to the day before ``--ds``, whose targets are the interactions of ``--ds``."""
+    """Build the missing or changed anchors up to the day before ``--ds``.
+
+    The targets of the newest anchor are the interactions of ``--ds``.
+    """
     config = parse_config(argv, JOB, __doc__)
     if is_off(JOB, "ranker", enabled=config.deployment.ranker.enabled):
         return
@@ -48,25 +51,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         anchors = missing_anchors(lake, config.deployment, config.ds, basis_version)
         n_rows = write_examples(lake, config.deployment, anchors, basis_version)
         say(JOB, f"{len(anchors)} anchors built, {n_rows} examples")
-        # What the day has, not what this run built: a rerun builds nothing and records the same.
+        # Counts what the table holds, not what this run built. So a rerun, which builds nothing, records the same.
         newest: Predicate = {"basis_version": basis_version, "anchor_ds": config.ds - timedelta(days=1)}
         n_examples = lake.read(TRAINING_EXAMPLES, where=newest).count()
         lake.record_metrics(config.ds, JOB, {"n_examples": float(n_examples)})
 
 
 def missing_anchors(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> dict[date, str]:
-    """Anchors that a run of ``ds`` reads and that the table does not hold as they would be built now, oldest first.
+    """Anchors that a run of ``ds`` needs and that are missing in the table or have other inputs, oldest first.
 
-    The newest is ``ds`` - 1: its targets are the test day. Days after which nobody came have no example.
+    The newest anchor is ``ds`` - 1; its targets are those of the test day. An anchor has no example when no user came
+    on the next day.
 
     Args:
         lake: Reads training_examples, event_days and the basis.
-        deployment: Days of training and what decides an example.
+        deployment: Number of training days, and the settings that decide an example.
         ds: Data day.
         basis_version: Basis that numbers the items.
 
     Returns:
-        Anchor to the inputs_id that its rows will have.
+        Anchor to the inputs_id of its rows.
     """
     wanted = [ds - timedelta(days=back) for back in range(deployment.ranker.train_days + 1, 0, -1)]
     now = inputs_ids(lake, deployment, wanted, basis_version)
@@ -76,7 +80,7 @@ def missing_anchors(lake: Lake, deployment: Deployment, ds: date, basis_version:
 
 
 def inputs_ids(lake: Lake, deployment: Deployment, anchors: Sequence[date], basis_version: str) -> dict[date, str]:
-    """Name what decides the examples of each anchor; anchors after which nobody came are left out.
+    """Hash the inputs of each anchor's examples; an anchor is left out when no user came on the next day.
 
     Args:
         lake: Reads event_days and the basis.
@@ -85,7 +89,7 @@ def inputs_ids(lake: Lake, deployment: Deployment, anchors: Sequence[date], basi
         basis_version: Basis that numbers the items.
 
     Returns:
-        Anchor to hash: equal hashes, equal examples.
+        Anchor to hash. Anchors with equal hashes have equal examples.
     """
     last_target = anchors[-1] + timedelta(days=1)
     span = LteWindow((last_target - anchors[0]).days + LONG_DAYS, 0)
@@ -109,9 +113,9 @@ def inputs_ids(lake: Lake, deployment: Deployment, anchors: Sequence[date], basi
 def _read_by(
     anchor: date, event_days: Mapping[date, tuple[int, str]], first_days: Sequence[date]
 ) -> dict[str, Iterable[object]]:
-    """Days whose events an example of ``anchor`` holds, and how many items are known then and on the day after.
+    """Days whose events an example of ``anchor`` holds, and the number of items known on that day and on the next day.
 
-    Items never go, so a number names them.
+    Items are never removed, so their number identifies the set of known items.
     """
     reach = (anchor + timedelta(days=1 - back) for back in range(LONG_DAYS + 1))
     n_known = [bisect_right(first_days, anchor + timedelta(days=ahead)) for ahead in (0, 1)]
@@ -128,7 +132,7 @@ def write_examples(lake: Lake, deployment: Deployment, anchors: Mapping[date, st
     Args:
         lake: Reads interactions and the basis.
         deployment: Interaction types and half-life.
-        anchors: Days to write, oldest first, to their inputs_id.
+        anchors: Anchor to its inputs_id, oldest anchor first.
         basis_version: Basis that numbers the items.
     """
     if not anchors:
@@ -152,10 +156,10 @@ _NAMED = StructType([*_SCHEMA, StructField("inputs_id", TRAINING_EXAMPLES.schema
 
 @dataclass(frozen=True)
 class NamedExamples:
-    """Examples with what they were built from.
+    """Builds examples with their inputs_id.
 
     Attributes:
-        task: Makes the examples.
+        task: Builds the examples.
         ids: Anchor, as days since 1970, to inputs_id.
     """
 
@@ -163,7 +167,7 @@ class NamedExamples:
     ids: Mapping[int, str]
 
     def __call__(self, parts: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield one batch for each batch of users."""
+        """Yield one batch of examples per batch of users."""
         for batch in self.task(parts):
             ids = pa.array([self.ids[day] for day in batch["anchor_day"].to_pylist()], pa.string())
             yield pa.record_batch([*batch.columns, ids], names=_NAMED.fieldNames())

@@ -1,9 +1,9 @@
-"""Compare the LTEs of a day with those of the configured days before it, user by user (paper, section 7).
+"""Compare the LTEs of a day with the LTEs of the configured earlier days, user by user (paper, section 7).
 
-Reads user_lte, interactions, item_embeddings; writes lte_drift and metrics. What entered and left each window is
-counted from the interactions again, so that the bound is independent of the LTEs that it judges. An earlier LTE that no
-longer fits the interactions (late data), or was made with other settings, is counted and not judged. The autoencoder's
-LTEs are no averages, so no bound covers them (ADR 0006): they have norms here, and are compared by validate.
+Reads user_lte, interactions, item_embeddings; writes lte_drift and metrics. The turnover of each window is counted
+again from the interactions, so that the bound is independent of the LTEs that it judges. An earlier LTE may no longer
+fit the interactions (late data), or may have other settings. Such an LTE is counted but not judged. The autoencoder's
+LTEs are not averages, so no bound holds for them (ADR 0006). This job records only their norms; validate compares them.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def write_drift(lake: Lake, deployment: Deployment, ds: date) -> Metrics:
         The metrics of :func:`drift_metrics`, of norms and of the reference days; labels are method/window/offset.
 
     Raises:
-        LteError: user_lte has no rows of ``ds``, or they were made with other settings.
-        jobs.basis.basis.BasisError: It holds two bases, or the basis is damaged.
+        LteError: user_lte has no rows of ``ds``, or the rows were made with other settings.
+        jobs.basis.basis.BasisError: The rows of a day have two bases, or the basis is damaged.
     """
     references = find_references(lake, deployment, ds)
     basis = pinned_basis(lake, references.basis_version)
@@ -83,7 +83,7 @@ def write_drift(lake: Lake, deployment: Deployment, ds: date) -> Metrics:
 
 
 def _whole(ds: date) -> dict[str, date | tuple[str, ...]]:
-    """Slices of settings that are no longer configured go with the others."""
+    """Everything of ``ds``, so that slices of methods and windows that are no longer configured are removed too."""
     return {"ds": ds, "method": METHODS}
 
 
@@ -92,7 +92,7 @@ def judged(user_lte: DataFrame, changes: DataFrame, ds: date, offsets: Sequence[
 
     Args:
         user_lte: LTEs that are averages, of ds and the earlier days.
-        changes: Turnover rows; a user who has none lost all interactions.
+        changes: Turnover rows; a user without a row lost all interactions.
         ds: The later day.
         offsets: Days back to the earlier days.
         task: Judges a batch.
@@ -111,12 +111,12 @@ def _side(name: str) -> list[Column]:
 
 @dataclass(frozen=True)
 class JudgeTask:
-    """Measures the drift of joined rows and holds it against the bounds.
+    """Measures the drift of joined rows and compares it with the bounds.
 
     Attributes:
-        extent: How large the basis is.
+        extent: Largest norm and extent of the basis.
         centres: Mean LTE of each method and window.
-        other_settings: Offsets whose LTEs were made otherwise: not judged.
+        other_settings: Offsets whose LTEs were made with other settings; these are not judged.
     """
 
     extent: drift.BasisExtent
@@ -151,19 +151,19 @@ class JudgeTask:
         return _drift_batch(rows, changes, measured | flags)
 
     def _centres(self, rows: pa.RecordBatch, dim: int) -> NDArray[np.float64]:
-        """Mean LTE of each row's slice; zeros where nobody has known items."""
+        """Mean LTE of each row's slice; zeros when no user of the slice has known items."""
         keys = zip(*texts(rows, SLICE), strict=True)
         return np.array([self.centres.get(key, np.zeros(dim)) for key in keys]).reshape(rows.num_rows, dim)
 
     def _stale(self, rows: pa.RecordBatch, changes: drift.Turnover) -> NDArray[np.bool_]:
-        """Rows whose LTEs do not belong to these interactions, or not to these settings."""
+        """Mark rows whose LTEs were made from other interactions or with other settings."""
         stored_now, stored_before = (rows[f"stored_{side}"].to_numpy() for side in ("now", "before"))
         is_other: NDArray[np.bool_] = (stored_now != changes.n_now) | (stored_before != changes.n_before)
         return is_other | np.isin(rows["offset_days"].to_numpy(), list(self.other_settings))
 
 
 def _turnover_of(rows: pa.RecordBatch) -> drift.Turnover:
-    """Turnover columns of joined rows; a user who lost all interactions has none."""
+    """Turnover columns of joined rows; zeros for a user who lost all interactions and so has no turnover row."""
     counts = [rows[name].fill_null(0).to_numpy().astype(np.int64) for name in _COUNTS]
     numbers = [rows[name].fill_null(0.0).to_numpy() for name in ("mass_factor", "weight_distance")]
     return drift.Turnover(*counts, *numbers)

@@ -1,8 +1,8 @@
 """Compute the Long-Term Embeddings of a day: one vector per user, method and window (paper, section 4).
 
-Reads interactions, item_embeddings and event_days; writes user_lte, metrics and runs. All methods and windows come out
-of one pass: item ids become numbers by a broadcast join, users meet their interactions in one shuffle of a user id and
-eight bytes per row, and each worker multiplies sparse weights by the memory-mapped item matrix.
+Reads interactions, item_embeddings and event_days; writes user_lte, metrics and runs. One pass computes all methods and
+windows. A broadcast join replaces item ids by integers. One shuffle brings all interactions of a user together; it
+moves a user id and 8 bytes per row. Each worker multiplies sparse weights by the memory-mapped item matrix.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_lte(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> None:
-    """Write the slices of ``ds`` to user_lte, and to runs what they were computed from.
+    """Write the slices of ``ds`` to user_lte, and the fingerprint of their inputs to runs.
 
     Args:
         lake: Reads interactions, item_embeddings, event_days.
@@ -70,10 +70,10 @@ def write_lte(lake: Lake, deployment: Deployment, ds: date, basis_version: str) 
         jobs.basis.basis.BasisError: The basis is missing or damaged.
         LteError: There is no interaction in any window.
     """
-    # The fingerprint comes first: of data that arrive meanwhile it says that the run is stale, never the contrary.
+    # Taken first: data that arrive meanwhile make the run stale. A later fingerprint would hide such data.
     fingerprint = input_fingerprint_as_of(lake, deployment, ds, basis_version)
     basis = pinned_basis(lake, basis_version)
-    load_matrix(basis)  # checked before any engine starts, and in place for workers on this machine
+    load_matrix(basis)  # finds a damaged basis before the computation, and writes the file for workers on this machine
     n_interactions = sum(day["n_events"] for day in _event_days(lake, deployment.lte, ds))
     if not n_interactions:
         raise LteError(f"table event_days: no interaction in the windows {list(deployment.lte.windows)} of ds={ds}")
@@ -94,7 +94,7 @@ def user_lte(
     basis: BasisKey,
     partitions: int,
 ) -> DataFrame:
-    """LTEs of all users with an interaction in a window or after it up to ds: rows of user_lte.
+    """LTEs of all users with an interaction between the start of a window and the end of ds: rows of user_lte.
 
     Args:
         interactions: Rows of interactions.
@@ -102,7 +102,7 @@ def user_lte(
         ds: Data day.
         lte: Windows, methods, half-life, way to count.
         basis: The same basis, for the workers.
-        partitions: Partitions of the shuffle; the result does not depend on them.
+        partitions: Number of partitions of the shuffle. The result does not depend on this number.
     """
     windows = lte_windows(lte)
     codes = packed_interactions(interactions, known_items(item_embeddings, ds), ds, reach(windows))
@@ -113,12 +113,12 @@ def user_lte(
 
 @dataclass(frozen=True)
 class LteTask:
-    """What a worker does with a partition; holds names and numbers only.
+    """The task of a worker for one partition; holds only names and numbers, so sending it to a worker is cheap.
 
     Attributes:
-        basis: Which basis to map into memory.
-        windows: Windows to cut.
-        weightings: Methods, each over each window.
+        basis: Basis to map into memory.
+        windows: Windows to compute.
+        weightings: Methods; each method is combined with each window.
     """
 
     basis: BasisKey
@@ -126,7 +126,7 @@ class LteTask:
     weightings: tuple[Weighting, ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Turn (user_id, code) rows of whole users into LTEs, some users at a time."""
+        """Turn (user_id, code) rows into LTEs, a block of users at a time; all rows of a user are in ``batches``."""
         users, histories = collected(batches)
         vectors = load_matrix(self.basis).vectors
         for start in range(0, histories.n_users, BLOCK_USERS):
@@ -146,7 +146,7 @@ class LteTask:
 def _lte_batch(
     users: pa.Array, lte: Pooled, is_present: NDArray[np.bool_], method_and_window: tuple[str, str]
 ) -> pa.RecordBatch:
-    """One block's rows; users without an interaction since the window's start are left out."""
+    """Rows of one block; users without an interaction since the start of the window are left out."""
     if not is_present.all():
         users = users.filter(pa.array(is_present))
         lte = Pooled(lte.vectors[is_present], lte.n_items[is_present], lte.n_unknown[is_present])
@@ -170,7 +170,7 @@ def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> Metrics:
 
     The settings are recorded because LTEs of two days can be compared only where these agree.
     """
-    # Of this job's methods only: those of a model are there on a rerun, and were not the first time.
+    # Only the methods of this job. A rerun also finds the slices of a model, which the first run did not find.
     pooled = lake.read(USER_LTE, where={"ds": ds, "method": POOLED_METHODS})
     slices = pooled.groupBy("method", "lte_window")
     totals = slices.agg(
@@ -188,7 +188,7 @@ def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> Metrics:
 
 
 def warn_of_zeros(metrics: Metrics, ds: date) -> None:
-    """Say loudly where all LTEs of a slice are zero: nothing failed, and nothing is there.
+    """Warn when all LTEs of a slice are zero: no step failed, but the slice is worthless.
 
     Args:
         metrics: From :func:`lte_metrics`.

@@ -1,8 +1,8 @@
 """Extend the semantic basis by the catalogue's new items: items -> item_embeddings (ADR 0004).
 
-Only items without a vector in the configured basis are encoded; vectors that are there never change. Items are
-committed in portions, so that a run that was killed loses minutes. Each commit is conditional on the version of the
-table that its numbers follow, so that two runs never number two items alike.
+Only items without a vector in the configured basis are encoded; existing vectors never change. Items are committed in
+portions, so that a killed run loses only minutes of work. The item numbers of a commit follow one version of the table,
+and the commit fails if the table has another version. So two runs never give two items the same number.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from schemas import ITEM_EMBEDDINGS, ITEMS
 
 JOB = "embed_items"
 
-# A commit holds at least so many items, so that small catalogues are encoded at once; 8 MB of vectors at D = 512.
+# Smallest number of items per commit, so that a small catalogue needs one commit. 8 MB of vectors at D = 512.
 MIN_PORTION = 4096
-# Each portion reads the days of the catalogue that it is from: so there are not too many portions ...
+# Each portion reads the catalogue days of its items again, so the number of portions is limited.
 MAX_PORTIONS = 64
-# ... unless their vectors would not fit: 128 MB at D = 512.
+# Largest number of items per commit, because the vectors of a portion must fit into memory. 128 MB at D = 512.
 MAX_PORTION = 65_536
 
 # A text with any of these is certainly not empty.
@@ -48,7 +48,7 @@ _REASON_SCHEMA = StructType([StructField("reason", StringType())])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Encode what is new in the catalogue of ``--ds``."""
+    """Encode the new items in the catalogue of ``--ds``."""
     config = parse_config(argv, JOB, __doc__)
     encoder = encoder_config(config.deployment.basis)
     landing = Path(config.deployment.paths.landing)
@@ -73,30 +73,31 @@ def extend_basis(
     partitions: int,
     picture_batch_bytes: int = PICTURE_BATCH_BYTES,
 ) -> Metrics:
-    """Give each item of the catalogue as of ``ds`` a vector in the encoder's basis, as far as it can have one.
+    """Give each item of the catalogue as of ``ds`` a vector in the encoder's basis, if the item can be encoded.
 
     Args:
         lake: Reads items, writes item_embeddings.
-        encoder: Names the basis; its weights are loaded only if something is new.
+        encoder: Names the basis. Its weights are loaded only if there are new items.
         ds: Data day.
         landing: Folder that ``image_path`` is relative to.
-        partitions: Partitions that encode at once.
-        picture_batch_bytes: Decoded bytes of pictures that a partition holds at once.
+        partitions: Number of partitions that encode at the same time.
+        picture_batch_bytes: Decoded bytes of pictures that a partition holds at the same time.
 
     Returns:
-        ``n_catalogue`` items as of ds, ``n_in_basis`` of them with a vector, ``n_left_out`` without (neither text nor
-        picture that can be used), ``n_encoded`` in this run, ``n_backdated`` items whose first landing day turned out
-        to be earlier, and ``n_image_not_used`` by reason.
+        Counts of items. ``n_catalogue``: items as of ds. ``n_in_basis``: items with a vector. ``n_left_out``: items
+        without a vector, because they have no usable text and no usable picture. ``n_encoded``: items encoded by this
+        run. ``n_backdated``: items whose first landing day is now known to be earlier. ``n_image_not_used``: unused
+        pictures by reason.
 
     Raises:
         BasisError: The basis in the lake is damaged.
-        lte_models.encoders.base.EncoderError: The encoder cannot be built, or gave a vector that cannot be used.
+        lte_models.encoders.base.EncoderError: The encoder cannot be built, or returned a vector that cannot be used.
     """
     lake.create(ITEM_EMBEDDINGS)
     task = EncodeTask(encoder, basis_version(encoder), str(landing), picture_batch_bytes)
-    # Everything is computed from this version, and the first commit fails if the table has another one by then.
+    # Everything is computed from this version. The first commit fails if the table has another version by then.
     version = lake.version(ITEM_EMBEDDINGS)
-    assert version is not None  # for the type checker: the table was just made
+    assert version is not None  # for the type checker: the table was created above
     n_held = numbering_of(lake, task.basis_version, version).rows
     items = lake.read(ITEMS)
     catalogue = catalogue_versions(items, ds)
@@ -121,11 +122,11 @@ class Additions:
     """Items that get a vector.
 
     Attributes:
-        fresh: Their rows of items, with first_ds.
-        ids: Their ids in order; the numbers follow this order.
-        start: Number of the first one.
+        fresh: Rows of table items, with first_ds.
+        ids: Item ids; the item numbers follow the order of this list.
+        start: Number of the first item.
         task: The encoder and its basis.
-        partitions: Partitions that encode at once.
+        partitions: Number of partitions that encode at the same time.
     """
 
     fresh: DataFrame
@@ -136,23 +137,23 @@ class Additions:
 
 
 def portion_size(n_items: int) -> int:
-    """Items in one commit: a kill loses at most the encoding of these, and each commit reads the catalogue once."""
+    """Items per commit. A kill loses the encoding of at most one portion; each commit reads the catalogue once."""
     return min(max(MIN_PORTION, math.ceil(n_items / MAX_PORTIONS)), MAX_PORTION)
 
 
 def add_items(lake: Lake, additions: Additions, version: int) -> int:
-    """Encode and commit items in portions, each on the version that the portion before it made.
+    """Encode and commit items in portions; each portion builds on the version of the portion before it.
 
     Args:
         lake: Writes item_embeddings.
-        additions: Which items.
+        additions: The items.
         version: Version of item_embeddings that the numbers follow.
 
     Returns:
         The last version.
 
     Raises:
-        jobs.lake.lake.ConcurrentWriteError: Another process changed the table: its numbers and these would collide.
+        jobs.lake.lake.ConcurrentWriteError: Another process changed the table, so that item numbers could repeat.
         BasisError: The engine lost rows.
     """
     size, total = portion_size(len(additions.ids)), len(additions.ids)
@@ -180,14 +181,14 @@ def _encoded(lake: Lake, additions: Additions, ids: Sequence[str], start: int) -
 
 
 def _backdate(lake: Lake, basis: str, moved: pa.Table, version: int) -> int:
-    """Give items of the basis their earlier first_ds; vectors and numbers stay."""
+    """Write the earlier first_ds of items in the basis; vectors and item numbers do not change."""
     where = {"basis_version": basis}
     batches = lake.batches(ITEM_EMBEDDINGS, where=where, version=version)
     return lake.rewrite((_earlier(batch, moved) for batch in batches), ITEM_EMBEDDINGS, where, version=version)
 
 
 def _earlier(batch: pa.RecordBatch, moved: pa.Table) -> pa.RecordBatch:
-    """Rows of the basis with the days of ``moved``: item_id, landed_ds."""
+    """Rows of the basis, with first_ds from ``moved`` (item_id, landed_ds) for the items in ``moved``."""
     found = pc.index_in(batch["item_id"].cast(pa.string()), moved["item_id"].combine_chunks())
     days = pc.coalesce(moved["landed_ds"].combine_chunks().take(found), batch["first_ds"])
     return batch.set_column(batch.schema.get_field_index("first_ds"), "first_ds", days)
@@ -195,7 +196,7 @@ def _earlier(batch: pa.RecordBatch, moved: pa.Table) -> pa.RecordBatch:
 
 @contextmanager
 def _worker_errors() -> Iterator[None]:
-    """Raise an encoder's error as it was raised in the worker, without the engine's stack trace around it."""
+    """Raise an encoder's error from a worker again, without the stack trace of the engine."""
     try:
         yield
     except PythonException as error:
@@ -206,7 +207,7 @@ def _worker_errors() -> Iterator[None]:
 
 
 def with_content(items: DataFrame, versions: DataFrame) -> DataFrame:
-    """Add the columns of items to some of its keys (item_id, landing_ds), reading only the days that they are of.
+    """Add the columns of table items to some of its keys (item_id, landing_ds); reads only the days of these keys.
 
     On a day with few new items, few pictures are read and none is shuffled.
     """
@@ -215,9 +216,9 @@ def with_content(items: DataFrame, versions: DataFrame) -> DataFrame:
 
 
 def landed_earlier(known: DataFrame, catalogue: DataFrame) -> DataFrame:
-    """Items of the basis that turn out to have landed before their ``first_ds``: item_id, landed_ds.
+    """Items of the basis that landed before their recorded ``first_ds``: item_id, landed_ds.
 
-    This happens when days are loaded out of order: without it, the items would be unknown to the earlier day for ever.
+    This happens when days are loaded out of order. Without a correction, the earlier day would never know these items.
     """
     landed = catalogue.select("item_id", F.col("first_ds").alias("landed_ds"))
     both = known.select("item_id", "first_ds").join(landed, "item_id")
@@ -225,10 +226,10 @@ def landed_earlier(known: DataFrame, catalogue: DataFrame) -> DataFrame:
 
 
 def encodable_ids(fresh: DataFrame, task: EncodeTask) -> DataFrame:
-    """Ids of the items that have a text, or a picture that can be read: item_id.
+    """Ids of the items with a text, or with a picture that can be read: item_id.
 
-    Pictures are looked at only where there is no text. Items are numbered before they are encoded, so that numbers
-    have no gaps and vectors are never shuffled.
+    Pictures are read only for items without a text. Items get their numbers before they are encoded. So the numbers
+    have no gaps, and vectors are never shuffled.
     """
     is_visible = F.concat_ws(" ", *TEXT_COLUMNS).rlike(VISIBLE)
     images = [F.when(~is_visible, F.col(name)).alias(name) for name in task.image_columns]
@@ -238,13 +239,13 @@ def encodable_ids(fresh: DataFrame, task: EncodeTask) -> DataFrame:
 def embedded(fresh: DataFrame, task: EncodeTask, partitions: int) -> DataFrame:
     """Encode items: rows of item_embeddings.
 
-    Items with one text meet in one partition, so that it is encoded once; ids, texts and pictures go through the
-    shuffle, vectors do not.
+    All items with the same text are in one partition, so that each text is encoded once. The shuffle moves ids, texts
+    and pictures, but no vectors.
 
     Args:
-        fresh: Catalogue rows with ``item_index`` and ``first_ds``; each has something to encode.
+        fresh: Catalogue rows with ``item_index`` and ``first_ds``. Each row has a text or a picture to encode.
         task: The encoder and its basis.
-        partitions: Partitions that encode at once.
+        partitions: Number of partitions that encode at the same time.
     """
     columns = ("item_id", "item_index", "first_ds", *TEXT_COLUMNS, *task.image_columns)
     placed = fresh.select(*columns).repartition(partitions, *TEXT_COLUMNS)
@@ -252,7 +253,7 @@ def embedded(fresh: DataFrame, task: EncodeTask, partitions: int) -> DataFrame:
 
 
 def _coverage(lake: Lake, items: DataFrame, catalogue: DataFrame, task: EncodeTask) -> Metrics:
-    """How much of the catalogue the basis holds now; the same for every rerun of the day."""
+    """Number of catalogue items in the basis now; every rerun of the day gives the same number."""
     known = lake.read(ITEM_EMBEDDINGS, where={"basis_version": task.basis_version}).select("item_id", "source")
     joined = catalogue.join(known, "item_id", "left")
     total = joined.agg(F.count("*").alias("catalogue"), F.count("source").alias("in_basis")).collect()[0]

@@ -1,8 +1,9 @@
 """Encode the histories of ds with its autoencoder: user_histories -> user_lte, method autoencoder (paper, section 9).
 
-Users without history get the cold-start vector. Users of whose items the autoencoder knows none get the uniform average
-(both lie in the same space); where the basis knows none either, that is the zero vector. While no user has a known item
-in the window (a shop's first days) there is no autoencoder, and all users get the uniform average, which is zero.
+Users without history get the cold-start vector. A user with a history gets the uniform average if the autoencoder knows
+none of the user's items; both vectors lie in the same space. If the basis knows none of these items either, the uniform
+average is the zero vector. In a shop's first days no user has a known item in the window. Then there is no autoencoder,
+and all users get the uniform average, which is zero.
 """
 
 from __future__ import annotations
@@ -73,13 +74,13 @@ def knows_an_item(lake: Lake, ds: date, window: str) -> bool:
 
 @dataclass(frozen=True)
 class EncodeUsers:
-    """What runs in each partition; the weights are read once a process.
+    """The task of each partition; each process reads the weights once.
 
     Attributes:
-        folder: The bundle, on a file system that all workers see.
-        basis_version: A bundle of another basis is refused.
-        window: So is one of another window.
-        rank_of_index: int64 [n], vocabulary rank of each item_index, -1 outside the vocabulary.
+        folder: Folder of the bundle, on a file system that all workers see.
+        basis_version: Expected basis; a bundle of another basis is refused.
+        window: Expected window; a bundle of another window is refused.
+        rank_of_index: int64 [n], vocabulary rank of each item_index; -1 for an item outside the vocabulary.
     """
 
     folder: str
@@ -88,7 +89,7 @@ class EncodeUsers:
     rank_of_index: npt.NDArray[np.int64]
 
     def __call__(self, parts: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Encode rows of user_histories; embedding is null where the uniform average must stand in."""
+        """Encode rows of user_histories; the embedding is null for a user who gets the uniform average."""
         model = _autoencoder(self.folder, self.basis_version, self.window)
         for part in parts:
             if part.num_rows:
@@ -124,12 +125,12 @@ def encode_task(lake: Lake, folder: Path, basis_version: str, window: str) -> En
 
     Args:
         lake: Reads item_embeddings.
-        folder: The bundle.
-        basis_version: Of the histories.
-        window: Of the histories.
+        folder: Folder of the bundle.
+        basis_version: Basis of the histories.
+        window: Window of the histories.
 
     Raises:
-        lte_models.training.bundle.BundleError: There is no bundle, or one that must not be used.
+        lte_models.training.bundle.BundleError: There is no bundle, or the bundle must not be used.
     """
     bundle = load_bundle(folder, kind="autoencoder", basis_version=basis_version, lte_window=window)
     rank = {item_id: row for row, item_id in enumerate(bundle.item_ids)}
@@ -141,8 +142,8 @@ def autoencoder_ltes(lake: Lake, task: EncodeUsers | None, ds: date, window: str
     """LTEs of all users of ``ds``.
 
     Args:
-        lake: Reads user_histories and, for users of whose items the autoencoder knows none, the uniform LTEs.
-        task: Encodes a partition; None where no user has a known item, so that the uniform LTE stands in for all.
+        lake: Reads user_histories, and the uniform LTEs for users whose items the autoencoder does not know.
+        task: Encodes a partition. None if no user has a known item; then all users get the uniform LTE.
         ds: Data day.
         window: LTE window.
 
@@ -166,7 +167,7 @@ def autoencoder_ltes(lake: Lake, task: EncodeUsers | None, ds: date, window: str
 
 
 def _without_a_model(histories: DataFrame) -> DataFrame:
-    """Rows as :class:`EncodeUsers` gives them for users of whose items it knows none."""
+    """The rows that :class:`EncodeUsers` yields for users whose items the autoencoder does not know."""
     nothing = F.lit(None).cast(ENCODED["embedding"].dataType).alias("embedding")
     return histories.select("user_id", nothing, F.size("items").alias("n_items"), "n_unknown")
 

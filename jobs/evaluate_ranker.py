@@ -1,11 +1,11 @@
-"""Judge the ranker of ds on the interactions of ds, beside the live one and the baselines; the better one goes live.
+"""Judge the ranker of ds on the interactions of ds, beside the live ranker and the baselines, and decide which is live.
 
-Every next item of the test day counts. The new ranker goes live only if its scores are finite, it is not
-significantly worse than the live one or than the best baseline (paired over users), its coverage has not collapsed, and
-it reads the LTEs that are published. Otherwise the live one stays, and the job exits 1 with the reasons.
+Every next item of the test day counts. The new ranker goes live only if all of this holds: its scores are finite, it is
+not significantly worse than the live ranker or a baseline (paired over users), its coverage has not collapsed, and it
+reads the published LTEs. Otherwise the live ranker stays, and the job exits 1 with the reasons.
 
-Where nobody came on ds there is nothing to judge by: the live ranker stays, and the job succeeds. A backfill, and a day
-before the live ranker's, are judged and recorded but never go live.
+When no user came on ds, no comparison is possible: the live ranker stays, and the job succeeds. The ranker of a
+backfill, or of a day before the live ranker's day, is judged and recorded but never goes live.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class EvaluateConfig:
     Attributes:
         deployment: Where everything is.
         ds: Data day.
-        is_backfill: Judge and record, but leave the live ranker alone.
-        force: Go live although the gate found reasons against it, or a newer ranker is live.
+        is_backfill: Judge and record, but do not change the live ranker.
+        force: Make the new ranker live although the gate found reasons against it, or a newer ranker is live.
     """
 
     deployment: Deployment
@@ -61,7 +61,7 @@ class EvaluateConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate on ``--ds`` and make the new ranker live where it may be."""
+    """Evaluate on ``--ds`` and make the new ranker live if nothing speaks against it."""
     config = parse_flags(argv)
     if is_off(JOB, "ranker", enabled=config.deployment.ranker.enabled):
         return
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def next_items(lake: Lake, ds: date, basis_version: str) -> dict[str, float]:
-    """Count the next items of ``ds``, one a user and item, and those of them that no model can rank.
+    """Count the next items of ``ds``, one per user and item, and the next items that no model can rank.
 
     Args:
         lake: Reads interactions and the basis.
@@ -92,7 +92,7 @@ def next_items(lake: Lake, ds: date, basis_version: str) -> dict[str, float]:
         basis_version: Basis of the items.
 
     Returns:
-        ``n_next_items``, and ``n_next_items_unknown``: without a vector at the end of the day before.
+        ``n_next_items``, and ``n_next_items_unknown``: next items without a vector at the end of the day before.
     """
     taken = lake.read(INTERACTIONS, where={"event_date": ds}).select("user_id", "item_id").distinct()
     known = known_items(read_basis(lake, basis_version), ds - timedelta(days=1)).select("item_id", "item_index")
@@ -102,7 +102,7 @@ def next_items(lake: Lake, ds: date, basis_version: str) -> dict[str, float]:
 
 
 def was_too_early(lake: Lake, ds: date) -> bool:
-    """Whether the training of ``ds`` said that there is nothing to train on yet."""
+    """Whether the training of ``ds`` recorded that there was nothing to train on."""
     trained = lake.read(METRICS, where={"ds": ds, "job": "train_ranker"})
     return not trained.where("metric = 'n_epochs' and value = 0").isEmpty()
 
@@ -124,7 +124,7 @@ def parse_flags(argv: Sequence[str] | None) -> EvaluateConfig:
 
 
 def evaluate(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Verdict:
-    """Score the test day with every model and compare.
+    """Score the test day with every model and compare the scores.
 
     Args:
         lake: Reads training_examples, interactions and the basis.
@@ -152,7 +152,7 @@ def evaluate(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -
 def compared(
     lake: Lake, deployment: Deployment, ds: date, bundle: Bundle, anchors: Mapping[str, Sequence[date]], folder: Path
 ) -> Verdict:
-    """Stage the examples, score them with every model, judge.
+    """Stage the examples, score them with every model and judge the candidate.
 
     Args:
         lake: Reads training_examples, interactions and the basis.
@@ -160,7 +160,7 @@ def compared(
         ds: Test day.
         bundle: The candidate.
         anchors: "test" and, for EASE, "recent".
-        folder: For the staged examples.
+        folder: Folder for the staged examples.
     """
     settings, basis_version = deployment.ranker, bundle.manifest.basis_version
     shop = load_candidates(lake, ds, basis_version, settings.train_days)
@@ -179,19 +179,19 @@ def compared(
 
 
 def live_scorer(deployment: Deployment, ds: date, basis_version: str, shop: CandidateItems) -> dict[str, Scorer]:
-    """The live ranker, where it can be compared; where it cannot, the log says why.
+    """The scorer of the live ranker if the ranker can be compared; otherwise the log says why.
 
-    It must be of this basis and read interactions as they are coded now, its bundle must be whole, and it must not have
-    been trained on ``ds``. One that cannot be compared must not hold its successor back.
+    The live ranker must have this basis and the configured interaction types. Its bundle must be complete, and it must
+    not have been trained on ``ds``. A live ranker that cannot be compared must not block its successor.
 
     Args:
-        deployment: Whose.
+        deployment: The deployment.
         ds: Test day.
         basis_version: Basis of the items.
         shop: Items of the day.
 
     Returns:
-        "live" and its scorer, or nothing.
+        "live" to its scorer; empty if the live ranker cannot be compared.
     """
     folder = live_bundle_folder(deployment)
     if folder is None:
@@ -210,9 +210,9 @@ def scored(scorers: Mapping[str, Scorer], test: ExampleReader, cutoff: int) -> d
     """Score the test day with every model.
 
     Args:
-        scorers: By name.
+        scorers: Name to scorer.
         test: Examples.
-        cutoff: k of the gate; 10 is reported beside it.
+        cutoff: k of the gate; metrics at 10 are reported too.
 
     Raises:
         ModelError: A score is not finite.
@@ -228,12 +228,12 @@ def scored(scorers: Mapping[str, Scorer], test: ExampleReader, cutoff: int) -> d
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was decided.
+    """The decision.
 
     Attributes:
-        name: "live": the ranker of ds is live now. "refused": the gate found a reason against it. "kept": nothing was
-            decided, what is live stays.
-        text: In words.
+        name: "live": the ranker of ds is live now. "refused": the gate found a reason against the ranker of ds.
+            "kept": nothing was decided, and the live ranker stays.
+        text: The decision in words.
     """
 
     name: str
@@ -241,12 +241,12 @@ class Outcome:
 
 
 def decide(lake: Lake, config: EvaluateConfig, verdict: Verdict) -> Outcome:
-    """Make the ranker of ds live, unless something speaks against it.
+    """Make the ranker of ds live, unless there is a reason against it.
 
     Args:
         lake: Reads live_snapshot.
         config: Flags.
-        verdict: Of the gate.
+        verdict: Verdict of the gate.
     """
     kept = reason_to_keep(config, verdict)
     if kept:
@@ -259,11 +259,11 @@ def decide(lake: Lake, config: EvaluateConfig, verdict: Verdict) -> Outcome:
 
 
 def reason_to_keep(config: EvaluateConfig, verdict: Verdict) -> str:
-    """Why nothing is decided on this run; empty where the gate decides.
+    """Why this run decides nothing; empty when the gate decides.
 
     Args:
         config: Flags.
-        verdict: Of the gate.
+        verdict: Verdict of the gate.
     """
     if config.is_backfill:
         return "a backfill, judged and recorded"
@@ -276,10 +276,10 @@ def reason_to_keep(config: EvaluateConfig, verdict: Verdict) -> str:
 
 
 def mismatch(lake: Lake, config: EvaluateConfig) -> list[str]:
-    """The reason against a ranker that reads other LTEs than those that are published; no flag overrules it.
+    """The reason against a ranker that does not read the published LTEs; no flag overrules this reason.
 
     Args:
-        lake: Reads live_snapshot; where nothing was published yet any ranker fits.
+        lake: Reads live_snapshot. Before the first publish, every ranker fits.
         config: Flags.
     """
     published = lake.read(LIVE_SNAPSHOT).orderBy("sequence", ascending=False).first()

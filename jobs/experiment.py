@@ -1,8 +1,8 @@
 """Run experiments on a deployment's own data: which LTE helps, how, and what leaks (paper, sections 5 and 9).
 
-Prints what will be trained and about how long it takes before it starts. Each variant is trained once a seed, on days
-before the first test day, and judged on every test day with sequences and LTEs as of the evening before.
-Finished trainings are kept: the same call goes on where the last one stopped, or only reads what is there.
+Before it starts, it prints what it will train and about how long this takes. Each variant is trained once per seed, on
+days before the first test day. It is judged on every test day, with sequences and LTEs as of the end of the day before.
+Finished trainings are kept. So the same call resumes where the last call stopped, or only reads finished results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALL = "all"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the experiments that are named."""
+    """Run the named experiments."""
     args = experiment_parser().parse_args(argv)
     deployment = load_deployment(args.config, environ=os.environ | setting_variables(args))
     found = run_experiments(deployment, chosen_names(args.names), ds=args.ds, is_fresh=args.fresh)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags beside ``--config``: which experiments, the last test day, and one for each setting."""
+    """Add the flags beside ``--config``: the experiments, the last test day, and one flag per setting."""
     parser.add_argument("names", nargs="+", choices=(*EXPERIMENT_NAMES, ALL), metavar="NAME", help=_NAMES_HELP)
     parser.add_argument("--ds", type=parse_ds, help="last test day (default: the last day with interactions)")
     parser.add_argument("--fresh", action="store_true", help="train again what is finished already")
@@ -67,13 +67,13 @@ def experiment_parser() -> argparse.ArgumentParser:
 
 
 def setting_variables(args: argparse.Namespace) -> dict[str, str]:
-    """Flags as the environment variables that override the configuration, so that both are checked alike."""
+    """Flags as environment variables that override the configuration, so that the same checks apply to both."""
     given = {setting.name: getattr(args, setting.name) for setting in fields(ExperimentSection)}
     return {f"LTE_EXPERIMENT__{name.upper()}": value for name, value in given.items() if value is not None}
 
 
 def chosen_names(names: Sequence[str]) -> list[str]:
-    """Each experiment once, in their own order; ``all`` is every one."""
+    """The named experiments, each once, in the order of ``EXPERIMENT_NAMES``; ``all`` means every experiment."""
     return [name for name in EXPERIMENT_NAMES if name in names or ALL in names]
 
 

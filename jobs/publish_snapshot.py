@@ -1,4 +1,4 @@
-"""The last step of a day: load the audited slice of user_lte into the online store, make it live (ADR 0009)."""
+"""Publish the day: load the validated slice of user_lte into the online store and make it live (ADR 0009)."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class PublishConfig:
     Attributes:
         deployment: Where everything is.
         ds: Data day to publish.
-        is_backfill: Say so and leave the live snapshot alone.
-        force: Publish although a newer ds is live, and load again although the same rows are.
-        allow_basis_change: Publish although the live vectors belong to another basis, or the live ranker reads others.
+        is_backfill: Publish nothing and say so.
+        force: Publish although a newer ds is live, and load again although the same rows are live.
+        allow_basis_change: Publish although the live vectors belong to another basis, or the live ranker reads other
+            LTEs.
     """
 
     deployment: Deployment
@@ -86,16 +87,16 @@ def parse_flags(argv: Sequence[str] | None) -> PublishConfig:
 def publish_day(config: PublishConfig) -> str:
     """Publish the slice of one ds that the deployment serves.
 
-    A day that is run again while a newer one is live has nothing to publish: that is no failure, or no old day could
-    be run again to its end.
+    A rerun of an old day publishes nothing while a newer day is live. This is not a failure, because otherwise no old
+    day could be rerun completely.
 
     Returns:
-        What was done, for a person.
+        What was done, as a text.
 
     Raises:
-        PublishRefusedError: A gate of ds failed or did not run, the slice is empty, mixes bases or changed since the
-            gates, another basis is live, or the live ranker reads other LTEs.
-        jobs.store.snapshot.OnlineStoreError: The store failed; what was live still is.
+        PublishRefusedError: A gate of ds failed or did not run. Or the slice is empty, mixes bases or changed since the
+            gates. Or another basis is live, or the live ranker reads other LTEs.
+        jobs.store.snapshot.OnlineStoreError: The store failed; the live snapshot is unchanged.
     """
     if config.is_backfill:
         return f"ds={config.ds}: a backfill never publishes; the live snapshot stays as it is"
@@ -114,7 +115,10 @@ def publish_day(config: PublishConfig) -> str:
 
 
 def publish_and_log(lake: Lake, store: OnlineStore, source: SnapshotSource, config: PublishConfig) -> Publication:
-    """Publish and write the log; a row that an earlier run died before writing is written first."""
+    """Publish and write the log of switches.
+
+    An earlier run may have died between a switch and its row in the log. Such a row is written first.
+    """
     newest = log_switches(lake, store)
     done = publish(
         store,
@@ -132,7 +136,7 @@ def require_gates(lake: Lake, ds: date) -> None:
     """Refuse a day whose gates did not all pass.
 
     Raises:
-        PublishRefusedError: The table gate_results has no row of ds, or a failed one; it is named.
+        PublishRefusedError: The table gate_results has no row of ds, or a failed row. The message names it.
     """
     results = lake.read(GATE_RESULTS, where={"ds": ds})
     if not results.head(1):
@@ -147,10 +151,10 @@ def require_gates(lake: Lake, ds: date) -> None:
 
 
 def require_validated(lake: Lake, source: SnapshotSource) -> None:
-    """Refuse rows whose number is not what the gates saw; their checksum is compared while they are loaded.
+    """Refuse a slice whose number of rows differs from what the gates saw; the load compares the checksum.
 
     Raises:
-        PublishRefusedError: The gates of the day recorded no rows, or another number.
+        PublishRefusedError: The gates of the day recorded no rows, or another number of rows.
     """
     state = validated_state(lake, source.ds)
     again = f"run validate for ds={source.ds} and publish again"
@@ -166,11 +170,11 @@ def require_validated(lake: Lake, source: SnapshotSource) -> None:
 
 
 def require_ranker(config: PublishConfig, source: SnapshotSource) -> None:
-    """Refuse LTEs that the live ranker does not read; before the first ranker went live any will do.
+    """Refuse LTEs that the live ranker does not read; while no ranker is live, any LTEs are accepted.
 
     Args:
-        config: Flags; ``allow_basis_change`` says that the change is meant.
-        source: What is about to be published.
+        config: Flags; ``allow_basis_change`` says that the change is intended.
+        source: The slice to publish.
 
     Raises:
         PublishRefusedError: basis_version, window or method differ.
@@ -190,7 +194,7 @@ def require_ranker(config: PublishConfig, source: SnapshotSource) -> None:
 def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSource:
     """The slice of user_lte that a deployment serves.
 
-    Rows are counted and sampled by the engine; the rows to load are streamed past it, in bounded memory.
+    The engine counts and samples the rows. The rows to load are streamed without the engine, in bounded memory.
 
     Raises:
         PublishRefusedError: The slice is empty, or holds vectors of several bases.
@@ -221,7 +225,7 @@ def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSou
 
 
 class _Progress:
-    """Tells the steps of a publish, and one chunk in so many."""
+    """Reports the steps of a publish, and one of every ``PROGRESS_CHUNKS`` chunks."""
 
     def __init__(self) -> None:
         self._chunks = 0

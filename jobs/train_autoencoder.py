@@ -1,6 +1,6 @@
 """Train the autoencoder on the histories of ds: interactions -> user_histories -> a bundle (ADR 0007).
 
-Starts from yesterday's bundle where there is one in the same basis, and goes on from its checkpoint after a kill.
+Starts from yesterday's bundle if there is one in the same basis. After a kill, it resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             metrics = train(lake, config.deployment, config.ds, basis_version)
         except NoKnownItemError as error:
-            # A young shop, whose window lies before its first day: not what an operator could mend.
+            # The window of a young shop lies before the shop's first day. An operator cannot change this: no failure.
             say(JOB, f"{error}; embed_users writes the uniform averages")
             metrics = {"n_epochs": 0.0}
         lake.record_metrics(config.ds, JOB, metrics)
 
 
 class NoKnownItemError(ModelError):
-    """No user has an interaction with a known item in the window yet: there is nothing to train on."""
+    """No user has an interaction with a known item in the window, so there is nothing to train on yet."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class Vocabulary:
 
 
 def vocabulary(histories: DataFrame, n_indices: int, what: str, max_items: int | None = None) -> Vocabulary:
-    """Rank the items of histories by how many users have them, ties by item_index.
+    """Rank the items of histories by their number of users; items with equal numbers are ordered by item_index.
 
     Args:
         histories: Rows of user_histories.
         n_indices: Size of the basis.
-        what: Named in the error.
-        max_items: Most frequent items to keep; None for all.
+        what: Name of the histories, for the error.
+        max_items: Number of most frequent items to keep; None keeps all.
 
     Raises:
         NoKnownItemError: No history holds an item.
@@ -113,7 +113,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         lake: Reads user_histories and the basis.
         deployment: Settings.
         ds: Data day.
-        basis_version: Basis that the histories are numbered in.
+        basis_version: Basis that gives the items of the histories their numbers.
 
     Returns:
         Validation ``auc``, ``recall_at_100``, ``precision_at_100``, with ``n_epochs``, ``n_vocabulary`` and ``n_warm``.
@@ -168,7 +168,7 @@ def _run(
 
 
 def _start_from(model: Autoencoder, ids: list[str], earlier: Bundle) -> int:
-    """Take over an earlier bundle's weights in the same basis, item by item; returns the items taken over."""
+    """Copy the weights of an earlier bundle of the same basis, item by item; returns the number of copied items."""
     place = {item_id: row for row, item_id in enumerate(earlier.item_ids)}
     rows = {row: place[item_id] for row, item_id in enumerate(ids) if item_id in place}
     warm_start(model, earlier.tensors, {"first.weight": rows})

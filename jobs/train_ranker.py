@@ -1,7 +1,7 @@
 """Train the ranker on the anchors before ds: training_examples -> a bundle (ADR 0008).
 
-Run after build_examples. Trains on targets up to and including ds - 1; the interactions of ds are the test day of
-evaluate_ranker. Starts from yesterday's bundle where there is one, and goes on from its checkpoint after a kill.
+Run after build_examples. Trains on targets up to and including ds - 1, because evaluate_ranker tests on ds. Starts from
+yesterday's bundle if there is one. After a kill, the next run resumes from the checkpoint.
 """
 
 from __future__ import annotations
@@ -66,26 +66,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             metrics = train(lake, config.deployment, config.ds, basis_version)
         except TooFewDaysError as error:
-            # A shop's first days: not what an operator could mend.
+            # A shop has too few days at first. An operator cannot change this: no failure.
             say(JOB, f"ds {config.ds}: {error}")
             metrics = {"n_epochs": 0.0}
         lake.record_metrics(config.ds, JOB, metrics)
 
 
 class TooFewDaysError(ModelError):
-    """Fewer days have examples than validation needs: there is nothing to train on yet."""
+    """Too few days have examples, so that nothing is left to train on beside the validation days."""
 
 
 def training_anchors(
     lake: Lake, ds: date, settings: RankerSection, basis_version: str
 ) -> tuple[list[date], list[date]]:
-    """Anchors to train on and, after them, anchors of validation, for early stopping: days with examples only.
+    """Training anchors and, after them, validation anchors for early stopping; all of them have examples.
 
     Args:
         lake: Reads training_examples.
-        ds: Test day: the targets of the newest anchor are those of ds - 1.
-        settings: How many days.
-        basis_version: Of the examples.
+        ds: Test day. The targets of the newest anchor are interactions of ds - 1.
+        settings: Number of training and validation days.
+        basis_version: Basis of the examples.
 
     Raises:
         TooFewDaysError: Too few days have examples.
@@ -107,7 +107,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
     Args:
         lake: Reads training_examples, interactions, items and the basis.
         deployment: Settings.
-        ds: Test day: nothing of it is read.
+        ds: Test day. No interaction of this day is read.
         basis_version: Basis of the items.
 
     Returns:
@@ -147,18 +147,18 @@ def example_readers(
     basis_version: str,
     folder: Path,
 ) -> tuple[ExampleReader, ExampleReader]:
-    """Stage the examples to train on and those of validation.
+    """Stage the training examples and the validation examples.
 
     Args:
         lake: Reads training_examples.
-        anchors: Days to train on, days of validation.
-        shop: Numbers the items.
-        settings: Objective, batch size, workers, seed. The validation days are judged by the day after, always.
-        basis_version: Of the examples.
-        folder: Gets ``rows`` and ``validation``.
+        anchors: Training days and validation days.
+        shop: Items; they give each item its row.
+        settings: Objective, batch size, workers, seed. Validation always uses the objective "next_day".
+        basis_version: Basis of the examples.
+        folder: Parent of the new folders ``rows`` and ``validation``.
 
     Raises:
-        jobs.registry.records.ModelError: There is no example on either side.
+        jobs.registry.records.ModelError: There is no training example, or no validation example.
     """
     collates = (example_collate(shop, settings, settings.objective), example_collate(shop, settings))
     train_reader, validation = (
@@ -179,8 +179,8 @@ def new_ranker(shop: CandidateItems, settings: RankerSection, types: Sequence[st
 
     Args:
         shop: Items.
-        settings: Of the model.
-        types: Interaction types, place = code.
+        settings: Settings of the model.
+        types: Interaction types; the position of a type is its code.
     """
     names = ("dim", "lte", "lte_layers", "lte_gelu", "lte_hidden", "max_length", "history_features", "seed")
     built = build_ranker(shop, types, **{name: getattr(settings, name) for name in names})
@@ -199,17 +199,17 @@ def fit(
     *,
     is_warm: bool = False,
 ) -> Progress:
-    """Train to the end, from the checkpoint in ``folder`` where there is one.
+    """Train to the end, from the checkpoint in ``folder`` if there is one.
 
     Args:
-        model: Trained in place; holds its best weights afterwards.
-        examples: To train on.
-        validation: Decide which epoch is the best one.
-        settings: How.
+        model: Model to train in place; holds its best weights afterwards.
+        examples: Training examples.
+        validation: Validation examples; they decide which epoch is the best one.
+        settings: Settings of the training.
         daily: Counts of the model's items.
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
         name: Fingerprint of data and settings.
-        is_warm: Whether the model comes from an earlier training: it is kept where no epoch makes it better.
+        is_warm: Whether the weights come from an earlier training. If so, they are kept when no epoch is better.
 
     Raises:
         lte_models.training.bundle.BundleError: The checkpoint is damaged or of another training.
@@ -254,7 +254,7 @@ def store_lte_statistics(model: Ranker, reader: ExampleReader, settings: RankerS
 
 
 def validation_ndcg(model: Ranker, reader: ExampleReader, settings: RankerSection, counts: DailyCounts) -> float:
-    """Mean NDCG at the cutoff over the validation examples; 0 where none has a known target."""
+    """Mean NDCG at the cutoff over the validation examples; 0 if no example has a known target."""
     values, scorer = [np.zeros(0)], RankerScorer(model, settings, counts)
     for batch in reader.in_order():
         ranks = target_ranks(scorer(batch), batch.target_query, batch.targets - 1).numpy()
@@ -265,7 +265,7 @@ def validation_ndcg(model: Ranker, reader: ExampleReader, settings: RankerSectio
 
 
 def candidates_digest(shop: CandidateItems) -> str:
-    """SHA-256 over what a training reads of the items beside the basis: their order, metadata and daily counts."""
+    """SHA-256 over the inputs of a training that belong to the items: their order, metadata and daily counts."""
     digest = hashlib.sha256(vocabulary_hash(shop.item_ids).encode())
     digest.update(repr([shop.metadata[name] for name in METADATA]).encode())
     digest.update(np.ascontiguousarray(shop.daily.cumulative.numpy()).data)
@@ -273,14 +273,14 @@ def candidates_digest(shop: CandidateItems) -> str:
 
 
 def start_from(built: BuiltRanker, earlier: Bundle) -> int:
-    """Take over the weights of an earlier bundle, item by item and value by value.
+    """Copy the weights of an earlier bundle, item by item and metadata value by metadata value.
 
     Args:
-        built: Receives them.
-        earlier: Of the same basis.
+        built: New ranker, which receives the weights.
+        earlier: Earlier bundle of the same basis.
 
     Returns:
-        Items whose id embedding came along; 0 where the bundle was trained with other interaction types.
+        Number of items whose id embedding was copied; 0 if the bundle was trained with other interaction types.
     """
     theirs = earlier.manifest.config
     if theirs["types"] != built.config["types"]:
