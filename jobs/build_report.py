@@ -1,7 +1,7 @@
-"""Write the page of a run: what came in, what was computed, what the gates said, what is live.
+"""Write the report page of a day: what was ingested and computed, the results of the gates, and what is live.
 
-One self-contained file, ``index.html`` under ``ds=…`` in ``paths.reports``: no script, no network. Built whatever
-failed before, with what is there; what is missing is named.
+The page is one self-contained file, ``index.html`` under ``ds=…`` in ``paths.reports``. It needs no script and no
+network. It is built even when an earlier task failed; it shows the existing results and names the missing ones.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ReportConfig:
     Attributes:
         deployment: Where everything is.
         ds: Data day.
-        states: Task to its state, as the scheduler tells it; without it the tables say what each task left.
+        states: Task to its state, from the scheduler. Without states, the tables show what each task wrote.
     """
 
     deployment: Deployment
@@ -56,7 +56,7 @@ class ReportConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the report of ``--ds`` and say where it is."""
+    """Write the report of ``--ds`` and print its path."""
     config = parse_flags(argv)
     path = report_page(config.deployment, config.ds)
     claim(Path(config.deployment.paths.reports), config.deployment, "paths.reports")
@@ -126,7 +126,7 @@ def _cosine(value: float | None) -> str:
 
 
 def plots(facts: Facts) -> dict[str, str]:
-    """Name to data address of each plot that there are rows for."""
+    """Name of each plot to its data address; a plot without rows is left out."""
     found = facts.distributions
     drawn = {
         "coverage": (coverage_plot, facts.event_days),

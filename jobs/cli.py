@@ -51,7 +51,7 @@ LTE_WAIT_SECONDS=600 waits up to 600 s for another run of the same lake; without
 
 
 def _print(as_json: bool, value: Any, text: str) -> None:
-    # Titles and ids come from files: only the line breaks between our own lines are kept.
+    # Titles and ids come from files and may contain line breaks. Only the line breaks between lines of text are kept.
     lines = [json.dumps(value, indent=2, default=str)] if as_json else map(printable, text.split("\n"))
     print("\n".join(lines))
 
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace, deployment: Deployment) -> None:
     why = None if args.allow_future else future_day(args.ds)
     if why:
         raise ConfigError(why)
-    # The tasks inherit the lease, so no other run comes in between two of them.
+    # The tasks inherit the lease, so no other run can start between two tasks.
     with hold_lease(deployment, "lte run", args.ds):
         results = run_day(args.config, args.ds, *["--allow-future"] * args.allow_future)
     lines = [
@@ -117,7 +117,7 @@ def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def asdict_plain(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    """Settings as plain values, without secrets: the password of Redis, credentials in addresses, secrets in conf."""
+    """Settings as plain values. The password of Redis, credentials in addresses and secrets in conf are hidden."""
     sections = {name: dict(vars(section)) for name, section in vars(deployment).items()}
     password = sections["publish"]["redis_password"]
     sections["publish"]["redis_password"] = "set" if password else "not set"
@@ -184,7 +184,7 @@ def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
         _print(args.json, back, "\n".join(lines))
     elif users:
         done = (erase.plan_erasure if args.dry_run else erase.erase_users)(deployment, users)
-        # A task's log names no user: the operator named the others.
+        # The log of a task must name no user. Users in the arguments are named, because the operator typed them.
         named = args.user_ids if not args.requests else []
         _print(args.json, done.as_json(), erase.erasure_text(done, named, is_plan=args.dry_run))
     else:
@@ -227,7 +227,7 @@ def _repair(args: argparse.Namespace, deployment: Deployment) -> None:
     _print(args.json, done, done["text"])
 
 
-# Commands with flags of their own.
+# Commands that parse their own flags.
 TOOLS = {
     "make-sample": ("jobs.samples.complete_journey", "write The Complete Journey as landing files"),
     "make-fashion": ("jobs.samples.fashion.shop", "make a fashion shop: items with pictures, users with tastes"),
@@ -237,7 +237,7 @@ TOOLS = {
 
 
 def _count(text: str) -> int:
-    """How many, at least 1."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)

@@ -1,8 +1,9 @@
-"""Ingest landing day ds, and every earlier landing day with files that no run has taken yet.
+"""Ingest landing day ds, and every earlier landing day with files that no run has ingested yet.
 
-Landing files become `interactions`, `items` and `quarantine`; `ingest_log` and `event_days` say what came (see
-docs/landing.md). A rerun gives the same tables. The order of the writes makes a crash at any point harmless: what says
-what to look at again (`interactions`, the metric `n_days_back`) comes before what says that it is done (`ingest_log`).
+Landing files become rows of `interactions`, `items` and `quarantine`; `ingest_log` and `event_days` record what was
+ingested (see docs/landing.md). A rerun gives the same tables. The order of the writes makes a crash at any point
+harmless: `interactions` and the metric `n_days_back` are written first, and `ingest_log`, which marks the files as
+done, is written last.
 """
 
 from __future__ import annotations
@@ -61,18 +62,18 @@ JOB = "ingest"
 STAGING = "_staging/ingest"
 SHOWN_FAULTS = 3
 
-# Columns that can name a person; a detail begins with the faulty column.
+# Columns that can identify a person. The detail of a fault begins with the name of the faulty column.
 PERSONAL_COLUMNS = ("user_id", "session_id")
 FRACTIONS = "have an id like 17.0, which is another id than 17; write whole numbers without a fraction"
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A batch's rows, read once and kept beside the lake until the run ends.
+    """Rows of a batch, read once and kept beside the lake until the run ends.
 
     Attributes:
-        rows: Target to its rows, good and bad, of the files that could be read to their end; line 0 for the others.
-        counts: File to its counts; accepted and duplicate rows are not known yet.
+        rows: Target to its rows, good and bad. A file that could not be read to its end has only one row, with line 0.
+        counts: File to its counts. Accepted and duplicate rows are not counted yet.
     """
 
     rows: Mapping[str, DataFrame]
@@ -88,7 +89,7 @@ class Staged:
 
 
 def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
-    """Bring landing day ``ds`` and the holes before it into the lake.
+    """Ingest landing day ``ds`` and earlier days with files that were not ingested yet.
 
     Args:
         lake: The deployment's lake.
@@ -96,7 +97,7 @@ def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
         ds: Data day.
 
     Raises:
-        LandingError: Too many bad rows, files of an ingested day gone, or counts that do not add up.
+        LandingError: There are too many bad rows, files of an ingested day are missing, or counts do not add up.
     """
     other_case = require_landing(deployment.paths.landing, TARGETS)
     log = _ingest_log(lake)
@@ -108,7 +109,7 @@ def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
         target: _held_days(lake, table, batch) for target, table in (("interactions", INTERACTIONS), ("items", ITEMS))
     }
     refuse_missing_days(batch, {target: [landing for landing, _ in days] for target, days in held.items()})
-    # What a run that was killed left: this run holds the lease, so no other one reads it.
+    # Removes what a killed run left. This run holds the lease, so no other run reads these files.
     _remove(lake.for_engine(STAGING))
     staging = lake.for_engine(f"{STAGING}/{ds}-{secrets.token_hex(8)}")
     try:
@@ -124,7 +125,7 @@ Log = Sequence[tuple[date, str, int | None]]
 
 
 def _ingest_log(lake: Lake) -> Log:
-    """Landing day, name and size in bytes of the files that earlier runs took."""
+    """Landing day, name and size in bytes of the files that earlier runs ingested."""
     rows = lake.read(INGEST_LOG).select("landing_ds", "source_file", "bytes").collect()
     return [(row["landing_ds"], row["source_file"], row["bytes"]) for row in rows]
 
@@ -147,7 +148,7 @@ def _say_plan(batch: Batch, log: Log) -> None:
 
 
 def _say_misplaced(landing: str, other_case: Sequence[str]) -> None:
-    """Name what nobody will ever read: a writer that makes other folders would otherwise never hear of it."""
+    """Warn of files that no run will ever read, because their folder is wrong; no other message reports them."""
     for name in other_case:
         warn(JOB, f"landing {name}/ is ignored: expected {name.lower()}/, got {name}/; move its files and remove it")
     for target in TARGETS:
@@ -158,19 +159,19 @@ def _say_misplaced(landing: str, other_case: Sequence[str]) -> None:
 
 
 def _say_first_faults(staged: Staged) -> None:
-    """Show what is wrong with a few rows: a count alone does not tell anybody what to change.
+    """Show the faults of a few rows, because a count alone does not tell what to change.
 
-    A log is kept where no erasure reaches. So of rows with users it shows neither the text nor an id.
+    The erasure of a user does not change logs. So the log shows neither the text nor an id of a row with a user.
     """
     for target in TARGETS:
         if any(each.n_quarantined for file, each in staged.counts.items() if file.target == target):
             for row in staged.bad(target).orderBy("source_file", "line").limit(SHOWN_FAULTS).collect():
-                if row["line"]:  # a file that was refused as a whole has been named already
+                if row["line"]:  # line 0 is a file that was refused as a whole; the log has named it already
                     warn(JOB, f"{row['source_file']} line {row['line']}: {_shown_fault(target, row)}")
 
 
 def _shown_fault(target: str, row: Row) -> str:
-    """Reason and value of a bad row; of a row with a user, only a value that names nobody."""
+    """Reason and value of a bad row; for a row with a user, only a value that identifies no person."""
     names_somebody = row["detail"].startswith(PERSONAL_COLUMNS) if row["detail"] else True
     if target == "interactions" and names_somebody:
         return f"{row['reason']}; table quarantine has the row"
@@ -179,10 +180,10 @@ def _shown_fault(target: str, row: Row) -> str:
 
 
 def _held_days(lake: Lake, table: Table, batch: Batch) -> list[tuple[date, date | None]]:
-    """Landing days of the batch that ``table`` holds rows of, each with the event days of these rows."""
+    """Landing days of the batch with rows in ``table``, each with the event days of these rows."""
     event_date = F.col("event_date") if "event_date" in table.columns else F.lit(None).cast("date")
     rows = lake.read(table).where(F.col("landing_ds").isin(list(batch.days)))
-    if "event_date" in table.columns:  # no event is later than its landing: prunes partitions on a rerun of an old day
+    if "event_date" in table.columns:  # no event is later than its landing day, so later partitions are not read
         rows = rows.where(F.col("event_date") <= F.lit(batch.days[-1]))
     return [tuple(row) for row in rows.select("landing_ds", event_date.alias("event_date")).distinct().collect()]
 
@@ -216,7 +217,7 @@ def _staged(lake: Lake, deployment: Deployment, batch: Batch, staging: str) -> S
 
 @contextmanager
 def _worker_errors() -> Iterator[None]:
-    """Show what a worker found wrong with the landing folder without the engine's stack traces around it."""
+    """Raise a worker's error about the landing folder again, without the stack traces of the engine."""
     try:
         yield
     except PySparkException as error:
@@ -227,7 +228,7 @@ def _worker_errors() -> Iterator[None]:
 
 
 def _counted(written: DataFrame, files: Mapping[str, LandingFile], counts: Counts) -> DataFrame:
-    """Fill in what was read and what is bad; drop the tallies and the rows of files that could not be read."""
+    """Fill in the counts of read and bad rows; drop the tallies and the rows of files that could not be read."""
     faults = written.where(F.col("reason").isNotNull() & (F.col("line") > FILE_LINE)).groupBy("source_file", "reason")
     special = written.where(F.col("line") <= FILE_LINE).select("source_file", "line", "reason", "detail").collect()
     refused = {row.source_file: row for row in special if row.line == FILE_LINE}
@@ -256,7 +257,7 @@ def _say_tally(name: str, tally: Tally) -> None:
 
 
 def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date]) -> None:
-    """Compute everything, prove that the counts add up, then write: markers of completion last."""
+    """Compute everything, check that the counts add up, then write; the markers of completion are written last."""
     landed = staged.good("interactions").withColumn("event_date", F.to_date("event_ts"))
     event_days = held_days | {row.event_date for row in landed.select("event_date").distinct().collect()}
     affected = sorted(event_days)
@@ -275,7 +276,7 @@ def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date])
         lake.replace(rows, ITEMS, {"landing_ds": batch.days}, expected_rows=expected)
     _write_event_days(lake, affected, wanted)
     _write_interactions(lake, merged, wanted, _states(existing))
-    # Before the log: once the files are in it, no later run knows that they filled a hole.
+    # Written before the log. Once the log holds the files, no later run knows that they belong to an earlier day.
     metrics = {**_metrics(batch, staged.counts), **_input_metrics(lake, batch.ds), DAYS_BACK: _n_days_back(lake, batch)}
     lake.record_metrics(batch.ds, JOB, metrics)
     lake.replace_rows(_log_rows(batch, staged.counts), INGEST_LOG, {"landing_ds": batch.days})
@@ -283,7 +284,7 @@ def _write_batch(lake: Lake, batch: Batch, staged: Staged, held_days: set[date])
 
 
 def _tally_interactions(merged: DataFrame, counts: Mapping[str, FileCounts]) -> dict[date, DayState]:
-    """Count accepted and duplicate rows of each file; returns what each affected day will hold."""
+    """Count accepted and duplicate rows of each file; returns the new state of each affected day."""
     aggregates = {**state_columns(F.col("position") == 1), "n_rows": F.count("*")}
     parts = merged.groupBy("event_date", "source_file").agg(*[c.alias(n) for n, c in aggregates.items()]).collect()
     for row in parts:
@@ -316,7 +317,7 @@ def _write_quarantine(lake: Lake, batch: Batch, staged: Staged, ranked: Mapping[
 def _write_interactions(
     lake: Lake, merged: DataFrame, wanted: Mapping[date, DayState], found: Mapping[date, DayState]
 ) -> None:
-    """Rewrite the days whose rows change, and no others."""
+    """Rewrite only the days whose rows change."""
     changed = sorted(day for day in {*wanted, *found} if wanted.get(day) != found.get(day))
     say(JOB, f"{len(changed)} event days change" + (f" ({changed[0]} to {changed[-1]})" if changed else ""))
     if not changed:
@@ -349,7 +350,7 @@ def _totals(counts: Iterable[FileCounts]) -> dict[str, int]:
 
 
 def _metrics(batch: Batch, counts: Counts) -> Metrics:
-    """Counts of landing day ds alone, so that a rerun, which has no holes to fill, measures the same."""
+    """Counts of landing day ds alone. So a rerun, which has no earlier days to ingest, records the same."""
     metrics: Metrics = {}
     for target in TARGETS:
         of_day = [counts[file] for file in batch.of(target) if file.ds == batch.ds]
@@ -365,9 +366,9 @@ def _metrics(batch: Batch, counts: Counts) -> Metrics:
 
 
 def _input_metrics(lake: Lake, ds: date) -> Metrics:
-    """What the gates judge a day's input by: events of day ds, and days since the newest event up to ds.
+    """Values by which the gates judge the input of a day: events of ds, and days since the newest event up to ds.
 
-    Events of other days are in event_days, one row per day, so that a weekday is compared with the same weekday.
+    Events of other days are in event_days, one row per day, so that the gates compare a weekday with the same weekday.
     """
     days = lake.read(EVENT_DAYS).where(F.col("event_date") <= F.lit(ds))
     found = days.agg(
@@ -383,7 +384,7 @@ def _input_metrics(lake: Lake, ds: date) -> Metrics:
 
 
 def _warn_of_late_catalogue(lake: Lake, first_event: date | None) -> None:
-    """Say where the catalogue should lie: an item counts as unknown before the day on which it landed."""
+    """Warn when the catalogue landed too late: an item counts as unknown before the day on which it landed."""
     if first_event is None:
         return
     first_item = lake.read(ITEMS).agg(F.min("landing_ds").alias("first")).collect()[0]["first"]
@@ -395,7 +396,10 @@ def _warn_of_late_catalogue(lake: Lake, first_event: date | None) -> None:
 
 
 def _n_days_back(lake: Lake, batch: Batch) -> float:
-    """Days from ds back to the first landing day that any run of ds wrote: a rerun has no holes left to fill."""
+    """Days from ds back to the first landing day that any run of ds wrote.
+
+    Earlier runs of ds count too, because a rerun has no earlier days left to ingest.
+    """
     before = lake.read(METRICS, where={"ds": batch.ds, "job": JOB, "metric": DAYS_BACK}).select("value").collect()
     return max([float((batch.ds - batch.days[0]).days), *(float(row["value"]) for row in before)])
 
@@ -413,7 +417,7 @@ def _remove(staging: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read flags, open the lake, ingest."""
+    """Read the flags, open the lake and ingest."""
     config = parse_config(argv, JOB, __doc__)
     with open_lake(config.deployment, JOB, config.ds) as lake:
         ingest(lake, config.deployment, config.ds)

@@ -1,8 +1,8 @@
 """Validate a day with Great Expectations before anything is published; one failed expectation stops the day.
 
-Reads what the jobs before it wrote; writes gate_results, metrics and the run's Data Docs. Rows that were validated by
-an earlier run are not read again: of growing tables those count that landed since the last validated day, or since the
-first landing day that was written later, because a file had come late.
+Reads the tables of the earlier jobs; writes gate_results, metrics and the run's Data Docs. Rows that an earlier run
+validated are not read again. In growing tables only rows are validated that landed after the last validated day. When a
+late file changed an older landing day, validation starts from that day.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ JOB = VALIDATE_JOB
 FAILURES_SHOWN = 20
 ROWS_SHOWN = 600
 
-# The ranker's branch, which must keep no LTE from being published, runs beside this job.
+# Without the ranker's jobs: they run beside this job, and a fault of the ranker must not stop the publishing of LTEs.
 LTE_JOBS = ("ingest", "embed_items", "compute_lte", "train_autoencoder", "embed_users", "compute_drift")
 Checked = tuple[Table, DataFrame, list[Expectation]]
 
 
 class GateError(RuntimeError):
-    """The quality gate of a day failed, or had nothing to judge; the message names table, expectation and ds."""
+    """The quality gate of a day failed or had no rows to judge; the message names table, expectation and ds."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -93,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[GateOutcome]:
-    """Run every checkpoint of ds; write gate_results, metrics and Data Docs, whatever failed.
+    """Run every checkpoint of ds; write gate_results, metrics and Data Docs, even when expectations failed.
 
-    Where it raises, no gate_results of ds are left.
+    When this function raises, the table has no gate_results of ds.
 
     Args:
         lake: Reads all tables of the daily run.
@@ -103,13 +103,13 @@ def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[GateOutco
         ds: Data day.
 
     Returns:
-        One outcome an expectation.
+        One outcome per expectation.
 
     Raises:
         GateError: user_lte has no rows of ds, or rows of the served slice changed while the gates read them.
         jobs.basis.basis.BasisError: The basis is damaged.
     """
-    # An earlier pass is about rows that may be others by now: publishing asks for these rows, and for nothing else.
+    # An earlier pass may be about rows that changed since. Publishing needs these results, so it stops without them.
     lake.delete(GATE_RESULTS, {"ds": ds})
     forget_validated(lake, ds)
     claim(Path(deployment.paths.data_docs), deployment, "paths.data_docs")
@@ -132,10 +132,10 @@ def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[GateOutco
 
 
 def served_basis(lake: Lake, deployment: Deployment, ds: date) -> str:
-    """Basis of the slice that will be published.
+    """Basis of the slice to publish.
 
     Raises:
-        GateError: There is no such slice.
+        GateError: The slice has no rows.
     """
     where = served_slice(deployment, ds)
     first = lake.read(USER_LTE, where=where).select("basis_version").orderBy("basis_version").first()
@@ -146,7 +146,7 @@ def served_basis(lake: Lake, deployment: Deployment, ds: date) -> str:
 
 
 def servable_state(lake: Lake, deployment: Deployment, ds: date) -> SliceState | None:
-    """The rows that are to be published; None where one cannot be served: then a gate fails and names it."""
+    """State of the rows to publish; None if a row cannot be served, in which case a gate fails and names the row."""
     try:
         return slice_state(lake, deployment, ds)
     except BadRowError:
@@ -154,10 +154,10 @@ def servable_state(lake: Lake, deployment: Deployment, ds: date) -> SliceState |
 
 
 def require_unchanged(lake: Lake, deployment: Deployment, ds: date, seen: SliceState | None) -> None:
-    """Refuse rows that changed while the gates read them: nobody would know which of them were judged.
+    """Refuse rows that changed while the gates read them: nobody can know which of the rows were judged.
 
     Raises:
-        GateError: They changed.
+        GateError: The rows changed.
     """
     if seen is None or lake.version(USER_LTE) == seen.version:
         return
@@ -172,7 +172,7 @@ def require_unchanged(lake: Lake, deployment: Deployment, ds: date, seen: SliceS
 def table_checks(
     lake: Lake, deployment: Deployment, ds: date, basis_version: str, matrix: BasisMatrix, extent: BasisExtent
 ) -> Iterator[Checked]:
-    """Rows of each table with their suites: generated, and what is written by hand for some."""
+    """Rows of each table with their suite: the generated suite and, for some tables, rules written by hand."""
     is_new = landed_since(last_read(lake, ds), ds)
     dim = matrix.vectors.shape[1]
     interactions = with_interaction_rules(scalars(lake.read(INTERACTIONS).where(is_new("landing_ds")), INTERACTIONS))
@@ -194,7 +194,7 @@ def table_checks(
 
 
 def last_passed(lake: Lake, ds: date) -> date | None:
-    """The newest day before ds whose gates all held."""
+    """The newest day before ds whose gates all passed."""
     days = lake.read(GATE_RESULTS).where(F.col("ds") < F.lit(ds)).groupBy("ds")
     passed = days.agg(F.min(F.col("success").cast("int")).alias("held")).where("held = 1")
     newest: date | None = passed.agg(F.max("ds").alias("ds")).collect()[0]["ds"]
@@ -202,9 +202,9 @@ def last_passed(lake: Lake, ds: date) -> date | None:
 
 
 def last_read(lake: Lake, ds: date) -> date | None:
-    """Newest landing day up to which nothing changed since the gates of a day before ds all held.
+    """Newest landing day up to which nothing changed since all gates of a day before ds passed.
 
-    A file that comes late into an older landing day's folder is ingested as of that day, long after its gates held.
+    A late file in the folder of an older landing day is ingested as part of that day, long after its gates passed.
     """
     last = last_passed(lake, ds)
     if last is None:
@@ -216,7 +216,7 @@ def last_read(lake: Lake, ds: date) -> date | None:
 
 
 def landed_since(last: date | None, ds: date) -> Callable[[str], Column]:
-    """Condition on a column with landing days: after ``last``, up to ds."""
+    """Condition on a column with landing days: after ``last``, and at most ds."""
 
     def condition(column: str) -> Column:
         is_known = F.col(column) <= F.lit(ds)
@@ -226,7 +226,7 @@ def landed_since(last: date | None, ds: date) -> Callable[[str], Column]:
 
 
 def measures(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Iterator[Measured]:
-    """Everything that gates judge beside rows."""
+    """All measured values that the gates judge in addition to rows."""
     yield measure_input(lake, deployment, ds)
     yield measure_catalogue(lake, deployment, ds, basis_version)
     yield measure_basis(lake, basis_version)
@@ -248,7 +248,7 @@ def write_outcomes(lake: Lake, outcomes: Sequence[GateOutcome], ds: date) -> Non
 
 
 def gate_metrics(outcomes: Sequence[GateOutcome], measured: Sequence[Measured]) -> Metrics:
-    """What was measured, and how many expectations held, failed and were skipped."""
+    """The measured values, and the numbers of all, failed and skipped expectations."""
     counts = {
         "n_expectations": len(outcomes),
         "n_failed": sum(not outcome.success for outcome in outcomes),
@@ -262,7 +262,7 @@ def gate_metrics(outcomes: Sequence[GateOutcome], measured: Sequence[Measured]) 
 
 
 def summary(outcomes: Sequence[GateOutcome], ds: date, docs: Path) -> str:
-    """What happened, for a person: counts, what was skipped and why, where the Data Docs are."""
+    """The result as a text: counts, the skipped expectations with their reasons, and the path of the Data Docs."""
     n_failed = sum(not outcome.success for outcome in outcomes)
     skipped = [outcome for outcome in outcomes if outcome.skipped]
     lines = [f"ds={ds}: {len(outcomes)} expectations, {n_failed} failed, {len(skipped)} skipped; Data Docs: {docs}"]
@@ -272,7 +272,7 @@ def summary(outcomes: Sequence[GateOutcome], ds: date, docs: Path) -> str:
 
 
 def headlines(outcomes: Sequence[GateOutcome]) -> list[str]:
-    """What a person must read first: failures that mean that a whole table is worth nothing."""
+    """Lines that a person must read first: failures that make a whole table worthless."""
     texts = {
         "zero_share": "nearly every LTE is the zero vector, so a server would treat every user as a stranger",
         "volume_share": "the day has far fewer interactions than usual: did the landing files come?",
@@ -291,7 +291,7 @@ def require_success(outcomes: Sequence[GateOutcome], ds: date) -> None:
     """Stop the day if an expectation failed.
 
     Raises:
-        GateError: Names each failed expectation, its table, ds, what was seen and wanted, and some rows.
+        GateError: Names each failed expectation, its table, ds, the observed and expected values, and some rows.
     """
     failed = [outcome for outcome in outcomes if not outcome.success]
     if not failed:

@@ -1,7 +1,8 @@
-"""What the experiments read from the lake, once for all variants: days, items, examples and histories, on local disk.
+"""Inputs of the experiments, read from the lake to local disk once for all variants.
 
-Training examples end before the first test day; the test day's examples are as of each test day's eve, like the
-LTEs in them. Rows stay on disk only while an experiment runs: the table experiment_examples is where they are kept.
+The inputs are days, items, examples and histories. Training examples end before the first test day. The examples of a
+test day, and the LTEs in them, are as of the end of the day before. Rows stay on local disk only while an experiment
+runs. The table experiment_examples keeps them.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Days:
-    """Target days of an experiment, each ascending; an example's anchor is the day before.
+    """Target days of an experiment, in ascending order; the anchor of an example is the day before its target day.
 
     Attributes:
-        train: Days whose interactions are trained on.
+        train: Days whose interactions are training targets.
         validation: Days that decide which epoch is kept.
-        test: Days that results are of.
+        test: Days whose interactions give the results.
     """
 
     train: tuple[date, ...]
@@ -61,7 +62,7 @@ class Days:
 
     @property
     def cutoff(self) -> date:
-        """First test day: nothing of it is known when a model is trained."""
+        """First test day; training reads nothing of this day."""
         return self.test[0]
 
     def anchors(self, part: str) -> list[date]:
@@ -71,11 +72,11 @@ class Days:
 
 
 def experiment_days(event_days: Sequence[date], settings: ExperimentSection, ds: date | None) -> Days:
-    """Split the days on which anybody came; a shop that is closed on Saturdays has no test day there.
+    """Split the days with interactions. A shop that is closed on Saturdays has no test day on a Saturday.
 
     Args:
         event_days: Days with interactions, in any order.
-        settings: How many days of each kind.
+        settings: Number of days of each kind.
         ds: Last test day; the last day with interactions by default.
 
     Raises:
@@ -105,10 +106,10 @@ class Built:
     """One set of examples in the table experiment_examples.
 
     Attributes:
-        examples: Which set.
+        examples: The set.
         inputs_id: Hash of everything that decides its rows.
-        n_rows: Examples of each part.
-        seconds: It took to build.
+        n_rows: Number of examples in each part.
+        seconds: Seconds that the build took.
     """
 
     examples: ExampleSet
@@ -126,10 +127,10 @@ class ExampleBuilder:
         folder.mkdir(parents=True, exist_ok=True)
 
     def build(self, examples: ExampleSet) -> Built:
-        """Write a set into the table, unless it is there, built from the same inputs.
+        """Write a set into the table, unless the table holds the set, built from the same inputs.
 
         Args:
-            examples: Which set.
+            examples: The set.
 
         Raises:
             ModelError: A part has no example.
@@ -141,7 +142,7 @@ class ExampleBuilder:
             if found["inputs_id"] == inputs_id and self._is_in_table(examples, inputs_id):
                 return Built(examples, inputs_id, found["n_rows"], found["seconds"])
         started = time.monotonic()
-        self.lake.renew(EXPERIMENT_EXAMPLES)  # earlier code wrote other columns
+        self.lake.renew(EXPERIMENT_EXAMPLES)  # an earlier version of the code may have written other columns
         self._write(examples, inputs_id)
         built = Built(examples, inputs_id, self._count(examples), round(time.monotonic() - started, 2))
         write_atomically(note, json.dumps({name: getattr(built, name) for name in ("inputs_id", "n_rows", "seconds")}))
@@ -204,13 +205,13 @@ class ExampleBuilder:
         return found
 
     def stage(self, built: Built) -> str:
-        """Copy a set to local files, under ``<folder>/<set>/<part>``, no more rows than the settings allow.
+        """Copy a set to local files under ``<folder>/<set>/<part>``, about as many rows as the settings allow.
 
         Args:
             built: The set.
 
         Returns:
-            SHA-256 over the rows: names the data of a training.
+            SHA-256 over the rows; it identifies the data of a training.
         """
         limits = {TRAIN: self.settings.max_examples, VALIDATION: self.settings.max_examples // 20, TEST: 0}
         limits[TEST] = self.settings.max_test_examples
@@ -224,7 +225,7 @@ class ExampleBuilder:
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def stage_histories(self) -> str:
-        """Write and copy the histories that the autoencoder learns from: as of the eve of the first test day."""
+        """Write and copy the histories that the autoencoder learns from, as of the day before the first test day."""
         eve = self.days.cutoff - timedelta(days=1)
         write_histories(self.lake, self.deployment, eve, self.basis_version)
         where: dict[str, Any] = {"ds": eve, "lte_window": self.deployment.autoencoder.window}
@@ -242,11 +243,13 @@ _COMPUTED = EXPERIMENT_EXAMPLES.row_type(
 
 
 def sampled(parts: Iterable[pa.RecordBatch], share: float) -> Iterator[pa.RecordBatch]:
-    """Keep about ``share`` of the rows, the same ones in every set: the user and the day decide, nothing else.
+    """Keep about ``share`` of the rows.
+
+    Only the user and the day decide, so that every set keeps the same rows.
 
     Args:
         parts: Rows with ``user_id`` and ``anchor_day``.
-        share: All of them where it is 1 or more.
+        share: Share of the rows to keep; 1 or more keeps all rows.
     """
     for part in parts:
         if share >= 1:
@@ -258,13 +261,13 @@ def sampled(parts: Iterable[pa.RecordBatch], share: float) -> Iterator[pa.Record
 
 
 def experiment_candidates(lake: Lake, days: Days, basis_version: str, train_days: int) -> CandidateItems:
-    """Items known on the eve of the first test day, with counts that reach to the eve of the last one.
+    """Items known on the day before the first test day, with counts up to the day before the last test day.
 
-    The later counts are for the popularity as of later test days, which a model reads but was not trained on.
+    The later counts give the popularity at later test days. A model reads this popularity but is not trained on it.
 
     Args:
         lake: Reads interactions, items, item_embeddings.
-        days: Of the experiment.
+        days: Days of the experiment.
         basis_version: Basis of the items.
         train_days: Number of days before the first test day for which the popularity is computed.
     """
@@ -281,14 +284,14 @@ def experiment_candidates(lake: Lake, days: Days, basis_version: str, train_days
 
 
 def leading_directions(shop: CandidateItems, n_directions: int) -> tuple[CandidateItems, float]:
-    """Turn the basis to its leading directions and keep so many: LTEs stay linear combinations of fixed vectors.
+    """Rotate the basis to its leading directions and keep ``n_directions`` of them.
 
-    The models' first layers are linear in the basis, so a turn changes nothing for them; leaving out the directions
-    that hold little makes them faster.
+    LTEs stay linear combinations of fixed vectors. The models' first layers are linear in the basis, so a rotation
+    changes nothing for the models. Leaving out directions with little content makes the models faster.
 
     Args:
         shop: Items.
-        n_directions: To keep; all of a basis that has no more.
+        n_directions: Number of directions to keep. A basis with no more directions than this is returned unchanged.
 
     Returns:
         The shop with content [V + 1, n_directions], and the share of the sum of squares that is kept.
@@ -298,13 +301,14 @@ def leading_directions(shop: CandidateItems, n_directions: int) -> tuple[Candida
     content = shop.content.astype(np.float64)
     values, vectors = np.linalg.eigh(content.T @ content)
     kept = vectors[:, ::-1][:, :n_directions]
-    kept *= np.where(kept[np.abs(kept).argmax(axis=0), np.arange(n_directions)] < 0, -1.0, 1.0)  # one sign, always
+    # The sign of an eigenvector is arbitrary. The largest entry is made positive, so that every run gives the same.
+    kept *= np.where(kept[np.abs(kept).argmax(axis=0), np.arange(n_directions)] < 0, -1.0, 1.0)
     share = float(values[::-1][:n_directions].sum() / values.sum())
     return replace(shop, content=np.ascontiguousarray(content @ kept, dtype=np.float32)), share
 
 
 def save_candidates(shop: CandidateItems, folder: Path) -> str:
-    """Write a shop for the workers, who map its arrays into memory; returns its digest."""
+    """Write a shop for the worker processes, which map its arrays into memory; returns its digest."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, npt.NDArray[Any]] = {
         "row_of_index": shop.row_of_index,
@@ -344,7 +348,7 @@ def event_days(lake: Lake) -> list[date]:
 
 
 def user_numbers(files: Sequence[Path]) -> IntArray:
-    """Number the users of staged examples, one number a row, in the order of the files; ids are not kept."""
+    """Number the users of staged examples: one number per row, in the order of the files. Ids are not kept."""
     ids = pa.concat_tables(pq.read_table(file, columns=["user_id"]) for file in files)["user_id"]
     numbers: IntArray = pc.rank(ids, sort_keys="ascending", tiebreaker="dense").to_numpy().astype(np.int64)
     return numbers

@@ -1,4 +1,4 @@
-"""What the experiments compare (paper, sections 5.3 to 5.5 and 9.2), as plain values: variants and their contrasts."""
+"""Variants and contrasts that the experiments compare (paper, sections 5.3 to 5.5 and 9.2), as plain values."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class ExampleSet:
     """How examples are built.
 
     Attributes:
-        name: Of the set.
-        sequence_days: Length of the short window whose interactions make up the sequence.
-        max_sequence: Interactions at most.
-        long_days: Days of the past that LTEs and history features are made from; 0 leaves it out.
+        name: Name of the set.
+        sequence_days: Length in days of the short window whose interactions make up the sequence.
+        max_sequence: Largest number of interactions in a sequence.
+        long_days: Number of past days for LTEs and history features; with 0 the past is empty.
     """
 
     name: str
@@ -46,7 +46,7 @@ LTE_SET = ExampleSet("lte", SHORT_DAYS, MAX_SEQUENCE, LONG_DAYS)
 
 
 def sequence_set(days: int) -> ExampleSet:
-    """Sequences of ``days`` days, as many more interactions as days, and nothing but sequences."""
+    """Set with sequences of ``days`` days and no past; the largest number of interactions grows with the days."""
     return ExampleSet(f"sequence-{days}", days, round(days * MAX_SEQUENCE / SHORT_DAYS), 0)
 
 
@@ -55,12 +55,12 @@ class Variant:
     """One way to train the ranker.
 
     Attributes:
-        lte: How the LTE comes in: none, late_fusion, feature_injection or prefix_token.
-        method: How the LTE is made: uniform, recency or autoencoder.
-        lagged: Window [365,60] where true, [365,0] where not.
+        lte: How the ranker reads the LTE: none, late_fusion, feature_injection or prefix_token.
+        method: How the LTE is computed: uniform, recency or autoencoder.
+        lagged: True for window [365,60], False for window [365,0].
         history: Whether the history features are on.
         objective: next_day or clm.
-        examples: What it is trained and tested on.
+        examples: Examples for training and test.
     """
 
     lte: str = "none"
@@ -72,7 +72,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """What a table calls it; the history features are named beside it."""
+        """Name of the variant in a table. History features have a separate column."""
         if self.examples is not LTE_SET and self.examples != LTE_SET:
             return f"{self.examples.sequence_days} days, {self.examples.max_sequence} interactions"
         window = "[365,60]" if self.lagged else "[365,0]"
@@ -82,7 +82,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A variant, what it is compared with, and the paper's uplift where it has this comparison."""
+    """A variant, its baseline, and the uplift in the paper; None if the paper does not compare the two."""
 
     variant: Variant
     baseline: Variant
@@ -94,7 +94,7 @@ def contrasts(experiment: str, sequence_days: Sequence[int]) -> list[Contrast]:
 
     Args:
         experiment: One of ``EXPERIMENT_NAMES``.
-        sequence_days: Days of history that the sequence-length experiment tries; the first is its baseline.
+        sequence_days: Days of history that the sequence-length experiment compares; the first one is the baseline.
     """
     if experiment == INTEGRATION:
         return [contrast for history in (False, True) for contrast in _integration(history)]
@@ -145,7 +145,7 @@ def _autoencoder(history: bool) -> list[Contrast]:
 
 
 def variants(experiments: Sequence[str], sequence_days: Sequence[int]) -> list[Variant]:
-    """Every variant that some experiments need, each once, those on the same examples one after another."""
+    """All variants that the experiments need, each once. Variants with the same examples are next to each other."""
     found = {
         variant: None
         for experiment in experiments

@@ -1,4 +1,4 @@
-"""Trainings side by side in worker processes, within a budget of minutes."""
+"""Runs trainings in parallel worker processes, within a budget of minutes."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class ExperimentError(RuntimeError):
 
 
 def say(text: str) -> None:
-    """Tell progress, one line of the log for each line of ``text``; standard output is for findings."""
+    """Log progress, one log line per line of ``text``; standard output is only for results."""
     for line in text.splitlines():
         progress.say("experiment", line)
 
 
 @contextmanager
 def _pool(settings: ExperimentSection) -> Iterator[ProcessPoolExecutor]:
-    # spawned, not forked: the engine's threads would be copied in an unknown state
+    # Workers are spawned, not forked: a fork would copy the locks of the engine's threads in an unknown state.
     context = get_context("spawn")
     with ProcessPoolExecutor(settings.parallel, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         yield pool
 
 
 def _end_with(parent: int) -> None:
-    """End this worker when its parent is gone: a killed experiment leaves no process behind."""
+    """End this worker when its parent has ended, so that a killed experiment leaves no process."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -47,13 +47,13 @@ def _end_with(parent: int) -> None:
 
 @dataclass
 class Runner:
-    """Runs works in a pool until they are done or the time is up.
+    """Runs trainings in a pool until all are done or the time is used up.
 
     Attributes:
-        pool: Of worker processes.
-        settings: Budget.
-        started: When the call began.
-        is_fresh: Run finished ones, too.
+        pool: Pool of worker processes.
+        settings: Holds the budget.
+        started: Start of the call, in seconds of the monotonic clock.
+        is_fresh: Whether finished trainings run again.
     """
 
     pool: ProcessPoolExecutor
@@ -62,10 +62,10 @@ class Runner:
     is_fresh: bool
 
     def run(self, works: Sequence[AnyWork]) -> None:
-        """Run what is not finished.
+        """Run the trainings that are not finished.
 
         Raises:
-            ExperimentError: The budget is used up; what is finished is kept.
+            ExperimentError: The budget is used up; finished trainings are kept.
         """
         left = [work for work in works if self.is_fresh or not result_file(work.folder, work.result).exists()]
         say(f"  {len(works) - len(left)} of {len(works)} trainings are finished already")

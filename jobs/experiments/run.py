@@ -1,4 +1,4 @@
-"""Run experiments: prepare, train what is not finished, compare, write."""
+"""Run experiments: prepare the inputs, run the missing trainings, compare, write the results."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ BASELINE_LABELS = {
     "decayed_and_popular": "own counts with decay, and popularity",
 }
 
-# Seconds of one core: an example of an epoch, and what a training costs beside (measured, see docs/results.md).
+# Seconds of one core: per example and epoch, and a fixed cost per training (measured, see docs/results.md).
 EXAMPLE_SECONDS, FIXED_SECONDS = 4e-4, 4.0
 
 # Settings that change no result.
@@ -65,7 +65,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def experiments_folder(deployment: Deployment) -> Path:
-    """Where staged rows and results are: under ``models``, where `lte erase` looks for copies of rows.
+    """Folder of staged rows and results. It is under ``models``, because `lte erase` searches there for copies of rows.
 
     Raises:
         ModelError: The lake is not a folder.
@@ -78,20 +78,20 @@ def experiments_folder(deployment: Deployment) -> Path:
 def run_experiments(
     deployment: Deployment, names: Sequence[str], *, ds: date | None = None, is_fresh: bool = False
 ) -> dict[str, list[Row]]:
-    """Prepare, train what is not finished, compare, write.
+    """Prepare the inputs, run the missing trainings, compare, write the results.
 
     Args:
         deployment: Settings and data.
         names: Experiments, each once.
         ds: Last test day; the last day with interactions by default.
-        is_fresh: Train again what is finished.
+        is_fresh: Whether finished trainings run again.
 
     Returns:
         Experiment to its rows of table experiments.
 
     Raises:
-        ModelError: There are no data to experiment with.
-        ExperimentError: The time is up before all is trained.
+        ModelError: There are no data for an experiment.
+        ExperimentError: The budget is used up before all trainings are finished.
     """
     started, folder = time.monotonic(), experiments_folder(deployment)
     say(announcement(deployment, names, folder))
@@ -116,12 +116,12 @@ def run_experiments(
 
 
 def announcement(deployment: Deployment, names: Sequence[str], folder: Path) -> str:
-    """What will be trained and about how long it takes, before anything starts.
+    """Text that says, before the start, what will be trained and about how long this takes.
 
     Args:
         deployment: Settings.
         names: Experiments.
-        folder: Where earlier results tell how long a training takes here.
+        folder: Folder of earlier results, which tell how long a training takes on this machine.
     """
     settings = deployment.experiment
     n_rankers = len(variants(names, settings.sequence_days)) * len(settings.seeds)
@@ -145,15 +145,15 @@ def announcement(deployment: Deployment, names: Sequence[str], folder: Path) -> 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was prepared.
+    """The prepared inputs.
 
     Attributes:
-        folder: Staged rows, shop and results.
+        folder: Folder of staged rows, shop and results.
         basis_version: Basis of the items.
         last_day: Last test day.
         digests: Set of examples, "shop" or "histories" to a hash of its rows.
         prepare_seconds: Set of examples to the seconds that building it took.
-        kept_share: Share of the basis' squares that the leading directions hold.
+        kept_share: Share of the basis' sum of squares that the leading directions hold.
     """
 
     folder: Path
@@ -165,13 +165,13 @@ class Inputs:
 
 
 def prepare(deployment: Deployment, names: Sequence[str], ds: date | None, folder: Path) -> Inputs:
-    """Build and stage what the trainings read.
+    """Build and stage the inputs of the trainings.
 
     Args:
         deployment: Settings and data.
         names: Experiments.
         ds: Last test day.
-        folder: Of the experiments.
+        folder: Folder of the experiments.
     """
     settings, basis_version = deployment.experiment, configured_basis(deployment)
     sets = {variant.examples for variant in variants(names, settings.sequence_days)} | {LTE_SET}
@@ -202,10 +202,10 @@ class Results:
     """Arrays of all trainings.
 
     Attributes:
-        rankers: Variant to one result a seed.
+        rankers: Variant to one result per seed.
         baselines: Ranks of the baselines and the facts of the test days.
-        autoencoders: Power to one result a seed; empty where no experiment asked for them.
-        power: The best of them.
+        autoencoders: Power factor to one result per seed; empty if no experiment needs an autoencoder.
+        power: The best power factor; 0 without autoencoders.
     """
 
     rankers: dict[Variant, list[Arrays]]
@@ -215,14 +215,14 @@ class Results:
 
 
 def train_all(deployment: Deployment, names: Sequence[str], inputs: Inputs, is_fresh: bool, started: float) -> Results:
-    """Do all trainings that are not done, two stages: the rankers need the best autoencoder.
+    """Run all trainings that are not finished, in two stages, because the rankers need the best autoencoder.
 
     Args:
         deployment: Settings.
         names: Experiments.
-        inputs: What to train on.
-        is_fresh: Train again what is finished.
-        started: When the call began, for its budget.
+        inputs: Inputs of the trainings.
+        is_fresh: Whether finished trainings run again.
+        started: Start of the call in seconds of the monotonic clock, for the budget.
     """
     settings = deployment.experiment
     encoders = autoencoder_works(deployment, inputs) if AUTOENCODER in names else {}
@@ -299,8 +299,8 @@ def experiment_rows(name: str, results: Results, deployment: Deployment, inputs:
     """All rows of one experiment.
 
     Args:
-        name: Which.
-        results: Of the trainings.
+        name: The experiment.
+        results: Results of the trainings.
         deployment: Settings.
         inputs: Seconds of preparation.
     """
@@ -338,7 +338,10 @@ def _pair(contrast: Contrast, results: Results) -> Compared:
 
 
 def _against_counting(results: Results, judged: JudgedUserDays) -> Iterator[Compared]:
-    """What would go live, with and without an LTE, against the best of the baselines: it must beat them all."""
+    """Compare the ranker that would go live, with and without an LTE, with the best baseline.
+
+    A ranker that beats the best baseline beats all baselines.
+    """
     ranks = {name: results.baselines[f"ranks.{name}"] for name in BASELINE_LABELS}
     best = best_baseline(ranks, judged, CUTOFF)
     for lte in ("none", "prefix_token"):
@@ -380,7 +383,7 @@ def _power_rows(results: Results, judged: JudgedUserDays) -> Iterator[Row]:
 
 
 def _whole(row: Row, name: str, deployment: Deployment, inputs: Inputs) -> Row:
-    """Add what all rows of a call share; columns without a value become null."""
+    """Add the values that all rows of a call share; columns without a value become null."""
     settings = json.dumps(asdict(deployment.experiment), default=list)
     shared = {
         "settings": settings,
@@ -397,9 +400,9 @@ def write_rows(lake: Lake, rows: Sequence[Row], ds: date, name: str) -> None:
 
     Args:
         lake: Holds table experiments.
-        rows: All columns.
+        rows: Rows with all columns.
         ds: Last test day.
-        name: Of the experiment.
+        name: The experiment.
     """
     values = [tuple(row[column] for column in EXPERIMENTS.columns) for row in rows]
     lake.replace_rows(values, EXPERIMENTS, {"ds": ds, "experiment": name})
@@ -413,9 +416,9 @@ def write_files(rows: Sequence[Row], deployment: Deployment, name: str) -> None:
     """Write CSV, tables and plot of one experiment under ``reports/experiments/<deployment>``.
 
     Args:
-        rows: Of one experiment.
-        deployment: Where reports are.
-        name: Of the experiment.
+        rows: Rows of one experiment.
+        deployment: Holds the path of the reports.
+        name: The experiment.
     """
     path = _report_path(deployment, name)
     write_csv(rows, EXPERIMENTS.columns, path.with_suffix(".csv"))
@@ -424,7 +427,7 @@ def write_files(rows: Sequence[Row], deployment: Deployment, name: str) -> None:
 
 
 def shown(deployment: Deployment, name: str, rows: Sequence[Row]) -> str:
-    """What a person is shown of one experiment."""
+    """Text of one experiment for standard output."""
     path = _report_path(deployment, name)
     where = f"{path}.csv, .md and .png; table experiments, ds {rows[0]['ds']}, experiment {name}"
     return f"{experiment_text(rows, CUTOFF)}\n{where}"

@@ -1,4 +1,4 @@
-"""From ranks to findings: uplift, interval, p, spread over seeds, and whether a difference holds over seeds and days.
+"""Turns ranks into results: uplift, interval, p, spread over seeds, and whether a difference holds over seeds and days.
 
 Axes: B user-days of the test days, T their targets, S seeds.
 """
@@ -19,20 +19,20 @@ from lte_models.evaluation.metrics import history_bucket, query_metrics
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 MAIN_METRIC = "ndcg"
-NEXT_ITEM_METRIC = "next_item_ndcg"  # each next item on its own, as the paper's section 5.2 has it
+NEXT_ITEM_METRIC = "next_item_ndcg"  # each next item counts separately, as in section 5.2 of the paper
 SHORT_GROUPS = ("0", "1-5", "6-20", ">20")
 
 
 @dataclass(frozen=True)
 class JudgedUserDays:
-    """The user-days that all variants are judged on.
+    """The user-days on which all variants are judged.
 
     Attributes:
-        user: int [B], a number for each user.
+        user: int [B], a number per user.
         day: int [B], days since 1970.
         n_short: int [B], interactions in the short window, at most 100.
         target_query: int [T], 0..B-1.
-        is_repeat: bool [T], whether the user took the item in the year before.
+        is_repeat: bool [T], whether the user had an interaction with the item in the year before.
     """
 
     user: IntArray
@@ -46,14 +46,14 @@ class JudgedUserDays:
 
         Args:
             ranks: int [T], from 1.
-            targets: Which of them count: all, new or repeated.
+            targets: Targets that count: all, new or repeated.
             k: Cutoff.
 
         Returns:
-            float [B] by metric; NaN where a user-day has no such target.
+            Metric to float [B]; NaN for a user-day without such a target.
 
         Raises:
-            ValueError: The ranks are of other targets.
+            ValueError: The ranks belong to other targets.
         """
         if ranks.shape != self.target_query.shape:
             raise ValueError(f"{len(ranks)} ranks for {len(self.target_query)} targets: not the same test days")
@@ -69,7 +69,7 @@ class JudgedUserDays:
 
 
 def groups() -> list[tuple[str, str]]:
-    """(targets, short history) of the tables: everything, then each split on its own."""
+    """(targets, short history) of the tables: first everything, then each split separately."""
     return [("all", "all"), *(("all", name) for name in SHORT_GROUPS), ("new", "all"), ("repeated", "all")]
 
 
@@ -78,12 +78,12 @@ class Compared:
     """Two ways to rank the same user-days.
 
     Attributes:
-        variant: Label of the first.
-        baseline: Label of the second.
-        history: Whether the first has its history features on: "on" or "off".
-        ranks: Of the first, int [T], one array a seed.
-        baseline_ranks: Of the second; one array where it has no seed.
-        paper: The paper's uplift where it has this comparison.
+        variant: Label of the variant.
+        baseline: Label of the baseline.
+        history: Whether the history features of the variant are on: "on" or "off".
+        ranks: Ranks of the variant, int [T], one array per seed.
+        baseline_ranks: Ranks of the baseline, one array per seed; one array for a baseline without seeds.
+        paper: Uplift in the paper; None if the paper does not have this comparison.
     """
 
     variant: str
@@ -95,10 +95,10 @@ class Compared:
 
 
 def contrast_rows(pair: Compared, judged: JudgedUserDays, k: int) -> Iterator[dict[str, Any]]:
-    """Rows of table experiments for one comparison, one per metric and group; verdicts come with :func:`with_verdicts`.
+    """Rows of table experiments for one comparison, one per metric and group; :func:`with_verdicts` adds the verdicts.
 
     Args:
-        pair: What is compared.
+        pair: The comparison.
         judged: The user-days.
         k: Cutoff.
     """
@@ -106,7 +106,7 @@ def contrast_rows(pair: Compared, judged: JudgedUserDays, k: int) -> Iterator[di
         ours, theirs = (
             [judged.values(ranks, targets, k) for ranks in seeds] for seeds in (pair.ranks, pair.baseline_ranks)
         )
-        # the first metric carries the verdict; the paper's own counts each next item on its own
+        # The first metric decides the verdict. The metric of the paper counts each next item separately.
         for metric in (
             (MAIN_METRIC, "next_item_ndcg", "recall", "precision", "mrr") if short == "all" else (MAIN_METRIC,)
         ):
@@ -129,7 +129,7 @@ def contrast_rows(pair: Compared, judged: JudgedUserDays, k: int) -> Iterator[di
 
 
 def _compared(model: Float64Array, baseline: Float64Array, users: IntArray, days: IntArray) -> dict[str, Any] | None:
-    """Compare means over seeds; None where fewer than two users are left or the baseline finds nothing."""
+    """Compare means over seeds; None if fewer than two users are left or the baseline finds no target."""
     if len(np.unique(users)) < 2 or not baseline.any():
         return None
     found = compare(model.mean(axis=0), baseline.mean(axis=0), users)
@@ -156,10 +156,10 @@ def _compared(model: Float64Array, baseline: Float64Array, users: IntArray, days
 
 
 def with_verdicts(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Say of each comparison of one table whether it holds; p is adjusted over the cells of its metric.
+    """Add to each comparison of one table whether it holds; p is adjusted over all comparisons with the same metric.
 
     Args:
-        rows: All rows of an experiment; those of :func:`contrast_rows` have a spread in the place of the verdict.
+        rows: All rows of an experiment. Rows of :func:`contrast_rows` have a spread in the place of the verdict.
     """
     found = list(rows)
     compared = [row for row in found if row.get("verdict") is not None]
@@ -187,8 +187,8 @@ def value_rows(
     """Rows without a comparison: metrics of one variant or baseline in each group.
 
     Args:
-        label: Of the variant.
-        history: off, on, or none for what is no model.
+        label: Label of the variant or baseline.
+        history: off or on; none for a baseline that is not a model.
         seeds: Ranks of each seed, int [T].
         judged: The user-days.
         k: Cutoff.
@@ -219,13 +219,13 @@ def value_rows(
 
 
 def plain_row(label: str, history: str, metric: str, values: Sequence[float], **counts: int) -> dict[str, Any]:
-    """One row for a value that is not of user-days, such as seconds.
+    """One row for a value that does not belong to user-days, such as seconds.
 
     Args:
-        label: Of the variant.
+        label: Label of the variant.
         history: off, on or none.
         metric: Name with unit.
-        values: One a seed.
+        values: One value per seed.
         counts: ``n_users``, ``n_queries`` and ``n_days`` of the test days.
     """
     return {
@@ -244,7 +244,7 @@ def plain_row(label: str, history: str, metric: str, values: Sequence[float], **
 
 
 def best_power(scores: Mapping[float, Mapping[str, float]]) -> float:
-    """The power factor with the best mean place in AUC, recall and precision; of equals the one nearest to 1.
+    """The power factor with the best mean rank in AUC, recall and precision; of equal ones the one nearest to 1.
 
     Args:
         scores: Power to its ``auc``, ``recall`` and ``precision``, means over seeds.

@@ -1,4 +1,4 @@
-"""What an experiment shows a person: tables on standard output and as Markdown, a CSV and a plot."""
+"""Output of an experiment: tables on standard output and as Markdown, a CSV and a plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lte_models.evaluation.comparison import SIGNIFICANT
 
 Row = Mapping[str, Any]
 
-# Of groups() without the first, which is everything.
+# Names of groups() without the first group, which is everything.
 GROUP_NAMES = (*(f"short history {name}" for name in SHORT_GROUPS), "new items", "repeated")
 HEAD = ("variant", "NDCG", "uplift", "95 % interval", "p", "seeds", "verdict", "next-item", "paper")
 
@@ -27,7 +27,7 @@ def experiment_text(rows: Sequence[Row], k: int) -> str:
     """All tables of one experiment, in Markdown.
 
     Args:
-        rows: Of table experiments, one experiment.
+        rows: Rows of table experiments, of one experiment.
         k: Cutoff of the metrics.
     """
     parts = [_heading(rows, k)]
@@ -76,7 +76,7 @@ def _line(row: Row, rows: Sequence[Row], k: int) -> list[str]:
 
 
 def percent(value: float | None) -> str:
-    """``+1.31 %``; empty for none."""
+    """Text like ``+1.31 %``; empty for None and for a number that is not finite."""
     if value is None or not math.isfinite(value):
         return ""
     return f"{100 * value:+.2f} %"
@@ -90,7 +90,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _group_table(rows: Sequence[Row], compared: Sequence[Row]) -> str:
-    """Uplift by length of the short history, and apart for items new to the user and repeated; * where p < .05."""
+    """Uplift by length of the short history, and separately for new and repeated items; * marks p < .05."""
     lines = []
     for row in compared:
         cells = []
@@ -141,7 +141,7 @@ def _cell(rows: Sequence[Row], variant: str, history: str, metric: str, group: t
 
 
 def _other_table(rows: Sequence[Row], k: int) -> str:
-    """Values that are no ranking metrics: seconds, and how well an autoencoder finds hidden items again."""
+    """Values that are not ranking metrics: seconds, and how well an autoencoder finds hidden items."""
     other = [
         row
         for row in rows
@@ -155,10 +155,10 @@ def _other_table(rows: Sequence[Row], k: int) -> str:
 
 
 def signs(rows: Sequence[Row], k: int) -> str:
-    """Say plainly where a sign differs from the paper's, and where a difference does not hold.
+    """Text that says where a sign differs from the sign in the paper, and where a difference does not hold.
 
     Args:
-        rows: Of one experiment.
+        rows: Rows of one experiment.
         k: Cutoff.
     """
     lines = []
@@ -179,9 +179,9 @@ def write_csv(rows: Sequence[Row], columns: Sequence[str], path: Path) -> None:
     """Write the rows as they are in table experiments.
 
     Args:
-        rows: Of one experiment.
-        columns: In order.
-        path: Whose folder is made.
+        rows: Rows of one experiment.
+        columns: Columns in order.
+        path: File to write; its folder is created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:

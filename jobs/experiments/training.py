@@ -1,7 +1,7 @@
-"""One training of an experiment, in a process of its own with one core: staged examples in, ranks of targets out.
+"""One training of an experiment, in a separate process with one core: staged examples in, ranks of targets out.
 
-A training takes seconds, so it keeps no checkpoint: one that is killed starts again, one that is finished is kept
-under the hash of everything that decides its result and never done twice.
+A training takes seconds, so it keeps no checkpoint. A killed training starts again. A finished training is kept under
+the hash of everything that decides its result, and does not run twice.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from lte_models.training.trainer import BatchT, Progress, Task, TrainConfig, Tra
 CUTOFF = 500
 TOP = 10
 
-# Causal training has a query at each position: so many negatives do, and so many fewer examples.
+# Causal training has a query at each position, so fewer negatives and fewer examples are enough.
 CLM_NEGATIVES = 256
 CLM_SHARE = 8
 IntArray = npt.NDArray[np.int64]
@@ -61,13 +61,13 @@ class Work:
     """One training, or the scoring of the baselines.
 
     Attributes:
-        folder: Holds the staged rows and the shop, and the results.
-        result: Name of the result: hash of everything that decides it.
-        variant: What to train; None scores the baselines.
-        seed: Of weights, order, dropout and negatives.
+        folder: Folder of the staged rows, the shop and the results.
+        result: Name of the result: the hash of everything that decides the result.
+        variant: Variant to train; None scores the baselines.
+        seed: Seed of weights, order, dropout and negatives.
         settings: Sizes.
-        n_types: Interaction types.
-        autoencoder: Result of the autoencoder that makes the LTEs, where the variant takes one.
+        n_types: Number of interaction types.
+        autoencoder: Name of the autoencoder's result, if an autoencoder computes the LTEs of the variant; else empty.
     """
 
     folder: Path
@@ -84,10 +84,10 @@ class AutoencoderWork:
     """One training of the autoencoder.
 
     Attributes:
-        folder: Holds the staged histories and the shop, and the results.
+        folder: Folder of the staged histories, the shop and the results.
         result: Name of the result.
-        power: Power factor of its negatives.
-        seed: Of weights, order and negatives.
+        power: Power factor of the negatives.
+        seed: Seed of weights, order and negatives.
         settings: Sizes.
         autoencoder: Section [autoencoder]: rates and batch size.
     """
@@ -101,28 +101,28 @@ class AutoencoderWork:
 
 
 def result_name(named: dict[str, Any]) -> str:
-    """Hash of everything that decides a result; the code's version is one of them."""
+    """Hash of everything that decides a result, the version of the code included."""
     content = json.dumps(named | {"code": code_version()}, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def result_file(folder: Path, result: str) -> Path:
-    """Where a result is."""
+    """Path of a result."""
     return folder / "results" / f"{result}.npz"
 
 
 def run_work(work: Work | AutoencoderWork) -> str:
-    """Do one piece of work and keep its result, whole or not at all.
+    """Do one piece of work and keep its result; a kill leaves no incomplete result.
 
     Args:
-        work: What to do.
+        work: The training, or the scoring of the baselines.
 
     Returns:
         A line that says what was done.
     """
     torch.set_num_threads(1)
     switches: Any = torch.utils.deterministic  # replaces itself by an object whose attributes no stub names
-    switches.fill_uninitialized_memory = False  # deterministic kernels do not read what nobody wrote
+    switches.fill_uninitialized_memory = False  # saves time; deterministic kernels never read uninitialised memory
     started = time.monotonic()
     if isinstance(work, AutoencoderWork):
         name, arrays = f"autoencoder, power {work.power:g}, seed {work.seed}", _autoencoder_result(work)
@@ -160,9 +160,10 @@ def _files(folder: Path, examples: str, part: str) -> list[Path]:
 
 @lru_cache(maxsize=1)
 def _train_batches(folder: Path, examples: str, max_length: int, objective: str, size: int) -> list[ExampleBatch]:
-    """Collated once for all seeds: which examples share a batch is fixed, the order of batches is the seed's.
+    """Training batches, collated once for all seeds.
 
-    Sequences of about the same length share a batch, so that few positions are padding.
+    Every seed uses the same batches, in its own order. Sequences of about the same length share a batch, so that few
+    positions are padding.
     """
     rows = pa.concat_tables(
         pq.read_table(file, columns=list(EXAMPLE_COLUMNS)) for file in _files(folder, examples, TRAIN)
@@ -189,7 +190,7 @@ def _batches(folder: Path, examples: str, max_length: int, part: str, size: int)
 def _prepared(
     batches: Iterable[ExampleBatch], variant: Variant, ltes: LteMaker, shop: CandidateItems
 ) -> list[Prepared]:
-    """LTEs are computed once, not each epoch; the past goes where only the LTE needed it."""
+    """Compute the LTEs of all batches once, not in each epoch; the past is dropped when only the LTE needs it."""
     found = []
     for batch in batches:
         kept = batch if variant.history else batch._replace(past=Past(*(part[:0] for part in batch.past)))
@@ -201,12 +202,12 @@ LteMaker = Callable[[ExampleBatch], tuple[Tensor, Tensor]]
 
 
 def lte_maker(variant: Variant, shop: CandidateItems, encoder: LteMaker | None) -> LteMaker:
-    """How the LTEs of a batch are made, as of each example's anchor.
+    """Function that computes the LTEs of a batch, as of the anchor of each example.
 
     Args:
-        variant: Method and window; a ranker without LTE gets none.
+        variant: Method and window. A variant without LTE gets zeros.
         shop: The basis in row order.
-        encoder: Makes the LTEs of method autoencoder.
+        encoder: Computes the LTEs of method autoencoder.
 
     Returns:
         Batch to float [B, C] and bool [B].
@@ -268,7 +269,7 @@ def new_ranker(work: Work, variant: Variant, shop: CandidateItems) -> Ranker:
 
     Args:
         work: Seed, width, interaction types.
-        variant: Where the LTE comes in.
+        variant: How the ranker reads the LTE.
         shop: Items.
     """
     built = build_ranker(
@@ -300,18 +301,18 @@ def _ranker_loss(
     if variant.objective == "clm":
         n_samples = min(n_samples, CLM_NEGATIVES)
     sampler = LogUniformSampler(model.n_items, n_samples) if n_samples < model.n_items else None
-    # the metric is a mean over user-days: a wholesaler's hundred lines must not decide what is learnt
+    # The metric is a mean over user-days, so users get equal weights: one large buyer must not decide the training.
     objective = Objective(sampler, equal_users=True)
     return lambda item, rng: ranker_loss(model, item.batch, item.context, objective, rng)
 
 
 def train_config(epochs: int, learning_rate: float, seed: int) -> TrainConfig:
-    """Settings of a training of fixed length: no early stop, the best epoch is kept.
+    """Settings of a training of fixed length: it does not stop early, and the best epoch is kept.
 
     Args:
-        epochs: Passes over the examples.
-        learning_rate: Of the first epoch.
-        seed: Of dropout and negatives.
+        epochs: Number of passes over the examples.
+        learning_rate: Learning rate of the first epoch.
+        seed: Seed of dropout and negatives.
     """
     return TrainConfig(epochs=epochs, learning_rate=learning_rate, patience=epochs, seed=seed)
 
@@ -323,16 +324,16 @@ def fit(
     validate: Callable[[], float],
     config: TrainConfig,
 ) -> Progress:
-    """Train for a fixed number of epochs, each slower than the one before, and keep the best one.
+    """Train for a fixed number of epochs with a falling learning rate, and keep the best epoch.
 
     A training takes seconds, so there is no checkpoint.
 
     Args:
-        model: Whose parameters are trained.
-        loss: Of a batch.
+        model: Model to train.
+        loss: Loss of a batch.
         batches: Epoch to its batches.
-        validate: Value on the validation days; larger is better.
-        config: Of :func:`train_config`.
+        validate: Returns the value on the validation days; larger is better.
+        config: Result of :func:`train_config`.
 
     Returns:
         Curve and seconds.
@@ -342,13 +343,13 @@ def fit(
     """
 
     def rate(progress: Progress) -> float:
-        return 1 - progress.epoch / config.epochs  # falls linearly: it would be 0 in the epoch after the last one
+        return 1 - progress.epoch / config.epochs  # falls linearly and would reach 0 one epoch after the last one
 
     return Trainer(Task(model, loss, batches, validate, "", rate=rate), config, None).run()
 
 
 def curve_arrays(progress: Progress) -> dict[str, npt.NDArray[Any]]:
-    """``curve``, the validation value of each epoch, and ``train_seconds``, those of the steps alone."""
+    """``curve``: the validation value of each epoch. ``train_seconds``: the seconds of the training steps alone."""
     return {
         "curve": np.array([entry["validation"] for entry in progress.curve]),
         "train_seconds": np.array(progress.seconds),
@@ -359,11 +360,11 @@ def ranked(model: Ranker, items: Sequence[Prepared]) -> tuple[IntArray, IntArray
     """Rank the targets; the catalogue is embedded once for all batches.
 
     Args:
-        model: In eval mode.
+        model: The ranker, in eval mode.
         items: Batches of the next_day objective.
 
     Returns:
-        int64 [T] ranks from 1, and int64 [B, 10], columns of the best items.
+        int64 [T], ranks from 1; and int64 [B, 10], columns of the items with the best scores.
     """
     candidates = torch.arange(1, model.n_items + 1)
     ranks, top = [], []
@@ -378,7 +379,7 @@ def ranked(model: Ranker, items: Sequence[Prepared]) -> tuple[IntArray, IntArray
 
 
 def mean_ndcg(model: Ranker, items: Sequence[Prepared]) -> float:
-    """Mean NDCG at the cutoff over users with a known target; 0 where there is none."""
+    """Mean NDCG at the cutoff over users with a known target; 0 if there is no such user."""
     ranks, _ = ranked(model, items)
     n_users = [len(item.batch.items) for item in items]
     starts = np.cumsum([0, *n_users[:-1]])
@@ -416,12 +417,12 @@ def _autoencoder_result(work: AutoencoderWork) -> dict[str, npt.NDArray[Any]]:
 
 
 def frequent_rows(files: Sequence[Path], shop: CandidateItems, limit: int) -> IntArray:
-    """Rows of the items that most histories hold, most frequent first.
+    """Rows of the items that occur in the most histories, most frequent first.
 
     Args:
         files: Staged histories.
         shop: Maps item_index to rows.
-        limit: Items at most.
+        limit: Largest number of items.
 
     Returns:
         int64 [n].
@@ -450,11 +451,11 @@ def _ranks(rows: IntArray, n_rows: int) -> IntArray:
 def autoencoder_ltes(folder: Path, result: str, shop: CandidateItems) -> LteMaker:
     """Encode the long window of each example with a trained autoencoder, as embed_users does for each user.
 
-    A user without history gets the cold-start vector; one of whose items the autoencoder knows none gets the uniform
-    average.
+    A user without history gets the cold-start vector. A user with a history whose items the autoencoder does not know
+    gets the uniform average.
 
     Args:
-        folder: Of the experiments.
+        folder: Folder of the experiments.
         result: Name of the autoencoder's result.
         shop: The basis in row order.
     """
@@ -506,11 +507,11 @@ def _baseline_result(work: Work) -> dict[str, npt.NDArray[Any]]:
 
 
 def judged_user_days(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> dict[str, npt.NDArray[Any]]:
-    """What the results of all variants are read with.
+    """Facts of the test days that are needed to read the results of all variants.
 
     Args:
         files: Staged rows of the test days.
-        batches: The same, in order.
+        batches: Batches of the same rows, in the same order.
 
     Returns:
         ``user`` [B] and the arrays of :class:`jobs.ranker.evaluation.DayFacts`.
@@ -519,7 +520,7 @@ def judged_user_days(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> 
 
 
 def remove_staged(folder: Path) -> None:
-    """Delete the local copies of examples and histories: the tables are where a user is erased from."""
+    """Delete the local copies of examples and histories, because the erasure of a user works on the tables."""
     for each in folder.iterdir() if folder.exists() else ():
         if each.is_dir() and each.name != "results":
             shutil.rmtree(each)
