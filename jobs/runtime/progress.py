@@ -49,7 +49,8 @@ def tell(text: str) -> None:
 
 def _tell(level: int, job: str, message: str) -> None:
     show_progress()
-    logging.getLogger("jobs").log(level, "%s", message, extra={"job": job})
+    # clean already here: other handlers, of a test's report or of Airflow, cannot encode every character of a file
+    logging.getLogger("jobs").log(level, "%s", log_line(masked(message)), extra={"job": job})
 
 
 class _StandardError(logging.Handler):
