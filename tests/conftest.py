@@ -32,23 +32,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pairs", type=int, default=200, help="random pairs of jobs of make test-concurrency (200)")
     parser.addoption("--pairs-seed", type=int, default=1, help="seed of the random pairs (1)")
     which = ("all", "none", "only")
-    parser.addoption("--spark-jobs", choices=which, default="all", help="what `make test` leaves to `make test-spark`")
-
-
-# What an engine must do, held to on both by `make test`: all Delta I/O and the LTE job.
-CONFORMANCE = {"test_lake", "test_compute_lte"}
+    parser.addoption(
+        "--spark-jobs",
+        choices=which,
+        default="all",
+        help="tests on Apache Spark: `make test` leaves them to `make test-spark`",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Choose among the slow tests on Apache Spark: a cluster, and other jobs' tests that repeat those on Sail."""
+    """Choose whether tests run on Apache Spark: `make test` has them on Sail."""
     wanted = config.getoption("--spark-jobs")
     if wanted == "all":
         return
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
-        is_rest = item.get_closest_marker("spark") is not None and item.path.stem not in CONFORMANCE
-        (kept if is_rest == (wanted == "only") else left_out).append(item)
+        is_spark = item.get_closest_marker("spark") is not None
+        (kept if is_spark == (wanted == "only") else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
 

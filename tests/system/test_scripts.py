@@ -263,7 +263,7 @@ def test_pre_commit_runs_what_make_lint_runs() -> None:
 
 def test_commands_of_the_readme_and_the_guides_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    commands = {*TOOLS, *re.findall(r'_command\(commands, "([a-z-]+)"', CLI.read_text())}
+    commands = {*TOOLS, *re.findall(r'_command\(\s*commands, "([a-z-]+)"', CLI.read_text())}
     assert {"run", "status", "user", "check-config", "erase"} <= commands
     known = {"make": targets, "lte": commands}
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
