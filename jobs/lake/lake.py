@@ -229,15 +229,40 @@ class Lake:
             if f"delta.constraints.{name}" not in delta.metadata().configuration:
                 raise
 
-    def append(self, df: DataFrame, table: Table) -> None:
+    def append(self, df: DataFrame, table: Table, *, expected_rows: int | None = None) -> None:
         """Add rows.
 
+        Args:
+            df: The new rows.
+            table: Which table.
+            expected_rows: Number of rows of ``df``, if the caller knows it.
+
         Raises:
-            TableError: Rows or columns do not fit the declaration.
+            TableError: Rows or columns do not fit the declaration, or the engine committed another number of rows.
             ConcurrentWriteError: Other writers won every attempt.
         """
         self.create(table)
+        before = self.version(table)
         self._committed(conformed(df, table), table, {})
+        if before is not None and expected_rows is not None:
+            self._require_appended(table, before, expected_rows)
+
+    def _require_appended(self, table: Table, before: int, expected: int) -> None:
+        """Refuse an append whose commit holds another number of rows; see ``expected_rows`` of :meth:`append`.
+
+        Other writers may commit after version ``before``, too. The log does not say whose a commit is, so one of the
+        commits must hold the expected number.
+        """
+        newest = self.version(table) or before
+        commits = self.history(table, newest - before)
+        found = [each["operationMetrics"].get("numOutputRows") for each in commits if "operationMetrics" in each]
+        reported = [int(n_rows) for n_rows in found if n_rows is not None]  # deltalake's own commits do not report it
+        if reported and expected not in reported:
+            raise TableError(
+                f"table {table.name}: expected {expected} rows in a commit after version {before}, got "
+                f"{', '.join(map(str, reported))}: the rows are in the table; restore version {before} if no other job "
+                "wrote the table, and run the job again"
+            )
 
     def replace(
         self,
@@ -305,7 +330,7 @@ class Lake:
 
     def append_rows(self, rows: Sequence[tuple[object, ...]], table: Table) -> None:
         """Add a few rows that this process holds, see :meth:`append`; values in the order of the table's columns."""
-        self.append(self._rows(rows, table), table)
+        self.append(self._rows(rows, table), table, expected_rows=len(rows))
 
     def _rows(self, rows: Sequence[tuple[object, ...]], table: Table) -> DataFrame:
         return self.spark.createDataFrame(list(rows), table.row_type())

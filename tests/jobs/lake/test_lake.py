@@ -253,6 +253,23 @@ def test_time_travel_history_and_restore(engine_lake: Lake) -> None:
         engine_lake.restore(EVERY_TYPE, 99)
 
 
+def test_an_append_commits_as_many_rows_as_its_caller_counted(engine_lake: Lake) -> None:
+    lake, spark = engine_lake, engine_lake.spark
+    rows = [tuple(row(key)[name] for name in EVERY_TYPE.columns) for key in (1, 2)]
+    lake.append_rows(rows, EVERY_TYPE)  # counts its rows itself
+    before = lake.version(EVERY_TYPE)
+    lossy = frame(spark, row(3), row(4), row(5)).where("id <> 4")
+    with pytest.raises(TableError, match=rf"table every_type: expected 3 rows .* after version {before}, got 2: .*run"):
+        lake.append(lossy, EVERY_TYPE, expected_rows=3)
+    lake.append(lossy, EVERY_TYPE, expected_rows=2)
+    # Another writer commits one row between the look at the version and the own commit of two rows.
+    late = dataclasses.replace(lake, may_write=lambda: lake.append(frame(spark, row(6)), EVERY_TYPE))
+    late.append(lossy, EVERY_TYPE, expected_rows=2)
+    with pytest.raises(TableError, match=r"table every_type: expected 3 rows .*, got 2, 1: "):
+        late.append(lossy, EVERY_TYPE, expected_rows=3)
+    lake.append(lossy.where("id < 0"), EVERY_TYPE, expected_rows=0)
+
+
 def test_compaction_keeps_rows_and_vacuum_the_rollback_horizon(spark_engine: SparkSession, tmp_path: Path) -> None:
     careful = Lake(spark_engine, str(tmp_path), rollback_days=7)
     for key in range(3):
