@@ -34,7 +34,7 @@ from jobs.ranker.building import build_ranker
 from jobs.ranker.evaluation import day_facts
 from jobs.ranker.items import CandidateItems
 from jobs.ranker.readers import ExampleReader
-from jobs.ranker.scorers import baseline_scorers
+from jobs.ranker.scorers import baseline_scorers, tuned_scorer
 from jobs.runtime.code_version import code_version
 from lte_models.autoencoder import Autoencoder, AutoencoderConfig, ItemHistories
 from lte_models.evaluation.metrics import coverage, popularity_bias, query_metrics, target_ranks, top_items
@@ -494,7 +494,8 @@ def _baseline_result(work: Work) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
     batches = list(test.in_order())
     targets = np.concatenate([batch.targets.numpy() - 1 for batch in batches])
-    for name, scorer in baseline_scorers(shop, train).items():
+    scorers = {**baseline_scorers(shop, train), "decayed_and_popular": tuned_scorer(shop, train)}
+    for name, scorer in scorers.items():
         ranks, top = [], []
         for batch in batches:
             scores = scorer(batch)

@@ -6,6 +6,7 @@ Axes: B users, V items; column j of a score is row j + 1 of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice, product
 
 import numpy as np
@@ -141,15 +142,13 @@ def baseline_scorers(shop: CandidateItems, recent: ExampleReader, *, ease_items:
 
     Args:
         shop: Items of the day.
-        recent: Examples before the test day. EASE learns from them, and decayed counts are tuned on them.
+        recent: Examples before the test day. EASE learns from them.
         ease_items: Number of most frequent items that EASE knows. All other items are ranked after these.
     """
     n_items = len(shop.item_ids)
     weights = fit_ease(recent, min(n_items, ease_items))
 
-    def week(batch: ExampleBatch) -> Tensor:
-        days, place = torch.unique(batch.anchor_day, return_inverse=True)
-        return shop.daily.recent(days.unsqueeze(1), torch.arange(1, n_items + 1))[..., 0][place]  # [B, V]
+    week = partial(popularity, shop)
 
     def basket(batch: ExampleBatch) -> Tensor:
         return with_tie_break(last_basket(batch.past, len(batch.items), n_items), week(batch))
@@ -163,22 +162,48 @@ def baseline_scorers(shop: CandidateItems, recent: ExampleReader, *, ease_items:
         found = with_tie_break(found, week(batch)[:, : len(weights)])
         return torch.nn.functional.pad(found, (0, n_items - len(weights)), value=float(found.min()) - 1)
 
-    def decayed(flat_share: float, weight: float) -> Scorer:
-        def scores(batch: ExampleBatch) -> Tensor:
-            counts = week(batch)
-            own = decayed_counts(batch.past, len(batch.items), n_items, flat_share=flat_share)
-            return with_tie_break(with_popularity(own, counts, weight), counts)
-
-        return scores
-
     return {
         "popularity_7d": week,
         "last_basket": basket,
         "frequency_60d": lambda batch: frequency(batch, short=True),
         "frequency_365d": lambda batch: frequency(batch, short=False),
         "ease": by_ease,
-        "decayed_and_popular": best_of([decayed(*pair) for pair in product(FLAT_SHARES, POPULARITY_WEIGHTS)], recent),
     }
+
+
+def popularity(shop: CandidateItems, batch: ExampleBatch) -> Tensor:
+    """Interactions with each item in the 7 days before each example's anchor.
+
+    Args:
+        shop: Items of the day.
+        batch: B users.
+
+    Returns:
+        [B, V].
+    """
+    days, place = torch.unique(batch.anchor_day, return_inverse=True)
+    return shop.daily.recent(days.unsqueeze(1), torch.arange(1, len(shop.item_ids) + 1))[..., 0][place]
+
+
+def tuned_scorer(shop: CandidateItems, recent: ExampleReader) -> Scorer:
+    """``decayed_and_popular``: own counts with decay, plus recent popularity, tuned on days before the test day.
+
+    The experiments compare with this scorer. The daily gate does not: the tuning takes minutes on the sample.
+
+    Args:
+        shop: Items of the day.
+        recent: Examples before the test day.
+    """
+
+    def decayed(flat_share: float, weight: float) -> Scorer:
+        def scores(batch: ExampleBatch) -> Tensor:
+            counts = popularity(shop, batch)
+            own = decayed_counts(batch.past, len(batch.items), len(shop.item_ids), flat_share=flat_share)
+            return with_tie_break(with_popularity(own, counts, weight), counts)
+
+        return scores
+
+    return best_of([decayed(*pair) for pair in product(FLAT_SHARES, POPULARITY_WEIGHTS)], recent)
 
 
 def best_of(scorers: Sequence[Scorer], recent: ExampleReader) -> Scorer:
