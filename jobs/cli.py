@@ -18,12 +18,13 @@ from jobs.config.loading import default_config, load_deployment
 from jobs.config.secrets import MASK, is_secret, masked
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
+from jobs.lake.loopback import exposure
 from jobs.ownership.lease import hold_lease
 from jobs.ownership.mark import require_own_lake
 from jobs.runtime.entry import FAILED_EXIT_CODE, run_job
 from jobs.runtime.flags import future_day, parse_ds
 from jobs.runtime.progress import tell
-from jobs.runtime.text import counted, printable
+from jobs.runtime.text import counted, printable, shown_user
 
 EPILOG = """
 The deployment is named by --config or the variable LTE_CONFIG. LTE_SECTION__KEY variables override single settings,
@@ -109,6 +110,9 @@ def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
     unknown = check_store(deployment)
     if unknown:
         tell(f"the owner of the online store was not looked up: {unknown}")
+    exposed = exposure() if deployment.engine.master == "sail" else None
+    if exposed:
+        tell(exposed)
     settings = asdict_plain(deployment)
     lines = [f"{args.config}: good"]
     for section, values in settings.items():
@@ -179,7 +183,10 @@ def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
     if args.verify:
         _verify(args, deployment, users)
     elif args.readmit:
-        back = {user: erase.let_back_in(deployment, user) for user in users}
+        # The log of a task must name no user, as below.
+        back = {
+            user if user in args.user_ids else shown_user(user): erase.let_back_in(deployment, user) for user in users
+        }
         lines = [f"{user!r} {'may come back' if was else 'was not kept out'}" for user, was in back.items()]
         _print(args.json, back, "\n".join(lines))
     elif users:

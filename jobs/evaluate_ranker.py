@@ -32,6 +32,7 @@ from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.registry.records import record_model
 from jobs.runtime.entry import is_off, run_job, say
 from jobs.runtime.flags import RUN_TYPES, job_parser
+from jobs.runtime.text import counted
 from lte_models.ranker.examples import ExampleCollate
 from lte_models.training.bundle import Bundle, load_bundle
 from lte_models.training.manifest import BundleError, read_manifest
@@ -268,7 +269,7 @@ def reason_to_keep(config: EvaluateConfig, verdict: Verdict) -> str:
     if config.is_backfill:
         return "a backfill, judged and recorded"
     if verdict.n_users < MIN_USERS:
-        return f"{verdict.n_users} users with a known item, nothing to judge by"
+        return f"{counted(verdict.n_users, 'user')} with a known item, nothing to judge by"
     live = live_ranker(config.deployment)
     if live and date.fromisoformat(live.ds) > config.ds and not config.force:
         return f"the live ranker is of ds={live.ds}, which is newer"

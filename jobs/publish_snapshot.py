@@ -19,6 +19,7 @@ from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import RUN_TYPES, job_parser
 from jobs.runtime.progress import say
+from jobs.runtime.text import counted
 from jobs.store.opening import open_store
 from jobs.store.protocol import OnlineStore
 from jobs.store.publish import (
@@ -239,7 +240,7 @@ class _Progress:
 def _outcome(done: Publication, store: OnlineStore) -> str:
     manifest = done.manifest
     what = (
-        f"ds={manifest.ds}, {manifest.row_count:,} users, {manifest.method} {manifest.lte_window}, "
+        f"ds={manifest.ds}, {counted(manifest.row_count, 'user')}, {manifest.method} {manifest.lte_window}, "
         f"basis {manifest.basis_version}, checksum {manifest.checksum}"
     )
     verb = "unchanged, these rows were live already" if done.action == "unchanged" else "live"

@@ -7,10 +7,12 @@ late file changed an older landing day, validation starts from that day.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 from great_expectations.expectations.expectation import Expectation
 from pyspark.sql import Column, DataFrame
@@ -43,6 +45,7 @@ from jobs.runtime.day import INGEST_JOB, LTE_JOB
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import parse_config
 from jobs.runtime.pages import claim, docs_index
+from jobs.runtime.text import shown_user
 from jobs.store.rows import BadRowError
 from jobs.store.tables import (
     VALIDATE_JOB,
@@ -73,6 +76,11 @@ from schemas import (
 JOB = VALIDATE_JOB
 FAILURES_SHOWN = 20
 ROWS_SHOWN = 600
+
+# Columns with the id of a user, and columns with a landed row as text, in which an id can stand anywhere.
+USER_COLUMNS = ("user_id", "found_user_id")
+ROW_COLUMNS = ("raw", "detail")
+ROW_TEXT = "see table quarantine"
 
 # Without the ranker's jobs: they run beside this job, and a fault of the ranker must not stop the publishing of LTEs.
 LTE_JOBS = ("ingest", "embed_items", "compute_lte", "train_autoencoder", "embed_users", "compute_drift")
@@ -302,10 +310,27 @@ def require_success(outcomes: Sequence[GateOutcome], ds: date) -> None:
 
 
 def _failure(outcome: GateOutcome) -> str:
-    rows = f"; rows: {outcome.sample[:ROWS_SHOWN]}" if outcome.sample else ""
+    rows = f"; rows: {_without_users(outcome)[:ROWS_SHOWN]}" if outcome.sample else ""
     return (
         f"table {outcome.table}: {outcome.expectation}: observed {outcome.observed}, expected {outcome.expected}{rows}"
     )
+
+
+def _without_users(outcome: GateOutcome) -> str:
+    """The sample of rows as JSON for a log: a hash stands for each user, because an erasure does not change logs."""
+    rows = json.loads(outcome.sample or "[]")
+    # Values of one column are no mappings; the expectation names the column.
+    named = next((name for name in (*USER_COLUMNS, *ROW_COLUMNS) if f"({name})" in outcome.expectation), "")
+    return json.dumps([_without_user(row, named) for row in rows])
+
+
+def _without_user(value: Any, column: str) -> Any:
+    """A row, or a value of a column, without the ids of users."""
+    if isinstance(value, Mapping):
+        return {name: _without_user(each, name) for name, each in value.items()}
+    if value is None or column not in (*USER_COLUMNS, *ROW_COLUMNS):
+        return value
+    return shown_user(str(value)) if column in USER_COLUMNS else ROW_TEXT
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from datetime import date
 
 import pyarrow as pa
 
+from jobs.runtime.text import counted, shown_user
 from jobs.store.protocol import OnlineStore, StoreWriter
 from jobs.store.rows import Checksum, row_chunks, user_key
 from jobs.store.snapshot import (
@@ -349,7 +350,8 @@ def _verify_rows(writer: StoreWriter, manifest: SnapshotManifest) -> None:
     what = f"version {manifest.version} of ds={manifest.ds}"
     if row_count != manifest.row_count:
         raise VerificationError(
-            f"{what}: {row_count} users stored, {manifest.row_count} rows loaded; rows were lost or a user_id repeats"
+            f"{what}: {counted(row_count, 'user')} stored, {counted(manifest.row_count, 'row')} loaded; rows were lost "
+            "or a user_id repeats"
         )
     if str(checksum) != manifest.checksum:
         raise VerificationError(
@@ -362,7 +364,9 @@ def _verify_sample(writer: StoreWriter, manifest: SnapshotManifest, source: Snap
         stored = writer.values(manifest.version, chunk.keys)
         for (key, value), found in zip(chunk.items(), stored, strict=True):
             if found != bytes(value):
-                raise VerificationError(f"{source}: user_id {key.decode()!r} is stored otherwise than the table has it")
+                raise VerificationError(
+                    f"{source}: user_id {shown_user(key)} is stored otherwise than the table has it"
+                )
 
 
 def pending_switches(store: OnlineStore, logged: Iterable[int]) -> list[Switch]:

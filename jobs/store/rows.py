@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.lake.vectors import VectorError, vector_matrix
+from jobs.runtime.text import shown_user
 from schemas.table import MAX_ID_BYTES
 
 HEADER = np.dtype("<i4")
@@ -97,7 +98,7 @@ def user_key(user_id: str) -> bytes:
     """
     key = user_id.encode("utf-8", errors="surrogatepass")
     if not 1 <= len(key) <= MAX_ID_BYTES:
-        raise BadRowError(f"user_id {user_id!r}: {len(key)} bytes, 1 to {MAX_ID_BYTES} are allowed")
+        raise BadRowError(f"user_id {shown_user(key)}: {len(key)} bytes, 1 to {MAX_ID_BYTES} are allowed")
     return key
 
 
@@ -141,9 +142,8 @@ def row_chunks(batches: Iterable[pa.RecordBatch], *, chunk_bytes: int = CHUNK_BY
         for part in _slices(batch, chunk_bytes):
             chunk = _chunk(part)
             if dim not in (None, chunk.dim):
-                raise BadRowError(
-                    f"user_id {part.column('user_id')[0]}: vector of {chunk.dim} floats, others have {dim}"
-                )
+                who = shown_user(chunk.keys[0])
+                raise BadRowError(f"user_id {who}: vector of {chunk.dim} floats, others have {dim}")
             dim = chunk.dim
             yield chunk
 
@@ -177,7 +177,9 @@ def _matrix(column: pa.Array, user_ids: list[str]) -> NDArray[np.float32]:
     try:
         matrix = np.ascontiguousarray(vector_matrix(column, must_be_finite=True), dtype=FLOAT)
     except VectorError as error:
-        raise BadRowError(f"user_id {user_ids[error.row]!r}, column embedding: {error}") from error
+        raise BadRowError(f"user_id {shown_user(user_ids[error.row])}, column embedding: {error}") from error
     if not matrix.shape[1]:
-        raise BadRowError(f"user_id {user_ids[0]!r}, column embedding: expected a vector of 1 number or more, got 0")
+        raise BadRowError(
+            f"user_id {shown_user(user_ids[0])}, column embedding: expected a vector of 1 number or more, got 0"
+        )
     return matrix

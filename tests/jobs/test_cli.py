@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,11 @@ from deployments import CONFIG
 from jobs import cli
 from jobs.cli import TOOLS, _print, dispatch
 from jobs.config.loading import load_deployment
+from jobs.lake import loopback
+from jobs.lake.loopback import SO_ATTACH_FILTER
 from jobs.ranker.live import POINTER, live_folder
+
+NO_OPTION = 9999  # an option of sockets that no kernel has
 
 COMMANDS = (
     "run",
@@ -85,6 +90,33 @@ def test_configuration_is_shown_without_its_secrets(
     }
     dispatch(["check-config", "--config", str(deployment_file)])
     assert "hush" not in text + capsys.readouterr().out
+
+
+def account(uid: int, shell: str) -> pwd.struct_passwd:
+    return pwd.struct_passwd(("name", "x", uid, uid, "", "/home/name", shell))
+
+
+@pytest.mark.parametrize(
+    ("accounts", "filter_option", "engine", "warning"),
+    [
+        ([(1001, "/bin/bash"), (1002, "")], NO_OPTION, "sail", "2 other accounts of this machine can run code"),
+        ([(1001, "/bin/bash")], NO_OPTION, "sail", "Protocol not available"),  # the kernel's own answer
+        ([(1001, "/usr/sbin/nologin"), (999, "/bin/sh")], NO_OPTION, "sail", None),  # nobody who could log in
+        ([(1001, "/bin/bash")], SO_ATTACH_FILTER, "sail", None),  # this kernel takes the filter
+        ([(1001, "/bin/bash")], NO_OPTION, "local[2]", None),  # Spark Connect with a token
+    ],
+)
+def test_check_config_warns_where_other_accounts_can_reach_the_engine(
+    accounts: list[tuple[int, str]], filter_option: int, engine: str, warning: str | None,
+    deployment_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pwd, "getpwall", lambda: [account(*each) for each in accounts])
+    monkeypatch.setattr(loopback, "SO_ATTACH_FILTER", filter_option)
+    monkeypatch.setenv("LTE_ENGINE__MASTER", engine)
+    assert code_of(monkeypatch, "check-config", "--config", str(deployment_file)) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "other account" in line]
+    assert len(lines) == (warning is not None)
+    assert all(warning in line for line in lines if warning)
 
 
 @pytest.mark.parametrize(

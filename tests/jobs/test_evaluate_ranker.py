@@ -12,14 +12,14 @@ from torch import Tensor
 
 from deployments import CONFIG
 from jobs.config.sections import Deployment
-from jobs.evaluate_ranker import EvaluateConfig, decide, evaluate, next_items, parse_flags
+from jobs.evaluate_ranker import EvaluateConfig, decide, evaluate, next_items, parse_flags, reason_to_keep
 from jobs.lake.lake import Lake
 from jobs.ranker.evaluation import DayFacts, Scored, day_facts, score, table_rows
 from jobs.ranker.items import CandidateItems, load_candidates
 from jobs.ranker.live import live_bundle_folder, live_folder, live_ranker, make_live, require_pair, switch_back
 from jobs.ranker.readers import ExampleReader, stage_examples, user_ids
 from jobs.ranker.scorers import Scorer, baseline_scorers, best_of, newest, tuned_scorer
-from jobs.ranker.verdict import against, collapsed, judge
+from jobs.ranker.verdict import against, collapsed, judge, nobody_came
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.train_ranker import train
 from lte_builders import put, put_basis
@@ -184,6 +184,7 @@ def test_a_day_on_which_nobody_came_keeps_what_is_live(own: tuple[Lake, Deployme
     outcome = decide(lake, EvaluateConfig(deployment, DS + DAY), verdict)
     assert (verdict.n_users, outcome.name) == (0, "kept")
     assert "nothing to judge by" in outcome.text
+    assert reason_to_keep(EvaluateConfig(deployment, DS), nobody_came(1)).startswith("1 user with a known item, ")
     assert live_ranker(deployment) == before
 
 

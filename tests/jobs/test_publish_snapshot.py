@@ -141,6 +141,12 @@ def test_the_slice_that_is_configured_goes_live(engine_lake: Lake, deployment: D
     store.close()
 
 
+def test_one_user_is_no_users(job_lake: Lake, deployment: Deployment) -> None:
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]})
+    write_gates(job_lake, DAY)
+    assert publish_day(PublishConfig(deployment, DAY)).startswith("live: ds=2017-11-05, 1 user, uniform 365-60")
+
+
 def test_the_same_day_again_says_so_and_logs_nothing(
     job_lake: Lake, deployment_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from jobs.compute_drift import write_drift
 from jobs.config.sections import Deployment, GatesSection
 from jobs.gates.addresses import docs_page
 from jobs.gates.autoencoder_measures import measure_autoencoder
-from jobs.gates.checkpoints import GateRun
+from jobs.gates.checkpoints import GateOutcome, GateRun
 from jobs.gates.measured import Measured
 from jobs.gates.measures import (
     measure_basis,
@@ -35,7 +37,16 @@ from jobs.publish_snapshot import require_gates
 from jobs.runtime.pages import docs_index
 from jobs.store.publish import PublishRefusedError
 from jobs.store.tables import slice_state, validated_state
-from jobs.validate import GateError, landed_since, last_passed, require_success, summary, table_checks, validate_day
+from jobs.validate import (
+    ROW_TEXT,
+    GateError,
+    landed_since,
+    last_passed,
+    require_success,
+    summary,
+    table_checks,
+    validate_day,
+)
 from lte_builders import BASIS, DS, key_of, put, put_basis, schema_of
 from lte_models.averages.drift import basis_extent
 from schemas import (
@@ -117,6 +128,35 @@ def test_without_yesterday_comparisons_are_skipped_and_say_so(shop) -> None:
     assert why in summary(outcomes, YESTERDAY, Path("index.html"))
 
 
+def hash_of(user_id: str) -> str:
+    """What a log shows instead of the user."""
+    return "#" + hashlib.sha256(user_id.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("expectation", "rows", "shown"),
+    [
+        (
+            "expect_compound_columns_to_be_unique(user_id, item_id)",
+            [{"user_id": "ann", "item_id": "i7"}, {"user_id": None, "item_id": "i8"}],
+            [{"user_id": hash_of("ann"), "item_id": "i7"}, {"user_id": None, "item_id": "i8"}],
+        ),
+        ("expect_column_values_to_match_regex(user_id)", ["ann", None, 17], [hash_of("ann"), None, hash_of("17")]),
+        ("expect_column_values_to_be_in_set(interaction_type)", ["gift"], ["gift"]),
+        (
+            "expect_column_values_to_be_in_set(reason)",
+            [{"raw": '{"user_id": "ann"}', "detail": "user_id = ann", "found_user_id": "ann", "line": 3}],
+            [{"raw": ROW_TEXT, "detail": ROW_TEXT, "found_user_id": hash_of("ann"), "line": 3}],
+        ),
+    ],
+)
+def test_the_message_of_a_failed_gate_names_no_user(expectation: str, rows: list[Any], shown: list[Any]) -> None:
+    failed = GateOutcome("t", expectation, False, "1 of 2", "none", sample=json.dumps(rows))
+    with pytest.raises(GateError) as error:
+        require_success([failed], DS)
+    assert json.loads(str(error.value).partition("; rows: ")[2]) == shown
+
+
 @pytest.mark.slow
 def test_a_failed_gate_names_all_and_blocks_publishing(lake, deployment, deployment_file) -> None:
     configured = without_models(deployment)
@@ -143,9 +183,11 @@ def test_a_failed_gate_names_all_and_blocks_publishing(lake, deployment, deploym
         "table user_lte: expect_column_max_to_be_between(n_interactions_missing) of uniform/365-60: observed 1,",
         "table lte_drift: expect_column_max_to_be_between(n_bound_violations) of uniform/365-60: observed 3,",
         "expected at most 0.0 (gates.max_bound_violations)",
-        '"user_id": "v"',
+        f'"user_id": "{hash_of("v")}"',
     ):
         assert named in done.stderr, done.stderr
+    assert [user for user in "uvw" if f'"{user}"' in done.stderr] == []
+    assert HOSTILE not in done.stderr
     with pytest.raises(PublishRefusedError, match="n_bound_violations"):
         require_gates(lake, DS)
     address = docs_page("user_lte", "expect_column_values_to_be_between(norm_share)", DS)

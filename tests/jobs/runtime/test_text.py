@@ -1,6 +1,6 @@
 import pytest
 
-from jobs.runtime.text import MAX_LINE_BYTES, log_line, printable
+from jobs.runtime.text import MAX_LINE_BYTES, log_line, printable, shown_user
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,11 @@ def test_what_a_reader_would_not_see_is_escaped(text: str, shown: str) -> None:
 def test_no_character_of_unicode_breaks_utf8_or_a_line() -> None:
     everything = printable("".join(map(chr, range(0x110000))))
     assert len(everything.encode().splitlines()) == len(everything.splitlines()) == 1
+
+
+def test_a_user_is_shown_as_the_start_of_the_sha256_of_the_id() -> None:
+    assert shown_user("2375") == shown_user(b"2375") == "#ecf8103662b9"  # printf 2375 | sha256sum
+    assert len({shown_user("\ud800"), shown_user("\ud801"), shown_user("")}) == 3  # also ids that are no UTF-8
 
 
 def test_a_line_of_a_log_is_at_most_4_kb() -> None:

@@ -93,6 +93,11 @@ def store(place: Place) -> Iterator[Any]:
 # --- rows and checksum
 
 
+def hash_of(user_id: str) -> str:
+    """What a log shows instead of the user."""
+    return "#" + hashlib.sha256(user_id.encode()).hexdigest()[:12]
+
+
 def test_a_value_is_n_items_and_the_floats_in_little_endian() -> None:
     (chunk,) = row_chunks([batch({"ann": [1.0, -2.5]}, n_items=7)])
     assert [(key, bytes(value)) for key, value in chunk.items()] == [(b"ann", struct.pack("<iff", 7, 1.0, -2.5))]
@@ -135,21 +140,40 @@ def test_the_checksum_is_the_sum_of_one_digest_a_row() -> None:
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([batch({"a": [1.0, 2.0], "b": [1.0]})], "'b', column embedding: expected a vector of 2 numbers, got 1"),
-        ([batch({"a": [1.0, 2.0]}), batch({"b": [1.0]})], "vector of 1 floats, others have 2"),
-        ([batch({"a": []})], "'a', column embedding: expected a vector of 1 number or more, got 0"),
-        ([batch({"a": [1.0, float("nan")]})], "'a', column embedding: expected finite numbers in the vector, got nan"),
-        ([batch({"a": [1.0, float("inf")]})], "'a', column embedding: expected finite numbers in the vector, got inf"),
-        ([batch({"a": [1.0, None]})], "'a', column embedding: expected finite numbers in the vector, got nan"),
+        (
+            [batch({"a": [1.0, 2.0], "b": [1.0]})],
+            f"{hash_of('b')}, column embedding: expected a vector of 2 numbers, got 1",
+        ),
+        ([batch({"a": [1.0, 2.0]}), batch({"b": [1.0]})], f"user_id {hash_of('b')}: vector of 1 floats, others have 2"),
+        ([batch({"a": []})], f"{hash_of('a')}, column embedding: expected a vector of 1 number or more, got 0"),
+        (
+            [batch({"a": [1.0, float("nan")]})],
+            f"{hash_of('a')}, column embedding: expected finite numbers in the vector, got nan",
+        ),
+        (
+            [batch({"a": [1.0, float("inf")]})],
+            f"{hash_of('a')}, column embedding: expected finite numbers in the vector, got inf",
+        ),
+        (
+            [batch({"a": [1.0, None]})],
+            f"{hash_of('a')}, column embedding: expected finite numbers in the vector, got nan",
+        ),
         ([batch({"a": None})], "column embedding: null in row 0"),
         ([batch({None: [1.0]})], "column user_id: null in row 0"),
-        ([batch({"": [1.0]})], "0 bytes, 1 to 128"),
-        ([batch({"ä" * 65: [1.0]})], "130 bytes, 1 to 128"),
+        ([batch({"": [1.0]})], f"user_id {hash_of('')}: 0 bytes, 1 to 128"),
+        ([batch({"ä" * 65: [1.0]})], f"user_id {hash_of('ä' * 65)}: 130 bytes, 1 to 128"),
     ],
 )
 def test_rows_that_cannot_be_served_are_refused(batches: list[pa.RecordBatch], message: str) -> None:
     with pytest.raises(BadRowError, match=message):
         list(row_chunks(batches))
+
+
+def test_a_log_of_a_vector_that_cannot_be_served_names_no_user() -> None:
+    with pytest.raises(BadRowError) as error:
+        list(row_chunks([batch({"anna@example.com": [1.0, float("nan")]})]))
+    assert "anna" not in str(error.value)
+    assert hash_of("anna@example.com") in str(error.value)
 
 
 def test_doubles_are_refused() -> None:
