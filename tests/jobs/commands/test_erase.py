@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import torch
 from pyspark.sql.types import StringType
 
+from jobs.cli import dispatch
 from jobs.commands.erase import (
     audit,
     erase_users,
@@ -279,6 +281,17 @@ def test_the_audit_names_nobody_and_lists_the_models_that_still_know(shop: Deplo
     kept_out = erased_users(lake_reader(shop))
     assert kept_out is not None
     assert not kept_out.holds("17")
+
+
+def test_a_user_of_the_table_of_requests_is_not_named_in_the_log_of_a_task(
+    shop: Deployment, lake: Lake, deployment_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(lake, ERASURE_REQUESTS, (USER, datetime(2017, 1, 2, tzinfo=UTC)))
+    dispatch(["erase", "typed", "--requests", "--readmit", "--config", str(deployment_file)])
+    shown = capsys.readouterr()
+    hashed = hashlib.sha256(USER.encode()).hexdigest()[:12]
+    assert shown.out.splitlines() == ["'typed' was not kept out", f"'#{hashed}' was not kept out"]
+    assert USER not in shown.err
 
 
 def test_a_user_of_whom_nothing_was_known_is_told_so(shop: Deployment) -> None:
