@@ -42,9 +42,9 @@ class AutoencoderConfig:
         if self.n_items < 1:
             raise ValueError("the vocabulary holds no item: no autoencoder can be trained")
         if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, not {self.dim}")
+            raise ValueError(f"dim: expected at least 1, got {self.dim}")
         if not 0 <= self.l2 < float("inf"):
-            raise ValueError(f"l2 must be finite and >= 0, not {self.l2}")
+            raise ValueError(f"l2: expected a finite number >= 0, got {self.l2}")
 
 
 class ItemHistories(NamedTuple):
@@ -100,7 +100,10 @@ def check_basis(basis: Tensor, n_items: int, dim: int) -> None:
         ValueError: The shape differs, or an embedding holds NaN or infinity (the message names its row).
     """
     if tuple(basis.shape) != (n_items, dim):
-        raise ValueError(f"basis {tuple(basis.shape)} does not fit a vocabulary of {n_items} items of {dim} floats")
+        raise ValueError(
+            f"basis: expected shape {(n_items, dim)}, one vector for each item of the vocabulary, "
+            f"got {tuple(basis.shape)}"
+        )
     bad = (~torch.isfinite(basis)).any(dim=1).nonzero().flatten()
     if bad.numel():
         raise ValueError(f"embedding of vocabulary row {int(bad[0])} is not finite ({bad.numel()} such rows)")

@@ -48,7 +48,7 @@ def _column(table: Table, field: StructField, found: DataType) -> Column:
         if isinstance(field.dataType, IntegralType):
             smallest, largest = INTEGER_RANGES[field.dataType.simpleString()]
             is_lossy = (source < F.lit(smallest)) | (source > F.lit(largest))
-            value = _refused(is_lossy, value, f"{name}: value does not fit {field.dataType.simpleString()}: ", source)
+            value = _refused(is_lossy, value, f"{name}: expected {field.dataType.simpleString()}, got ", source)
     if not field.nullable:
         value = _refused(source.isNull(), value, f"{name}: null is not allowed: ", source)
     return value.alias(field.name)
@@ -75,7 +75,7 @@ def conformed(df: DataFrame, table: Table, where: Predicate | None = None) -> Da
     for field in table.schema:
         if not _fits(found[field.name], field.dataType):
             wanted, got = field.dataType.simpleString(), found[field.name].simpleString()
-            raise TableError(f"table {table.name}, column {field.name}: {got} does not fit {wanted}")
+            raise TableError(f"table {table.name}, column {field.name}: expected {wanted}, got {got}")
     columns = {field.name: _column(table, field, found[field.name]) for field in table.schema}
     cast = df.select(*columns.values())
     for name, allowed in (where or {}).items():

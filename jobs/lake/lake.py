@@ -163,7 +163,10 @@ class Lake:
         for field in _later_columns(table, df.columns):
             df = df.withColumn(field.name, F.lit(None).cast(field.dataType))
         if set(df.columns) != set(table.columns):
-            raise TableError(f"table {table.name}: columns on disk {df.columns} are not the declared {table.columns}")
+            raise TableError(
+                f"table {table.name}: expected columns {table.columns}, got {df.columns} on disk: read the table with "
+                "the version of this code that wrote it"
+            )
         df = df.select(*table.columns)
         return df.where(predicate_sql(where)) if where else df
 

@@ -131,7 +131,9 @@ class PrivatePort:
             LoopbackError: The system has no socket filters, or no socket listens on the port.
         """
         if not sys.platform.startswith("linux"):
-            raise LoopbackError(f"port {port}: socket filters are needed, {sys.platform} has none")
+            raise LoopbackError(
+                f"port {port}: expected Linux, which has socket filters, got {sys.platform}: run the job on Linux"
+            )
         self._port = port
         self._filter_listener(DROP_DATA, before)
         # Connections are accepted in order: once this one is accepted, so is every one that came before the filter.

@@ -474,7 +474,10 @@ class LmdbWriter:
 
     def _check_pointer(self, found: Pointer, expected: Pointer) -> None:
         if found != expected:
-            raise StoreLockedError(f"online store {self._store!r}: pointer is {found}, {expected} was expected")
+            raise StoreLockedError(
+                f"online store {self._store!r}: expected pointer {expected}, got {found}: another process switched; "
+                "run the job again"
+            )
 
 
 def _switches(transaction: lmdb.Transaction) -> list[Switch]:

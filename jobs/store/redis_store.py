@@ -458,7 +458,10 @@ class RedisWriter:
         expected, wanted = swap
         found = Pointer.from_json(_bytes(pipe.get(self._store.key("pointer"))))
         if found not in swap:
-            raise StoreLockedError(f"online store {self._store!r}: pointer is {found}, {expected} was expected")
+            raise StoreLockedError(
+                f"online store {self._store!r}: expected pointer {expected}, got {found}: another process switched; "
+                "run the job again"
+            )
         manifest_key = self._store.key(str(wanted.live), "manifest")
         _watch(pipe, manifest_key)
         if not pipe.exists(manifest_key):

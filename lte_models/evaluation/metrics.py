@@ -86,7 +86,7 @@ def query_metrics(ranks: IntArray, target_query: IntArray, n_queries: int, k: in
         ValueError: ``k`` < 1.
     """
     if k < 1:
-        raise ValueError(f"cutoff k must be at least 1, not {k}")
+        raise ValueError(f"cutoff k: expected at least 1, got {k}")
     within = ranks <= k
     gains = within / np.log2(1.0 + ranks)
     counts = np.bincount(target_query, minlength=n_queries).astype(np.float64)

@@ -133,9 +133,9 @@ def ease_weights(gram: Tensor, l2: float) -> Tensor:
         ValueError: ``l2`` is not positive, or ``gram`` is not square or empty.
     """
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
-        raise ValueError(f"gram must be square and not empty, not {tuple(gram.shape)}")
+        raise ValueError(f"gram: expected a square matrix with at least one row, got shape {tuple(gram.shape)}")
     if not l2 > 0:
-        raise ValueError(f"EASE needs l2 > 0, not {l2}")
+        raise ValueError(f"EASE, l2: expected a number > 0, got {l2}")
     regularised = gram.double() + l2 * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(regularised))  # it is symmetric: half the work
     weights: Tensor = -inverse / torch.diagonal(inverse)

@@ -167,9 +167,9 @@ class ExampleCollate:
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {OBJECTIVES}, not {self.objective!r}")
+            raise ValueError(f"objective: expected one of {OBJECTIVES}, got {self.objective!r}")
         if self.max_length < 1:
-            raise ValueError(f"max_length must be at least 1, not {self.max_length}")
+            raise ValueError(f"max_length: expected at least 1, got {self.max_length}")
 
     def rows(self, index: npt.NDArray[Any]) -> IntArray:
         """Map item_index to row, 0 where the item is unknown."""
@@ -259,7 +259,7 @@ def lte_weights(past: Past, *, method: str, lagged: bool) -> Tensor:
     """
     parts = {"uniform": (past.n_long, past.n_short), "recency": (past.w_long, past.w_short)}
     if method not in parts:
-        raise ValueError(f"method must be one of {sorted(parts)}, not {method!r}")
+        raise ValueError(f"method: expected one of {sorted(parts)}, got {method!r}")
     long, short = parts[method]
     return long if lagged else long + short
 

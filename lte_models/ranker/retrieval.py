@@ -30,7 +30,7 @@ class Retriever:
             ValueError: ``n_retrieved`` < 1.
         """
         if n_retrieved < 1:
-            raise ValueError(f"n_retrieved must be at least 1, not {n_retrieved}")
+            raise ValueError(f"n_retrieved: expected at least 1, got {n_retrieved}")
         self.model, self.n_retrieved = model.eval(), n_retrieved
         self.rows = torch.arange(1, model.n_items + 1, device=model.item_tower.content.device)
         with torch.no_grad():

@@ -150,7 +150,10 @@ def load_bundle(folder: Path, *, kind: str, basis_version: str | None = None, lt
     wanted = {"kind": kind, "basis_version": basis_version, "lte_window": lte_window}
     for name, value in wanted.items():
         if value is not None and getattr(manifest, name) != value:
-            raise BundleError(f"{folder}: {name} is {getattr(manifest, name)!r}, wanted {value!r}")
+            raise BundleError(
+                f"{folder}: expected {name} {value!r}, got {getattr(manifest, name)!r}: use the configuration that the "
+                "bundle was trained with, or train it again"
+            )
     tensors = _read_weights(folder, manifest)
     check_finite(tensors, str(folder / manifest.weights_file))
     return Bundle(manifest, tensors, _read_vocabulary(folder, manifest))

@@ -45,9 +45,9 @@ def log_uniform(n_items: int, power: float) -> Tensor:
         ValueError: ``n_items`` < 1 or ``power`` is negative or not finite.
     """
     if n_items < 1:
-        raise ValueError(f"cannot sample from a vocabulary of {n_items} items")
+        raise ValueError(f"vocabulary: expected at least 1 item to sample from, got {n_items}")
     if not 0 <= power < float("inf"):
-        raise ValueError(f"power factor must be finite and >= 0, not {power}")
+        raise ValueError(f"power factor: expected a finite number >= 0, got {power}")
     ranks = torch.arange(n_items, dtype=torch.float64)
     weights = torch.log1p(1 / (ranks + 1)) ** power
     return weights / weights.sum()
@@ -131,7 +131,7 @@ def negatives_for_share(n_items: int, share: float) -> int:
         ValueError: ``share`` is not in (0, 1].
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share of negatives must be in (0, 1], not {share}")
+        raise ValueError(f"share of negatives: expected a number in (0, 1], got {share}")
     return max(1, min(n_items, round(n_items * share)))
 
 

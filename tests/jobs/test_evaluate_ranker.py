@@ -220,7 +220,7 @@ def test_a_live_ranker_that_cannot_be_compared_does_not_hold_its_successor_back(
         manifest["config"]["types"] = ["click"]
         said = "trained with interactions.types ['click'], configured: ['click', 'purchase']"
     elif why == "basis":
-        manifest["basis_version"], said = "basis-0", "basis_version is 'basis-0', wanted 'basis-1'"
+        manifest["basis_version"], said = "basis-0", "expected basis_version 'basis-1', got 'basis-0'"
     else:
         weights = folder / manifest["weights_file"]
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -238,7 +238,7 @@ def test_missing_or_foreign_bundles_are_refused(own: tuple[Lake, Deployment]) ->
     lake, deployment = own
     with pytest.raises(BundleError, match=r"ds=2021-01-01/manifest\.json: there is no bundle"):
         evaluate(lake, deployment, DS + DAY, BASIS)
-    with pytest.raises(BundleError, match="basis_version is 'basis-1', wanted 'basis-2'"):
+    with pytest.raises(BundleError, match="expected basis_version 'basis-2', got 'basis-1': use the configuration"):
         evaluate(lake, deployment, DS, "basis-2")
     other = replace(deployment, interactions=replace(deployment.interactions, types=("purchase", "click")))
     with pytest.raises(ModelError, match=r"trained with interactions.types \['click', 'purchase'\]"):

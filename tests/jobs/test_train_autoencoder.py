@@ -217,9 +217,9 @@ def test_only_the_most_frequent_items_are_known_and_their_names_are_read_once(
 def test_a_bundle_of_another_basis_or_window_is_refused(trained: tuple[Lake, Deployment]) -> None:
     lake, deployment = trained
     folder = bundle_folder(deployment, "autoencoder", DS)
-    with pytest.raises(BundleError, match="basis_version is 'basis1', wanted 'basis2'"):
+    with pytest.raises(BundleError, match="expected basis_version 'basis2', got 'basis1'"):
         encode_task(lake, folder, "basis2", str(WINDOW))
-    with pytest.raises(BundleError, match="lte_window is '365-60', wanted '365-0'"):
+    with pytest.raises(BundleError, match="expected lte_window '365-0', got '365-60'"):
         encode_task(lake, folder, BASIS, "365-0")
 
 

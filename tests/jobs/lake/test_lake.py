@@ -167,10 +167,10 @@ def test_new_rows_within_less_than_they_replace(engine_lake: Lake) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"count": "seven"}, "table every_type, column count: string does not fit int"),
-        ({"count": 2**31}, "table every_type, column count: value does not fit int: 2147483648"),
-        ({"share": "x"}, "table every_type, column share: string does not fit double"),
-        ({"is_good": 1}, "table every_type, column is_good: bigint does not fit boolean"),
+        ({"count": "seven"}, "table every_type, column count: expected int, got string"),
+        ({"count": 2**31}, "table every_type, column count: expected int, got 2147483648"),
+        ({"share": "x"}, "table every_type, column share: expected double, got string"),
+        ({"is_good": 1}, "table every_type, column is_good: expected boolean, got bigint"),
         ({"id": None, "count": 1}, "table every_type, column id: null is not allowed"),
         ({"count": -1}, "table every_type: .*count_not_negative"),
         ({"more": 1}, r"table every_type: missing columns \[\], unknown columns \['more'\]"),

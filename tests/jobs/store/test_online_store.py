@@ -449,7 +449,7 @@ def test_a_swap_that_expects_another_pointer_is_refused(store: Any) -> None:
         pointer = writer.pointer()
         stale = dataclasses.replace(pointer, sequence=1)
         wanted = dataclasses.replace(pointer, live=manifest.version, sequence=3)
-        with pytest.raises(StoreLockedError, match="was expected"):
+        with pytest.raises(StoreLockedError, match=r"expected pointer .*, got .*run the job again"):
             writer.swap(stale, wanted, "publish")
         with pytest.raises(OnlineStoreError, match="is kept, not removed"):
             writer.remove(manifest.version)

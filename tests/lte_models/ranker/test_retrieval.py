@@ -34,7 +34,7 @@ def test_a_stranger_is_served_without_a_past() -> None:
 
 def test_impossible_requests_are_named() -> None:
     model = model_of()
-    with pytest.raises(ValueError, match="n_retrieved must be at least 1"):
+    with pytest.raises(ValueError, match="n_retrieved: expected at least 1, got 0"):
         Retriever(model, 0)
     with pytest.raises(ValueError, match="one user at a time, not 2"):
         Retriever(model).recommend(batch_of([[1], [2]]), context_of(2), 1)

@@ -71,9 +71,9 @@ def test_a_crash_before_the_manifest_leaves_the_old_bundle(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"kind": "ranker"}, "kind is 'autoencoder', wanted 'ranker'"),
-        ({"kind": "autoencoder", "basis_version": "other"}, "basis_version is 'basis1', wanted 'other'"),
-        ({"kind": "autoencoder", "lte_window": "365-0"}, "lte_window is '365-60', wanted '365-0'"),
+        ({"kind": "ranker"}, "expected kind 'ranker', got 'autoencoder'"),
+        ({"kind": "autoencoder", "basis_version": "other"}, "expected basis_version 'other', got 'basis1'"),
+        ({"kind": "autoencoder", "lte_window": "365-0"}, "expected lte_window '365-0', got '365-60'"),
     ],
 )
 def test_another_pairing_is_refused(tmp_path: Path, wanted: dict[str, str], message: str) -> None:
