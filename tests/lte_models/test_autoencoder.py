@@ -116,7 +116,7 @@ def test_bad_input_is_named() -> None:
         Autoencoder(AutoencoderConfig(n_items=8, dim=D), _basis())
     with pytest.raises(ValueError, match="5 orthonormal rows"):
         orthonormal_rows(5, 4, seed=0)
-    with pytest.raises(ValueError, match="not -1"):
+    with pytest.raises(ValueError, match="got -1"):
         AutoencoderConfig(n_items=V, dim=D, l2=-1)
 
 

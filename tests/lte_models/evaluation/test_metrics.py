@@ -74,7 +74,7 @@ def test_coverage_and_popularity_bias_by_hand() -> None:
 def test_scores_that_are_not_finite_are_named() -> None:
     with pytest.raises(ValueError, match="query 1 is not finite"):
         target_ranks(torch.tensor([[0.0], [math.nan]]), torch.tensor([0]), torch.tensor([0]))
-    with pytest.raises(ValueError, match="not 0"):
+    with pytest.raises(ValueError, match="cutoff k: expected at least 1, got 0"):
         query_metrics(np.array([1]), np.array([0]), 1, k=0)
 
 

@@ -82,11 +82,11 @@ def test_share_of_negatives() -> None:
     [
         (lambda: rank_by_frequency(np.array([], dtype=np.int64)), "holds no item"),
         (lambda: rank_by_frequency(np.array([1, -2])), "-2 at position 1"),
-        (lambda: log_uniform(0, 1.0), "vocabulary of 0 items"),
-        (lambda: log_uniform(3, -1.0), "not -1.0"),
-        (lambda: log_uniform(3, math.nan), "not nan"),
+        (lambda: log_uniform(0, 1.0), "vocabulary: expected at least 1 item to sample from, got 0"),
+        (lambda: log_uniform(3, -1.0), "got -1.0"),
+        (lambda: log_uniform(3, math.nan), "got nan"),
         (lambda: LogUniformSampler(3, 4), "4 distinct items of 3"),
-        (lambda: negatives_for_share(3, 0.0), "not 0.0"),
+        (lambda: negatives_for_share(3, 0.0), "got 0.0"),
     ],
 )
 def test_impossible_requests_are_named(call, message) -> None:
