@@ -194,7 +194,7 @@ def test_ltes_of_both_windows_and_methods_by_hand() -> None:
     assert full[0].tolist() == pytest.approx([2 / 6, 5 / 6])  # rows 1 and 3 once, row 2 four times
     recency, _ = averaged_lte(past, lte_weights(past, method="recency", lagged=False), content, 1)
     assert recency[0].tolist() == pytest.approx([2 / 3.75, 2.75 / 3.75])
-    with pytest.raises(ValueError, match="not 'mean'"):
+    with pytest.raises(ValueError, match="got 'mean'"):
         lte_weights(past, method="mean", lagged=True)
 
 
