@@ -103,12 +103,15 @@ def example_rows(parts: Split) -> pa.Table:
     starts = np.flatnonzero(np.append(True, parts.users[1:] != parts.users[:-1]))
     offsets = pa.array(np.append(starts, len(parts.users)).astype(np.int32))
     nothing = pa.array(np.zeros(len(parts.users), np.int32))
+    # A moment of its own for each purchase: the peer too predicts every next item, also within one basket.
+    moments = np.arange(len(parts.users)) - np.repeat(starts, np.bincount(parts.users))
     columns = {
         "user": pa.array(parts.users[starts]),
         "anchor_day": pa.array(np.zeros(len(starts), np.int64)),
         "items": pa.ListArray.from_arrays(offsets, pa.array(parts.items.astype(np.int32))),
         "types": pa.ListArray.from_arrays(offsets, nothing),
         "ages_hours": pa.ListArray.from_arrays(offsets, nothing),
+        "moments": pa.ListArray.from_arrays(offsets, pa.array(moments.astype(np.int32))),
         "targets": pa.array([[item] for item in parts.last_item.tolist()], pa.list_(pa.int32())),
     }
     empty = pa.array([[]] * len(starts), pa.list_(pa.float32()))

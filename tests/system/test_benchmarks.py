@@ -93,13 +93,15 @@ def test_ndcg_of_lists_by_hand(bench):
 def test_the_held_out_item_is_the_last_one_and_is_not_trained_on(bench):
     parts = bench["sasrec"].split(200, 50)
     more = bench["sasrec"].split(200, 10)
-    assert len(parts.validation) == 50
+    assert len(parts.last_item) == 50
     assert np.array_equal(np.unique(parts.users), np.arange(50))
     assert np.array_equal(more.items, parts.items[parts.users < 10])
     assert np.bincount(parts.users).min() >= 2  # three with the held-out one
     rows = bench["sasrec"].example_rows(parts)
-    assert rows["targets"].combine_chunks().flatten().to_pylist() == parts.validation.tolist()
+    assert rows["targets"].combine_chunks().flatten().to_pylist() == parts.last_item.tolist()
     assert rows["items"].combine_chunks().flatten().to_pylist() == parts.items.tolist()
+    # each purchase follows the one before it, so each position predicts the next item
+    assert rows["moments"].to_pylist() == [list(range(n)) for n in np.bincount(parts.users)]
 
 
 SMALL = ("--users", "60", "--items", "100", "--epochs", "1", "--max-length", "20", "--dim", "16", "--threads", "1")
