@@ -209,7 +209,8 @@ def _measured_slice(
     values: dict[str, float | None] = {
         **n,
         "unknown_share": n["n_unknown"] / n_all if n_all else None,
-        "zero_share": n["n_zero"] / n["n_users"] if n["n_users"] else None,
+        # a shop younger than the window's end has nothing but zero vectors, and they are right
+        "zero_share": n["n_zero"] / n["n_users"] if n["n_users"] and windows[key[1]] else None,
         "users_lost_share": n["n_users_lost"] / before if before else None,
         "users_change_share": abs(n["n_users"] - before) / before if before else None,
         "n_interactions_missing": None,
@@ -219,7 +220,7 @@ def _measured_slice(
         "users_lost_share": nobody,
         "users_change_share": nobody,
         "unknown_share": "no interaction in the window",
-        "zero_share": "no users",
+        "zero_share": "no interaction in the window, or no users",
     }
     skipped["n_interactions_missing"] = _uncounted(key, deployment, is_stale)
     if not skipped["n_interactions_missing"]:

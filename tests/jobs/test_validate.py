@@ -341,6 +341,7 @@ def test_zero_ltes_alone_are_a_headline_and_fail(lake, deployment) -> None:
     def rows(method: str) -> list[tuple]:
         return [(user, [0.0, 0.0], 0, 0, BASIS, DS, method, "365-60") for user in "abc"]
 
+    put_days(lake, {DS - timedelta(days=100): 3})  # interactions in the window, which none of the LTEs has
     put(lake, USER_LTE, rows("uniform"))
     put(lake, USER_LTE, [*rows("recency"), ("d", [1.0, 0.0], 1, 0, BASIS, DS, "recency", "365-60")])
     served = by_label(measure_slices(lake, without_models(deployment), DS, is_stale=True))
@@ -349,6 +350,14 @@ def test_zero_ltes_alone_are_a_headline_and_fail(lake, deployment) -> None:
     assert failing(served["recency/365-60"]) == set()
     outcomes = GateRun(DS).measured(served["uniform/365-60"])
     assert "HEADLINE: user_lte: nearly every LTE is the zero vector" in summary(outcomes, DS, Path("index.html"))
+
+
+def test_zero_ltes_of_a_shop_younger_than_the_windows_end_are_right(lake, deployment) -> None:
+    put_days(lake, {DS - timedelta(days=3): 3})
+    put(lake, USER_LTE, [("a", [0.0, 0.0], 0, 0, BASIS, DS, method, "365-60") for method in ("uniform", "recency")])
+    served = by_label(measure_slices(lake, without_models(deployment), DS, is_stale=True))["uniform/365-60"]
+    assert served.skipped["zero_share"] == "no interaction in the window, or no users"
+    assert failing(served) == set()
 
 
 def test_a_basis_with_repeats_and_gaps_and_nan_do_not_pass(lake) -> None:

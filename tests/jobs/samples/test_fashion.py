@@ -293,7 +293,7 @@ def test_a_flag_out_of_its_range_ends_with_exit_code_2(tmp_path, flag, capsys):
     with pytest.raises(SystemExit) as end:
         run_job(lambda: make(tmp_path / "shop", flag, "-1"))
     assert end.value.code == 2
-    assert f"{flag} -1: a number" in capsys.readouterr().err
+    assert f"{flag} -1: expected a number" in capsys.readouterr().err
 
 
 def test_the_ends_of_the_ranges_can_be_simulated(tmp_path):
@@ -379,7 +379,7 @@ def test_whole_numbers_are_ids_without_a_fraction(tmp_path):
         ("a.csv", "item_id,title\n1,x,y", "line 1: malformed_row: 3 fields where the header has 2"),
         ("a.csv", "item_id,title,image_path\n1,x,../secret.txt", r'malformed_image_path: image_path = "\.\./secret'),
         ("a.csv.gz", "no gzip", r"a\.csv\.gz: unreadable_file"),
-        ("a.json", "[]", r"a\.json: unreadable_file: unknown format; use parquet, csv"),
+        ("a.json", "[]", r"a\.json: unreadable_file: expected a file of parquet, csv"),
     ],
 )  # fmt: skip
 def test_a_row_that_ingest_would_not_take_is_named(tmp_path, name, content, fault):
