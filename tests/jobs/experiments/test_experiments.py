@@ -22,6 +22,7 @@ from jobs.basis.basis import configured_basis
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment, ExperimentSection
 from jobs.config.window import ConfigError
+from jobs.experiments import pool
 from jobs.experiments import run as job
 from jobs.experiments.examples import (
     PARTS,
@@ -501,7 +502,8 @@ def all_run(tiny: Any) -> Iterator[tuple[Deployment, dict[str, list[dict[str, An
     _, deployment = tiny
     said: list[str] = []
     patch = pytest.MonkeyPatch()
-    patch.setattr(job, "say", said.append)
+    for module in (job, pool):  # run says the plan, pool says what is trained
+        patch.setattr(module, "say", said.append)
     yield deployment, job.run_experiments(deployment, EXPERIMENT_NAMES), said
     patch.undo()
 
