@@ -58,7 +58,7 @@ coverage: $(READY) ## branch coverage of the fast tests, per module, with subpro
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow and not airflow and not spark and not control and not pairs" \
 		--spark-jobs none --cov --cov-report=term $(PYTEST_ARGS)
 
-test-spark: $(READY) ## the tests of a cluster, of the lake and of all jobs, on Apache Spark; make test runs them on Sail (10 minutes)
+test-spark: $(READY) ## the tests of a cluster, of the lake and of all jobs, on Apache Spark; make test runs them on Sail (10 to 20 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --spark-jobs only $(PYTEST_ARGS)
 
 test-control: $(READY) ## the made shop's negative control, with trained rankers (5 minutes)
