@@ -68,13 +68,6 @@ CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(["store_kit", "jobs.store.publish"])
 
 
-@pytest.fixture(scope="module")
-def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    port = free_port()
-    with redis_server(tmp_path_factory.mktemp("redis"), port):
-        yield port
-
-
 @pytest.fixture(params=["lmdb", "redis"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "lmdb":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +13,7 @@ from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.store.opening import check_store, open_store
 from jobs.store.publish import delete_user, publish, rollback
-from store_kit import DAY_ONE, free_port, marked_source, redis_server
-
-
-@pytest.fixture(scope="module")
-def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    port = free_port()
-    with redis_server(tmp_path_factory.mktemp("redis"), port):
-        yield port
+from store_kit import DAY_ONE, free_port, marked_source
 
 
 @pytest.fixture(params=["lmdb", "redis"])

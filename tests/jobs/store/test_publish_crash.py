@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from jobs.store.lmdb_store import LmdbWriter
 from jobs.store.publish import STEPS, audit, delete_user, publish, rollback
 from jobs.store.reader import SnapshotReader
 from jobs.store.redis_store import RedisWriter
-from store_kit import DAY_ONE, Place, free_port, kept_on_disk, marked_source, markers_of, redis_server
+from store_kit import DAY_ONE, Place, kept_on_disk, marked_source, markers_of
 
 USERS = 200
 # Children start from a clean process that has imported the stores, not from this one with its threads.
@@ -27,13 +26,6 @@ CHILDREN.set_forkserver_preload(["store_kit", "jobs.store.publish"])
 # The last step before which a kill must leave the old version live.
 SWAP = STEPS.index("swap")
 WRITER_CALLS = ("create", "write", "seal", "swap", "remove")
-
-
-@pytest.fixture(scope="module")
-def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    port = free_port()
-    with redis_server(tmp_path_factory.mktemp("redis"), port):
-        yield port
 
 
 @pytest.fixture(params=["lmdb", "redis"])
