@@ -18,7 +18,7 @@ compile() {
     --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" "$@"
 }
 
-compile pyproject.toml --extra dev --output-file constraints.txt
+compile pyproject.toml --extra dev --extra experiments --output-file constraints.txt
 # The image has the same versions: the copy gives the versions to keep; packages that the image does not need go.
 cp constraints.txt constraints-image.txt
 compile pyproject.toml --group build --output-file constraints-image.txt
