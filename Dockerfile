@@ -31,7 +31,7 @@ ENV SPARK_HOME=/usr/local/lib/python3.11/site-packages/pyspark \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/lte/dags
 
 # Spark resolves Delta's jars here once, so no run has to.
-RUN python -c "from jobs.config.sections import EngineSection; from jobs.lake.sessions import spark_session; spark_session(EngineSection(master='local[1]'), 'resolve jars').__enter__().stop()"
+RUN python -c "from jobs.config.sections import EngineSection; from jobs.lake.engine.sessions import spark_session; spark_session(EngineSection(master='local[1]'), 'resolve jars').__enter__().stop()"
 
 ENTRYPOINT ["/usr/bin/tini", "-g", "--"]
 CMD ["lte", "--help"]

@@ -42,9 +42,10 @@ from scipy import sparse
 from jobs.compute_lte import write_lte
 from jobs.config.loading import load_deployment
 from jobs.config.window import LteWindow
+from jobs.lake.day import BasisDay
 from jobs.lake.delta_files import arrow_batches
+from jobs.lake.engine.sessions import spark_session
 from jobs.lake.lake import open_lake
-from jobs.lake.sessions import spark_session
 from jobs.lte.windows import window_days
 from schemas import USER_LTE
 
@@ -122,7 +123,7 @@ def job(folder: Path, _: MadeShop) -> Result:
     before = time.perf_counter()
     with open_lake(deployment, "bench") as lake:
         start_s, clock = time.perf_counter() - before, Clock()
-        write_lte(lake, deployment, DS, BASIS)
+        write_lte(BasisDay(lake, deployment, DS, BASIS))
         return clock.read() | {"engine_start_s": start_s}
 
 

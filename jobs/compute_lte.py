@@ -19,11 +19,12 @@ from pyspark.sql import functions as F
 
 from jobs.basis.basis import configured_basis, known_items, read_basis
 from jobs.basis.matrix import BasisKey, load_matrix, pinned_basis
-from jobs.config.sections import Deployment, LteSection
+from jobs.config.sections import LteSection
 from jobs.config.window import LteWindow
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.lake.vectors import list_column
-from jobs.lte.inputs import _event_days, input_fingerprint_as_of
+from jobs.lte.inputs import event_days, input_fingerprint_as_of
 from jobs.lte.packing import collected, packed_interactions
 from jobs.lte.settings import BLOCK_USERS, LteError, lte_settings, lte_windows, n_partitions, weightings
 from jobs.lte.windows import reach, window_ages
@@ -51,38 +52,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(argv, JOB, __doc__)
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB, config.ds) as lake:
-        write_lte(lake, config.deployment, config.ds, basis_version)
+        write_lte(BasisDay(lake, config.deployment, config.ds, basis_version))
         metrics = lte_metrics(lake, config.deployment.lte, config.ds)
         lake.record_metrics(config.ds, JOB, metrics)
         warn_of_zeros(metrics, config.ds)
 
 
-def write_lte(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> None:
+def write_lte(day: BasisDay) -> None:
     """Write the slices of ``ds`` to user_lte, and the fingerprint of their inputs to runs.
 
     Args:
-        lake: Reads interactions, item_embeddings, event_days.
-        deployment: Windows, methods, partitions.
-        ds: Data day.
-        basis_version: Basis to use.
+        day: Its lake holds interactions, item_embeddings, event_days; its deployment has windows, methods, partitions.
 
     Raises:
         jobs.basis.basis.BasisError: The basis is missing or damaged.
         LteError: There is no interaction in any window.
     """
+    lte = day.deployment.lte
     # Taken first: data that arrive meanwhile make the run stale. A later fingerprint would hide such data.
-    fingerprint = input_fingerprint_as_of(lake, deployment, ds, basis_version)
-    basis = pinned_basis(lake, basis_version)
+    fingerprint = input_fingerprint_as_of(day)
+    basis = pinned_basis(day.lake, day.basis_version)
     load_matrix(basis)  # finds a damaged basis before the computation, and writes the file for workers on this machine
-    n_interactions = sum(day["n_events"] for day in _event_days(lake, deployment.lte, ds))
+    n_interactions = sum(each["n_events"] for each in event_days(day))
     if not n_interactions:
-        raise LteError(f"table event_days: no interaction in the windows {list(deployment.lte.windows)} of ds={ds}")
-    partitions = n_partitions(n_interactions, deployment.engine.partitions)
-    embeddings = read_basis(lake, basis_version)
-    rows = user_lte(lake.read(INTERACTIONS), embeddings, ds, lte=deployment.lte, basis=basis, partitions=partitions)
-    slices = {"method": deployment.lte.methods, "lte_window": deployment.lte.windows}
-    lake.replace(rows, USER_LTE, {"ds": ds, "method": POOLED_METHODS}, within=slices)
-    _record_run(lake, ds, basis_version, fingerprint)
+        raise LteError(f"table event_days: no interaction in the windows {list(lte.windows)} of ds={day.ds}")
+    partitions = n_partitions(n_interactions, day.deployment.engine.partitions)
+    embeddings = read_basis(day.lake, day.basis_version)
+    rows = user_lte(day.lake.read(INTERACTIONS), embeddings, day.ds, lte=lte, basis=basis, partitions=partitions)
+    slices = {"method": lte.methods, "lte_window": lte.windows}
+    day.lake.replace(rows, USER_LTE, {"ds": day.ds, "method": POOLED_METHODS}, within=slices)
+    _record_run(day, fingerprint)
 
 
 def user_lte(
@@ -160,9 +159,9 @@ def _lte_batch(
     return pa.record_batch(columns, names=list(_WORKER_COLUMNS))
 
 
-def _record_run(lake: Lake, ds: date, basis_version: str, fingerprint: str) -> None:
-    row = (basis_version, fingerprint, code_version(), ds, JOB)
-    lake.replace_rows([row], RUNS, {"ds": ds, "job": JOB})
+def _record_run(day: BasisDay, fingerprint: str) -> None:
+    row = (day.basis_version, fingerprint, code_version(), day.ds, JOB)
+    day.lake.replace_rows([row], RUNS, {"ds": day.ds, "job": JOB})
 
 
 def lte_metrics(lake: Lake, lte: LteSection, ds: date) -> Metrics:

@@ -37,6 +37,7 @@ from jobs.gates.suites import (
     with_interaction_rules,
     with_lte_rules,
 )
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.lake.predicates import Predicate
 from jobs.landing.event_days import DAYS_BACK
@@ -246,7 +247,9 @@ def measures(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -
 def is_stale(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> bool:
     """Whether the inputs of compute_lte changed since it ran for ds."""
     run = lake.read(RUNS, where={"ds": ds, "job": LTE_JOB}).select("input_fingerprint").first()
-    return run is None or run["input_fingerprint"] != input_fingerprint_as_of(lake, deployment, ds, basis_version)
+    return run is None or run["input_fingerprint"] != input_fingerprint_as_of(
+        BasisDay(lake, deployment, ds, basis_version)
+    )
 
 
 def write_outcomes(lake: Lake, outcomes: Sequence[GateOutcome], ds: date) -> None:

@@ -19,8 +19,8 @@ from pyspark.sql import SparkSession
 from deployments import CONFIG
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment, EngineSection
+from jobs.lake.engine.sessions import delta_jar, spark_session
 from jobs.lake.lake import Lake
-from jobs.lake.sessions import delta_jar, spark_session
 
 settings.register_profile("default", deadline=None, print_blob=True, derandomize=True)
 settings.load_profile("default")

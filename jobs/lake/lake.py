@@ -39,8 +39,8 @@ from jobs.lake.delta_files import (
     table_path,
     table_version,
 )
+from jobs.lake.engine.sessions import spark_session
 from jobs.lake.predicates import Predicate, TableError, _delta_text, predicate_sql, standing_alone
-from jobs.lake.sessions import spark_session
 from jobs.ownership.lease import hold_lease
 from jobs.ownership.mark import require_own_lake
 from schemas import METRICS, Table

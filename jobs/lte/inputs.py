@@ -13,7 +13,7 @@ from pyspark.sql import Row
 
 from jobs.basis.basis import known_items, read_basis
 from jobs.config.sections import Deployment, LteSection
-from jobs.lake.lake import Lake
+from jobs.lake.day import BasisDay, Day
 from jobs.lake.reader import LakeReader
 from jobs.lte.settings import lte_windows
 from jobs.lte.windows import in_window, reach, window_days
@@ -21,8 +21,9 @@ from jobs.runtime.day import LTE_JOB
 from schemas import EVENT_DAYS, INTERACTIONS, ITEM_EMBEDDINGS
 
 
-def _event_days(lake: Lake, lte: LteSection, ds: date) -> list[Row]:
-    days = lake.read(EVENT_DAYS).where(in_window(ds, reach(lte_windows(lte))))
+def event_days(day: Day) -> list[Row]:
+    """Rows of table event_days that a window of ``day`` reaches: event_date, n_events, checksum."""
+    days = day.lake.read(EVENT_DAYS).where(in_window(day.ds, reach(lte_windows(day.deployment.lte))))
     return days.select("event_date", "n_events", "checksum").collect()
 
 
@@ -42,11 +43,11 @@ def input_fingerprint(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def input_fingerprint_as_of(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> str:
-    """Fingerprint of the current tables for ``ds``; a run that recorded another fingerprint is stale."""
-    days = [(day["event_date"], day["n_events"], day["checksum"]) for day in _event_days(lake, deployment.lte, ds)]
-    n_known = known_items(read_basis(lake, basis_version), ds).count()
-    return input_fingerprint(days, lte=deployment.lte, basis_version=basis_version, n_known=n_known)
+def input_fingerprint_as_of(day: BasisDay) -> str:
+    """Fingerprint of the current tables for ``day``; a run that recorded another fingerprint is stale."""
+    days = [(each["event_date"], each["n_events"], each["checksum"]) for each in event_days(day)]
+    n_known = known_items(read_basis(day.lake, day.basis_version), day.ds).count()
+    return input_fingerprint(days, lte=day.deployment.lte, basis_version=day.basis_version, n_known=n_known)
 
 
 MAX_DAYS_SHOWN = 5

@@ -14,8 +14,8 @@ from deployments import CONFIG
 from jobs import cli
 from jobs.cli import TOOLS, _print, dispatch
 from jobs.config.loading import load_deployment
-from jobs.lake import loopback
-from jobs.lake.loopback import SO_ATTACH_FILTER
+from jobs.lake.engine import loopback
+from jobs.lake.engine.loopback import SO_ATTACH_FILTER
 from jobs.ranker.live import POINTER, live_folder
 
 NO_OPTION = 9999  # an option of sockets that no kernel has

@@ -15,6 +15,7 @@ from jobs.config.sections import DriftSection, LteSection
 from jobs.drift.references import find_references
 from jobs.drift.summaries import FIXED_POINT, SumTask, centre_of
 from jobs.lake.conform import conformed
+from jobs.lake.day import BasisDay
 from jobs.lte.settings import LteError
 from lte_builders import BASIS, DS, Event, put_basis, put_events, schema_of
 from schemas import LTE_DRIFT, METRICS, USER_LTE
@@ -36,7 +37,7 @@ def run_lte(lake, configured, *offsets, basis_version=BASIS):
     """What compute_lte writes, ``offsets`` days before ds."""
     for offset in offsets:
         day = DS - timedelta(days=offset)
-        write_lte(lake, configured, day, basis_version)
+        write_lte(BasisDay(lake, configured, day, basis_version))
         lake.record_metrics(day, LTE_JOB, lte_metrics(lake, configured.lte, day))
 
 

@@ -10,6 +10,7 @@ from jobs.compute_drift import write_drift
 from jobs.compute_lte import JOB as LTE_JOB
 from jobs.compute_lte import lte_metrics, write_lte
 from jobs.config.sections import AutoencoderSection, Deployment
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from lte_builders import BASIS, DS, Event, put, put_basis, put_events
 from schemas import (
@@ -28,7 +29,7 @@ def put_items(lake: Lake, items: list[str]) -> None:
 
 
 def run_lte(lake: Lake, deployment: Deployment, day: date) -> None:
-    write_lte(lake, deployment, day, BASIS)
+    write_lte(BasisDay(lake, deployment, day, BASIS))
     lake.record_metrics(day, LTE_JOB, lte_metrics(lake, deployment.lte, day))
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.lake.sessions import delta_jar
+from jobs.lake.engine.sessions import delta_jar
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 WRITE = """
 import sys
 from jobs.config.sections import EngineSection
-from jobs.lake.sessions import spark_session
+from jobs.lake.engine.sessions import spark_session
 
 ivy, mirror, table = sys.argv[1:]
 engine = EngineSection(master="local[1]", partitions=1, maven_mirror=mirror, conf={"spark.jars.ivy": ivy})

@@ -20,7 +20,7 @@ from pyspark.sql.connect.session import SparkSession as RemoteSparkSession
 
 from jobs.config.sections import EngineSection
 from jobs.config.window import ConfigError
-from jobs.lake.loopback import WAIT_SECONDS, LoopbackError, PrivatePort, StrangerError, descriptors
+from jobs.lake.engine.loopback import WAIT_SECONDS, LoopbackError, PrivatePort, StrangerError, descriptors
 
 LOG = logging.getLogger(__name__)
 SCALA_VERSION = "2.13"

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from jobs.config.sections import EngineSection
-from jobs.lake.loopback import LoopbackError, PrivatePort, StrangerError, descriptors
-from jobs.lake.sessions import spark_session
+from jobs.lake.engine.loopback import LoopbackError, PrivatePort, StrangerError, descriptors
+from jobs.lake.engine.sessions import spark_session
 
 # Watches for a new listening port on loopback, connects at once and speaks HTTP/2, as a Spark Connect client does. A
 # server that reads a PING sends its eight bytes back.
