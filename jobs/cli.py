@@ -40,6 +40,7 @@ examples:
   lte recommend 2375                    what the live ranker would show this user
   lte items --like "red floral dress"   which items lie near some words: a contact sheet
   lte experiment integration            which LTE helps the ranker, with intervals, over seeds and days
+  lte rollback --drill                  what would an earlier ranker lose today? changes nothing
   lte rollback                          switch back to the snapshot that was live before; again: forward
   lte erase 2375                        remove a user from tables, table history, copies, pages and online store
   lte erase --verify 2375               read every byte: is the user still anywhere?
@@ -151,14 +152,28 @@ def _items(args: argparse.Namespace, deployment: Deployment) -> None:
 def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.commands.rollback import roll_back
 
+    if args.drill:
+        _rollback_drill(args, deployment)
+        return
     if args.ranker:
         _rollback_ranker(args, deployment)
         return
     if args.to or args.is_dry_run:
-        raise ConfigError("--to and --dry-run are for a ranker: give --ranker too")
+        raise ConfigError("--to and --dry-run are for a ranker: give --ranker too, or --drill with --dry-run")
     done = roll_back(deployment, force=args.force)
     users = counted(done["row_count"], "user")
     _print(args.json, done, f"live is ds={done['ds']} ({users}); the same command switches forward again")
+
+
+def _rollback_drill(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.commands.drill import drill, drill_text
+
+    if args.ranker or args.to or args.force:
+        raise ConfigError("--drill changes nothing that is live: give it without --ranker, --to and --force")
+    found = drill(deployment, is_dry_run=args.is_dry_run)
+    _print(args.json, asdict(found), drill_text(found))
+    if found.failed:
+        sys.exit(FAILED_EXIT_CODE)
 
 
 def _rollback_ranker(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -291,10 +306,12 @@ def _parser() -> argparse.ArgumentParser:
     ranker = ("--ranker", {"action": "store_true", "help": "the ranker instead of the snapshot"})
     force = ("--force", {"action": "store_true", "help": "also where the ranker does not read the LTEs"})
     to = ("--to", {"metavar": "DS", "type": parse_ds, "help": "with --ranker: the ranker that this day trained"})
-    dry = ("--dry-run", {"dest": "is_dry_run", "action": "store_true", "help": "with --ranker: check, change nothing"})
-    _command(
-        commands, "rollback", _rollback, "switch back to the snapshot that was live before", ranker, force, to, dry
-    )
+    dry_help = "with --ranker: check, change nothing; with --drill: write no metrics"
+    dry = ("--dry-run", {"dest": "is_dry_run", "action": "store_true", "help": dry_help})
+    drill_help = "change nothing: score the newest day with the rankers of earlier days"
+    drill = ("--drill", {"action": "store_true", "help": drill_help})
+    rollback_help = "switch back to the snapshot that was live before"
+    _command(commands, "rollback", _rollback, rollback_help, ranker, force, to, dry, drill)
     erase_help = "remove users from the tables, their history, copies, pages and the online store"
     _command(commands, "erase", _erase, erase_help, *_erase_flags())
     dry_run = ("--dry-run", {"action": "store_true", "help": "say what would be done, change nothing"})

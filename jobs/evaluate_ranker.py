@@ -24,7 +24,7 @@ from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake, open_lake
 from jobs.ranker.evaluation import Scored, day_facts, score
 from jobs.ranker.items import CandidateItems, load_candidates
-from jobs.ranker.live import live_bundle_folder, live_ranker, make_live, require_pair
+from jobs.ranker.live import LteKind, live_bundle_folder, live_ranker, make_live, require_pair
 from jobs.ranker.readers import ExampleReader, days_with_examples, stage_examples
 from jobs.ranker.scorers import BATCH_USERS, TOP, Scorer, baseline_scorers, ranker_scorer
 from jobs.ranker.verdict import Verdict, judge, nobody_came
@@ -286,7 +286,7 @@ def mismatch(lake: Lake, config: EvaluateConfig) -> list[str]:
     published = lake.read(LIVE_SNAPSHOT).orderBy("sequence", ascending=False).first()
     if published is None:
         return []
-    snapshot = (published["basis_version"], published["lte_window"], published["method"])
+    snapshot = LteKind(*(published[name] for name in LteKind._fields))
     try:
         require_pair(read_manifest(bundle_folder(config.deployment, "ranker", config.ds)), snapshot, published["ds"])
     except ModelError as error:

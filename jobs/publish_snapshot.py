@@ -13,7 +13,9 @@ from pyspark.sql import functions as F
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake, open_lake
-from jobs.ranker.live import live_manifest, require_pair
+from jobs.lake.reader import lake_reader
+from jobs.lte.settings import recorded_half_life
+from jobs.ranker.live import LteKind, live_manifest, require_pair
 from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job
@@ -178,13 +180,14 @@ def require_ranker(config: PublishConfig, source: SnapshotSource) -> None:
         source: The slice to publish.
 
     Raises:
-        PublishRefusedError: basis_version, window or method differ.
+        PublishRefusedError: basis_version, window, method or half-life differ.
     """
     manifest = live_manifest(config.deployment) if config.deployment.ranker.enabled else None
     if manifest is None or config.allow_basis_change:
         return
     try:
-        require_pair(manifest, (source.basis_version, source.lte_window, source.method), source.ds)
+        kind = LteKind(source.basis_version, source.lte_window, source.method, source.half_life_days)
+        require_pair(manifest, kind, source.ds)
     except ModelError as error:
         raise PublishRefusedError(
             f"{error}. A change that is meant: --allow-basis-change publishes it, and evaluate_ranker of this ds then "
@@ -222,6 +225,7 @@ def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSou
         batches=batches,
         sample=lambda: sample.toArrow().to_batches(),
         validated=validated.checksum if validated else None,
+        half_life_days=recorded_half_life(lake_reader(deployment), ds, deployment.publish.method),
     )
 
 

@@ -23,6 +23,7 @@ from jobs.ranker.building import BuiltRanker, build_ranker
 from jobs.ranker.items import (
     METADATA,
     CandidateItems,
+    half_life_days,
     load_candidates,
     lte_window,
 )
@@ -135,6 +136,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         curve=progress.curve,
         metrics={f"validation_ndcg_at_{settings.cutoff}": progress.best},
         size_name="n_items",
+        half_life_days=half_life_days(settings, deployment.lte),
     )
     return finish(training, begun, trained, [reader.rows.files[0].parent for reader in readers])
 

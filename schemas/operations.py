@@ -102,6 +102,7 @@ LIVE_SNAPSHOT = Table(
             column("basis_version", StringType(), "Basis of its vectors."),
             column("method", StringType(), "Method of its LTEs."),
             column("lte_window", StringType(), "Window of its LTEs."),
+            column("half_life_days", DoubleType(), "Half-life of its recency weights.", nullable=True, minimum=0),
             column("dim", IntegerType(), "Floats in a vector.", minimum=1),
             column("n_rows", LongType(), "Users in it.", minimum=0),
             column("checksum", StringType(), "Checksum of its rows."),

@@ -25,7 +25,7 @@ from jobs.lake.reader import LakeReader, lake_reader
 from jobs.landing.erased import erased_users
 from jobs.ranker.examples import ExamplesOfUser, examples_batch, user_events
 from jobs.ranker.items import CandidateItems, load_candidates
-from jobs.ranker.live import live_bundle_folder, require_pair
+from jobs.ranker.live import LteKind, live_bundle_folder, require_pair
 from jobs.ranker.readers import example_collate
 from jobs.ranker.scorers import bundled_ranker
 from jobs.registry.bundles import ModelError
@@ -218,7 +218,7 @@ def recommend(
     """
     stored = reader.get_many([user_id])
     manifest = stored.manifest
-    require_pair(served.manifest, (manifest.basis_version, manifest.lte_window, manifest.method), manifest.ds)
+    require_pair(served.manifest, LteKind(*(getattr(manifest, name) for name in LteKind._fields)), manifest.ds)
     lte = torch.from_numpy(stored.embeddings.copy())
     has_lte = torch.from_numpy(stored.n_items > 0)
     device = served.retriever.rows.device

@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from jobs.config.sections import Deployment
 from jobs.lake.lake import open_lake
-from jobs.lake.predicates import Predicate
 from jobs.lake.reader import lake_reader
+from jobs.lte.settings import recorded_half_life
 from jobs.ranker.live import (
     LiveRanker,
+    LteKind,
     bundle_name,
     live_manifest,
     live_ranker,
-    lte_of_ranker,
     make_live,
     previous_manifest,
     require_pair,
     switch_back,
 )
 from jobs.registry.bundles import ModelError, bundle_folder
-from jobs.runtime.day import LTE_JOB
 from jobs.store.opening import live_snapshot, open_store
 from jobs.store.protocol import OnlineStore
 from jobs.store.publish import rollback
@@ -33,7 +33,6 @@ from jobs.store.snapshot import SnapshotManifest
 from jobs.store.tables import log_switches
 from lte_models.training.manifest import MANIFEST, BundleError, read_manifest
 from lte_models.training.manifest import Manifest as BundleManifest
-from schemas import METRICS
 
 
 def roll_back(deployment: Deployment, *, force: bool = False) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def _require_readable(deployment: Deployment, store: OnlineStore) -> None:
     with _hint(hint):
         ranker = live_manifest(deployment) if deployment.ranker.enabled else None
         if ranker and snapshot:
-            _require_pair(deployment, ranker, snapshot)
+            require_served_pair(deployment, ranker, snapshot)
 
 
 def roll_back_ranker(
@@ -100,7 +99,7 @@ def roll_back_ranker(
             ranker = previous_manifest(deployment) if to is None else read_manifest(_bundle_of(deployment, to))
             snapshot = live_snapshot(deployment)
             if ranker and snapshot:
-                _require_pair(deployment, ranker, snapshot)
+                require_served_pair(deployment, ranker, snapshot)
     if is_dry_run:
         return _would_be_live(deployment, to)
     return switch_back(deployment) if to is None else make_live(deployment, _bundle_of(deployment, to))
@@ -130,32 +129,20 @@ def _would_be_live(deployment: Deployment, to: date | None) -> LiveRanker:
     return LiveRanker(live.previous, before.ds, before.weights_sha256, live.bundle)
 
 
-def _require_pair(deployment: Deployment, ranker: BundleManifest, snapshot: SnapshotManifest) -> None:
+def require_served_pair(deployment: Deployment, ranker: BundleManifest, snapshot: SnapshotManifest) -> None:
     """Refuse a ranker and a snapshot that differ in basis, window, method or (for recency weights) half-life.
+
+    A manifest older than the field ``half_life_days`` has the half-life that compute_lte recorded for its day.
 
     Raises:
         ModelError: The ranker does not read the LTEs of the snapshot.
     """
-    require_pair(ranker, _slice_of(snapshot), snapshot.ds)
-    if lte_of_ranker(ranker) is None or snapshot.method != "recency":
-        return
-    ours, theirs = (_half_life(deployment, ds) for ds in (date.fromisoformat(ranker.ds), snapshot.ds))
-    if None not in (ours, theirs) and ours != theirs:
-        raise ModelError(
-            f"ranker of ds {ranker.ds} and LTE snapshot of ds {snapshot.ds} do not match: "
-            f"half_life_days {ours:g} against {theirs:g}"
-        )
-
-
-def _half_life(deployment: Deployment, ds: date) -> float | None:
-    """Half-life that compute_lte recorded with the LTEs of ds; None if there is no record."""
-    where: Predicate = {"ds": ds, "job": LTE_JOB, "metric": "half_life_days"}
-    rows = lake_reader(deployment).rows(METRICS, columns=["value"], where=where)
-    return float(rows[0]["value"]) if rows else None
-
-
-def _slice_of(snapshot: SnapshotManifest) -> tuple[str, str, str]:
-    return snapshot.basis_version, snapshot.lte_window, snapshot.method
+    kind = LteKind(*(getattr(snapshot, name) for name in LteKind._fields))
+    ours, theirs = (
+        manifest.half_life_days or recorded_half_life(lake_reader(deployment), ds, snapshot.method)
+        for manifest, ds in ((ranker, date.fromisoformat(ranker.ds)), (snapshot, snapshot.ds))
+    )
+    require_pair(replace(ranker, half_life_days=ours), kind._replace(half_life_days=theirs), snapshot.ds)
 
 
 @contextmanager

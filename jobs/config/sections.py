@@ -236,6 +236,8 @@ class GatesSection:
             over the same users.
         min_autoencoder_uniform_cosine_p50: Lowest median of its cosine with the same day's uniform LTE, both less their
             means over users (0.28 on the sample): near 0 where the two have nothing to do with each other.
+        max_drill_loss: Largest share of the live ranker's NDCG that an earlier ranker may lose in the rollback drill;
+            the low end of the loss's 95 % interval is judged. It blocks no publishing: the drill alone fails.
     """
 
     min_users: Natural = 1
@@ -253,6 +255,7 @@ class GatesSection:
     min_autoencoder_cosine_p01: Cosine = 0.5
     max_autoencoder_drift_p99: NonNegative = 1.0
     min_autoencoder_uniform_cosine_p50: Cosine = 0.1
+    max_drill_loss: Share = 0.05
 
 
 @section

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from jobs.basis.basis import catalogue_versions, known_items, read_basis
 from jobs.basis.matrix import item_ids, load_matrix, pinned_basis
-from jobs.config.sections import RankerSection
+from jobs.config.sections import LteSection, RankerSection
 from jobs.config.window import LONG_DAYS, LteWindow, day_number, ranker_window
 from jobs.lake.lake import Lake
 from jobs.lte.windows import in_window
@@ -142,3 +142,8 @@ def lte_window(settings: RankerSection) -> str:
     if settings.lte == "none":
         return ""
     return ranker_window(is_lagged=settings.lagged)
+
+
+def half_life_days(settings: RankerSection, lte: LteSection) -> float | None:
+    """Half-life of the LTEs that the ranker reads; None when the ranker reads no recency averages."""
+    return lte.half_life_days if settings.lte != "none" and settings.method == "recency" else None

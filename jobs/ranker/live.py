@@ -11,6 +11,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
@@ -141,31 +142,54 @@ def _copy(bundle: Path, target: Path) -> None:
             write_atomically(target / path.name, path.read_bytes())
 
 
-def lte_of_ranker(manifest: Manifest) -> tuple[str, str, str] | None:
-    """basis_version, window and method of the LTEs that a ranker reads; None when the ranker reads no LTEs."""
+class LteKind(NamedTuple):
+    """The LTEs that a ranker reads, or that a snapshot holds.
+
+    Attributes:
+        basis_version: Basis of the vectors.
+        lte_window: Window in days before the end of ds, ``365-60``.
+        method: How interactions are weighted.
+        half_life_days: Half-life of recency weights. None for other methods, and in manifests older than this value.
+    """
+
+    basis_version: str
+    lte_window: str
+    method: str
+    half_life_days: float | None = None
+
+
+def lte_of_ranker(manifest: Manifest) -> LteKind | None:
+    """The LTEs that a ranker reads; None when the ranker reads no LTEs."""
     if not manifest.lte_window:
         return None
-    return manifest.basis_version, manifest.lte_window, str(manifest.config["settings"]["method"])
+    method = str(manifest.config["settings"]["method"])
+    return LteKind(manifest.basis_version, manifest.lte_window, method, manifest.half_life_days)
 
 
-def require_pair(manifest: Manifest, snapshot: tuple[str, str, str], ds: date | str) -> None:
+def require_pair(manifest: Manifest, snapshot: LteKind, ds: date | str) -> None:
     """Refuse a ranker and a snapshot that do not belong together.
+
+    A half-life that one of the two does not know fits every half-life: manifests older than this value do not hold it.
 
     Args:
         manifest: Manifest of the ranker.
-        snapshot: basis_version, window and method of the snapshot.
+        snapshot: The LTEs of the snapshot.
         ds: Data day of the snapshot, for the message.
 
     Raises:
         ModelError: The ranker reads other LTEs.
     """
     ours = lte_of_ranker(manifest)
-    if ours is None or ours == snapshot:
+    if ours is None:
         return
-    names = ("basis_version", "lte_window", "method")
     wrong = [
-        f"{name} {mine!r} against {theirs!r}"
-        for name, mine, theirs in zip(names, ours, snapshot, strict=True)
-        if mine != theirs
+        f"{name} {_shown(mine)} against {_shown(theirs)}"
+        for name, mine, theirs in zip(LteKind._fields, ours, snapshot, strict=True)
+        if mine != theirs and None not in (mine, theirs)
     ]
-    raise ModelError(f"ranker of ds {manifest.ds} and LTE snapshot of ds {ds} do not match: {', '.join(wrong)}")
+    if wrong:
+        raise ModelError(f"ranker of ds {manifest.ds} and LTE snapshot of ds {ds} do not match: {', '.join(wrong)}")
+
+
+def _shown(value: str | float | None) -> str:
+    return repr(value) if isinstance(value, str) else f"{value:g}"

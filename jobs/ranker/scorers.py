@@ -53,21 +53,25 @@ TUNING_EXAMPLES, TUNING_CUTOFF = 1_000, 500
 # These buffers hold the items of the day, so they come from the catalogue of the day and not from the training.
 ITEM_BUFFERS = frozenset(f"item_tower.{name}" for name in Catalogue._fields)
 Scorer = Callable[[ExampleBatch], Tensor]
+LteSource = Callable[[ExampleBatch], tuple[Tensor, Tensor]]  # float [B, C], bool [B]
 IntArray = npt.NDArray[np.int64]
 
 
 class RankerScorer:
     """Scores the whole vocabulary. The items are embedded once, so make a new scorer after each training step."""
 
-    def __init__(self, model: Ranker, settings: RankerSection, daily: DailyCounts) -> None:
+    def __init__(
+        self, model: Ranker, settings: RankerSection, daily: DailyCounts, ltes: LteSource | None = None
+    ) -> None:
         """Embed the items.
 
         Args:
             model: The ranker, on its device; the scorer puts the ranker into eval mode.
             settings: Method and window of the LTEs.
             daily: Counts of the same items.
+            ltes: Gives the LTEs of a batch in the place of those as of the anchors.
         """
-        self.model, self.settings = model.eval(), settings
+        self.model, self.settings, self.ltes = model.eval(), settings, ltes
         self.device = model.item_tower.content.device
         self.daily = daily._replace(cumulative=daily.cumulative.to(self.device))
         self.rows = torch.arange(1, model.n_items + 1, device=self.device)
@@ -79,6 +83,9 @@ class RankerScorer:
         moved = newest(batch, self.model.config.max_length).to(self.device)
         with torch.no_grad():
             context = context_of(moved, self.model, self.settings, self.daily)
+            if self.ltes:
+                lte, has_lte = self.ltes(batch)
+                context = context._replace(lte=lte.to(self.device), has_lte=has_lte.to(self.device))
             queries = self.model.queries(moved, context, *self.embedded)
             scores = self.model.candidate_logits(queries, self.rows, moved, context, self.embedded)
         return scores.float().cpu()
@@ -117,13 +124,16 @@ def bundled_ranker(bundle: Bundle, shop: CandidateItems) -> Ranker:
     return model.to(best_device()).eval()
 
 
-def ranker_scorer(bundle: Bundle, shop: CandidateItems, types: Sequence[str]) -> RankerScorer:
+def ranker_scorer(
+    bundle: Bundle, shop: CandidateItems, types: Sequence[str], ltes: LteSource | None = None
+) -> RankerScorer:
     """Scorer of a bundle over today's items.
 
     Args:
         bundle: Bundle of the ranker, with the basis of ``shop``.
         shop: Items of the day.
         types: Interaction types; the examples hold their positions as codes.
+        ltes: Gives the LTEs of a batch in the place of those as of the anchors.
 
     Raises:
         ModelError: The bundle was trained with other interaction types.
@@ -134,7 +144,7 @@ def ranker_scorer(bundle: Bundle, shop: CandidateItems, types: Sequence[str]) ->
             f"ranker of ds {bundle.manifest.ds}: trained with interactions.types {trained}, configured: {list(types)}"
         )
     settings = RankerSection(**with_new_keys("ranker", bundle.manifest.config["settings"]))
-    return RankerScorer(bundled_ranker(bundle, shop), settings, shop.daily)
+    return RankerScorer(bundled_ranker(bundle, shop), settings, shop.daily, ltes)
 
 
 def baseline_scorers(shop: CandidateItems, recent: ExampleReader, *, ease_items: int = EASE_ITEMS) -> dict[str, Scorer]:

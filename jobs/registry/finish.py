@@ -75,6 +75,7 @@ class Trained:
         curve: One entry per epoch.
         metrics: Validation values at the end.
         size_name: Name of the number of items in the report: "n_items".
+        half_life_days: Half-life of the LTEs that the model reads; None where the LTEs are no recency averages.
     """
 
     config: Mapping[str, Any]
@@ -84,6 +85,7 @@ class Trained:
     curve: Sequence[Mapping[str, float]]
     metrics: Mapping[str, float]
     size_name: str
+    half_life_days: float | None = None
 
 
 def start(training: Training, digest: str, take_over: Callable[[Bundle], int]) -> Start:
@@ -144,6 +146,7 @@ def _manifest(training: Training, trained: Trained) -> Manifest:
         vocabulary_hash="",
         code_version=code_version(),
         metrics=trained.metrics,
+        half_life_days=trained.half_life_days,
     )
 
 

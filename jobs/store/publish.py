@@ -61,6 +61,7 @@ class SnapshotSource:
         batches: Starts a new scan. Returns batches of user_id (string), embedding (list of float32), n_items (int32).
         sample: Returns some rows of the slice in the same form, read by a separate query.
         validated: Checksum of the rows that the gates saw; None turns the comparison off.
+        half_life_days: Half-life of recency weights; None for other methods.
     """
 
     ds: date
@@ -72,6 +73,7 @@ class SnapshotSource:
     batches: Callable[[], Iterable[pa.RecordBatch]]
     sample: Callable[[], Iterable[pa.RecordBatch]]
     validated: str | None = None
+    half_life_days: float | None = None
 
     def __str__(self) -> str:
         return f"user_lte ds={self.ds} method={self.method} lte_window={self.lte_window}"
@@ -339,6 +341,7 @@ def _manifest(version: str, source: SnapshotSource, *, dim: int, checksum: str) 
         row_count=source.row_count,
         checksum=checksum,
         code_version=source.code_version,
+        half_life_days=source.half_life_days,
     )
 
 

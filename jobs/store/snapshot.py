@@ -62,6 +62,7 @@ class SnapshotManifest:
         checksum: Checksum of exactly these users' rows (:class:`jobs.store.rows.Checksum`).
         code_version: Version of the code that published it.
         n_erased: Users deleted since the load; ``row_count`` and ``checksum`` no longer include them.
+        half_life_days: Half-life of recency weights; None for other methods, and in a manifest older than this field.
     """
 
     version: str
@@ -74,6 +75,7 @@ class SnapshotManifest:
     checksum: str
     code_version: str
     n_erased: int = 0
+    half_life_days: float | None = None
 
     def to_json(self) -> str:
         """One line of JSON that :meth:`from_json` reads."""

@@ -122,6 +122,7 @@ def _log_row(switch: Switch, store: str) -> dict[str, Any]:
         "basis_version": manifest.basis_version,
         "method": manifest.method,
         "lte_window": manifest.lte_window,
+        "half_life_days": manifest.half_life_days,
         "dim": manifest.dim,
         "n_rows": manifest.row_count,
         "checksum": manifest.checksum,

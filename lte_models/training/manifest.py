@@ -33,6 +33,8 @@ class Manifest:
         weights_file: Weights, beside the manifest.
         weights_sha256: Of that file.
         format_version: Of this layout.
+        half_life_days: Half-life of the LTEs that the model reads; None where the LTEs are no recency averages, and in
+            a manifest that is older than this field.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class Manifest:
     weights_file: str = ""
     weights_sha256: str = ""
     format_version: int = FORMAT
+    half_life_days: float | None = None
 
 
 def vocabulary_hash(item_ids: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from jobs.evaluate_ranker import EvaluateConfig, decide, evaluate, next_items, p
 from jobs.lake.lake import Lake
 from jobs.ranker.evaluation import DayFacts, Scored, day_facts, score, table_rows
 from jobs.ranker.items import CandidateItems, load_candidates
-from jobs.ranker.live import live_bundle_folder, live_folder, live_ranker, make_live, require_pair, switch_back
+from jobs.ranker.live import LteKind, live_bundle_folder, live_folder, live_ranker, make_live, require_pair, switch_back
 from jobs.ranker.readers import ExampleReader, stage_examples, user_ids
 from jobs.ranker.scorers import Scorer, baseline_scorers, best_of, newest, tuned_scorer
 from jobs.ranker.verdict import against, collapsed, judge, nobody_came
@@ -367,7 +367,8 @@ def test_a_model_reads_the_newest_interactions_that_it_holds(judged_day: tuple[C
 
 def _published(lake: Lake, basis: str = BASIS, window: str = "365-60", method: str = "uniform") -> None:
     row = {"sequence": 1, "action": "publish", "ds": DS, "basis_version": basis, "method": method, "lte_window": window,
-           "dim": 6, "n_rows": 1, "checksum": "c", "store": "lmdb", "code_version": "1"}  # fmt: skip
+           "half_life_days": None, "dim": 6, "n_rows": 1, "checksum": "c", "store": "lmdb",
+           "code_version": "1"}  # fmt: skip
     put(lake, LIVE_SNAPSHOT, [tuple(row[name] for name in LIVE_SNAPSHOT.columns)])
 
 
@@ -396,10 +397,23 @@ def test_a_matching_pair_goes_live_and_a_ranker_without_lte_fits_any(own: tuple[
     lake, deployment = own
     _published(lake)
     manifest = read_manifest(bundle_folder(deployment, "ranker", DS))
-    require_pair(manifest, (BASIS, "365-60", "uniform"), DS)
-    require_pair(replace(manifest, lte_window=""), ("other", "365-0", "recency"), DS)
+    require_pair(manifest, LteKind(BASIS, "365-60", "uniform"), DS)
+    require_pair(replace(manifest, lte_window=""), LteKind("other", "365-0", "recency"), DS)
     verdict = replace(evaluate(lake, deployment, DS, BASIS), reasons=[])
     assert decide(lake, EvaluateConfig(deployment, DS), verdict).name == "live"
+
+
+def test_half_lives_must_be_equal_where_both_are_known(own: tuple[Lake, Deployment]) -> None:
+    manifest = read_manifest(bundle_folder(own[1], "ranker", DS))
+    assert manifest.half_life_days is None  # uniform LTEs have none
+    config = {**manifest.config, "settings": {**manifest.config["settings"], "method": "recency"}}
+    recency = replace(manifest, config=config, half_life_days=30.0)
+    snapshot = LteKind(BASIS, "365-60", "recency", 30.0)
+    require_pair(recency, snapshot, DS)
+    with pytest.raises(ModelError, match=r"do not match: half_life_days 30 against 90\.5$"):
+        require_pair(recency, snapshot._replace(half_life_days=90.5), DS)
+    require_pair(recency, snapshot._replace(half_life_days=None), DS)  # a snapshot from before the field
+    require_pair(replace(recency, half_life_days=None), snapshot, DS)
 
 
 def test_backfills_and_refusals_change_nothing_that_is_live(own: tuple[Lake, Deployment]) -> None:

@@ -132,6 +132,7 @@ def test_the_slice_that_is_configured_goes_live(engine_lake: Lake, deployment: D
         "basis_version": "basis-a",
         "method": "uniform",
         "lte_window": "365-60",
+        "half_life_days": None,
         "dim": 6,
         "n_rows": 300,
         "checksum": manifest.checksum,
@@ -462,6 +463,25 @@ def test_ltes_that_the_live_ranker_does_not_read_are_refused_unless_meant(
         publish_day(PublishConfig(deployment, DAY))
     assert job_lake.read(LIVE_SNAPSHOT).count() == 0
     assert publish_day(PublishConfig(deployment, DAY, allow_basis_change=True)).startswith("live: ds=2017-11-05")
+
+
+def test_a_recency_snapshot_holds_the_half_life_that_its_ltes_were_computed_with(
+    job_lake: Lake, deployment: Deployment
+) -> None:
+    recency = replace(
+        deployment,
+        publish=replace(deployment.publish, method="recency"),
+        ranker=replace(deployment.ranker, enabled=False),
+    )
+    write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]}, method="recency")
+    assert snapshot_source(job_lake, recency, DAY).half_life_days is None  # compute_lte recorded nothing
+    job_lake.record_metrics(DAY, "compute_lte", {"half_life_days": 12.5})  # the configuration has 90 by now
+    source = snapshot_source(job_lake, recency, DAY)
+    store = open_store(recency)
+    publish_and_log(job_lake, store, source, PublishConfig(recency, DAY))
+    assert SnapshotReader(store).manifest().half_life_days == 12.5
+    assert job_lake.read(LIVE_SNAPSHOT).collect()[0]["half_life_days"] == 12.5
+    store.close()
 
 
 def test_ltes_that_the_live_ranker_reads_or_does_without_are_published(job_lake: Lake, deployment: Deployment) -> None:

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from jobs.basis.basis import BasisError, configured_basis
 from jobs.basis.matrix import load_matrix, pinned_basis
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
-from jobs.ranker.items import load_candidates
+from jobs.ranker.items import half_life_days, load_candidates
 from jobs.ranker.readers import rebatched, user_ids
 from jobs.registry.bundles import ModelError, bundle_folder, prune_bundles
 from jobs.train_ranker import example_readers, train, training_anchors
@@ -92,6 +93,14 @@ def test_the_same_data_and_seed_give_the_same_weights_and_nothing_of_ds_is_read(
     put_rows(lake, [(f"u{user:02d}", "i13", DS + after * DAY) for user in range(20) for after in range(3)])
     train(lake, deployment, DS, BASIS)
     assert _manifest(deployment).weights_sha256 == first
+
+
+def test_only_a_ranker_of_recency_ltes_has_a_half_life(deployment: Deployment) -> None:
+    lte = replace(deployment.lte, half_life_days=30.0)
+    recency = replace(deployment.ranker, method="recency")
+    assert half_life_days(recency, lte) == 30
+    assert half_life_days(replace(recency, method="uniform"), lte) is None
+    assert half_life_days(replace(recency, lte="none"), lte) is None
 
 
 def test_another_seed_gives_other_weights(own: tuple[Lake, Deployment], shop_lake: tuple[Lake, Path]) -> None:

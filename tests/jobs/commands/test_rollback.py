@@ -26,7 +26,9 @@ from lte_models.training.manifest import Manifest
 from store_kit import DAY_ONE, marked_source
 
 
-def trained(deployment: Deployment, ds: date, *, basis: str = "basis-a", method: str = "uniform") -> Path:
+def trained(
+    deployment: Deployment, ds: date, *, basis: str = "basis-a", method: str = "uniform", half_life: float | None = None
+) -> Path:
     """A ranker's bundle of one day; its weight is the day of the month."""
     folder = bundle_folder(deployment, "ranker", ds)
     manifest = Manifest(
@@ -37,6 +39,7 @@ def trained(deployment: Deployment, ds: date, *, basis: str = "basis-a", method:
         ds=ds.isoformat(),
         vocabulary_hash="",
         code_version="1",
+        half_life_days=half_life,
     )
     save_bundle(folder, manifest, {"weight": torch.full((1,), float(ds.day))}, ["i1"])
     return folder
@@ -87,7 +90,7 @@ def test_a_ranker_of_ten_days_ago_goes_live_and_one_command_undoes_it(
 )
 @pytest.mark.parametrize("is_dry_run", [False, True])
 def test_an_old_ranker_that_reads_other_ltes_is_refused(
-    deployment: Deployment, changes: dict[str, str], message: str, is_dry_run: bool
+    deployment: Deployment, changes: dict[str, Any], message: str, is_dry_run: bool
 ) -> None:
     published(deployment)
     trained(deployment, OLD, **changes)
@@ -126,6 +129,11 @@ def test_an_old_ranker_of_another_half_life_is_refused(deployment: Deployment, s
         roll_back_ranker(recency, to=OLD)
     half_lives(lake, [(OLD, 90.0)])
     assert roll_back_ranker(recency, to=OLD).ds == str(OLD)
+    # the manifest counts more than the record
+    trained(recency, OLD - timedelta(days=1), method="recency", half_life=7.0)
+    half_lives(lake, [(OLD - timedelta(days=1), 90.0)])
+    with pytest.raises(ModelError, match="half_life_days 7 against 90"):
+        roll_back_ranker(recency, to=OLD - timedelta(days=1))
 
 
 def test_flags_of_a_ranker_need_the_flag(deployment_file: Path) -> None:
