@@ -41,6 +41,7 @@ examples:
   lte items --like "red floral dress"   which items lie near some words: a contact sheet
   lte experiment integration            which LTE helps the ranker, with intervals, over seeds and days
   lte rollback --drill                  what would an earlier ranker lose today? changes nothing
+  lte ab groups.csv --from 2017-11-01 --to 2017-11-28   an A/B test's uplifts with intervals
   lte rollback                          switch back to the snapshot that was live before; again: forward
   lte erase 2375                        remove a user from tables, table history, copies, pages and online store
   lte erase --verify 2375               read every byte: is the user still anywhere?
@@ -102,6 +103,23 @@ def _recommend(args: argparse.Namespace, deployment: Deployment) -> None:
 
     found = recommendations(deployment, args.user_id, ds=args.ds, k=args.k)
     _print(args.json, found, recommendations_text(found))
+
+
+def _ab(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.commands import ab
+
+    shares = dict(args.share) if args.share else None
+    question = ab.Question(
+        args.first, args.last, tuple(args.kpi), args.control, shares, args.by, args.cuped_days, args.anytime_effect
+    )
+    if args.assignments is None:
+        planned = ab.plan(deployment, question)
+        _print(args.json, planned, ab.plan_text(planned))
+        return
+    found = ab.read_out(deployment, args.assignments, question)
+    _print(args.json, found, ab.read_out_text(found))
+    if not found["is_split_right"]:
+        sys.exit(FAILED_EXIT_CODE)
 
 
 def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -301,6 +319,8 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "user", _user, "a user's live LTE: n_items, nearest items, drift since yesterday", user, nearest)
     best = "the live ranker's best items for a user, as a server would find them"
     _command(commands, "recommend", _recommend, best, user, *_recommend_flags())
+    ab_help = "uplift of each KPI of an A/B test with its interval; without a table, the plan of a test (docs/ab.md)"
+    _command(commands, "ab", _ab, ab_help, *_ab_flags())
     _command(commands, "check-config", _check_config, "check the configuration and show what it amounts to")
     _items_command(commands)
     ranker = ("--ranker", {"action": "store_true", "help": "the ranker instead of the snapshot"})
@@ -330,6 +350,41 @@ def _recommend_flags() -> list[tuple[str, dict[str, Any]]]:
     return [
         ("--ds", {"type": parse_ds, "help": day_help}),
         ("-k", {"type": _count, "default": 10, "help": "number of items (10)"}),
+    ]
+
+
+def _share(text: str) -> tuple[str, float]:
+    """Parse VARIANT=NUMBER."""
+    name, _, number = text.rpartition("=")
+    try:
+        share = float(number)
+    except ValueError:
+        share = 0.0
+    if not name or not 0 < share < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected VARIANT=NUMBER with a positive number, got {text!r}")
+    return name, share
+
+
+def _ab_flags() -> list[tuple[str, dict[str, Any]]]:
+    table = {
+        "metavar": "FILE",
+        "nargs": "?",
+        "type": Path,
+        "help": "assignment table, .csv or .parquet: user_id, variant",
+    }
+    kpi_help = "TYPE, all, active or days, per user, or a ratio like purchase/click; may be repeated (all of them)"
+    cuped = {"type": _count, "default": 0, "metavar": "DAYS", "help": "CUPED: take off what these days before explain"}
+    anytime_help = "uplift at which the interval for daily looks is tightest; choose it before the test (0.02)"
+    return [
+        ("assignments", table),
+        ("--from", {"dest": "first", "metavar": "DS", "type": parse_ds, "required": True, "help": "first day (UTC)"}),
+        ("--to", {"dest": "last", "metavar": "DS", "type": parse_ds, "required": True, "help": "last day (UTC)"}),
+        ("--control", {"default": "control", "help": "variant that the others are compared with (control)"}),
+        ("--share", {"action": "append", "type": _share, "metavar": "VARIANT=NUMBER", "help": "planned share (equal)"}),
+        ("--kpi", {"action": "append", "default": [], "help": kpi_help}),
+        ("--by", {"metavar": "COLUMN", "help": "split by market, or by a column of the assignment table"}),
+        ("--cuped-days", cuped),
+        ("--anytime-effect", {"type": float, "default": 0.02, "metavar": "UPLIFT", "help": anytime_help}),
     ]
 
 

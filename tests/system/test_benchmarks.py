@@ -125,3 +125,11 @@ def test_both_halves_are_scored_by_one_code(tmp_path):
     assert found["peer"]["versions"]["rectools"] == "0.19.0"
     assert found["quality"] == pytest.approx(found["ours"]["ndcg_at_10"] / found["peer"]["ndcg_at_10"])
     assert found["speed_epoch_s"] > 0
+
+
+def test_simulated_ab_tests_cover_the_known_uplift():
+    """30 tests: an interval that held with 95 % holds in fewer than 20 of them once in 10**8 trials."""
+    found = json.loads(run("bench_ab.py", "--tests", "30"))
+    for kpi in found["A/B"]["kpis"].values():
+        assert kpi["covers"] >= 20 / 30
+    assert found["srm_found"]["0.51"] > found["srm_found"]["0.5"]
