@@ -18,7 +18,7 @@ from jobs.config.loading import default_config, load_deployment
 from jobs.config.secrets import MASK, is_secret, masked
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
-from jobs.lake.engine.loopback import exposure
+from jobs.lake.engine.exposure import exposure
 from jobs.ownership.lease import hold_lease
 from jobs.ownership.mark import require_own_lake
 from jobs.runtime.entry import FAILED_EXIT_CODE, run_job

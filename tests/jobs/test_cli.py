@@ -14,8 +14,8 @@ from deployments import CONFIG
 from jobs import cli
 from jobs.cli import TOOLS, _print, dispatch
 from jobs.config.loading import load_deployment
-from jobs.lake.engine import loopback
-from jobs.lake.engine.loopback import SO_ATTACH_FILTER
+from jobs.lake.engine import filters
+from jobs.lake.engine.filters import SO_ATTACH_FILTER
 from jobs.ranker.live import POINTER, live_folder
 
 NO_OPTION = 9999  # an option of sockets that no kernel has
@@ -111,7 +111,7 @@ def test_check_config_warns_where_other_accounts_can_reach_the_engine(
     deployment_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(pwd, "getpwall", lambda: [account(*each) for each in accounts])
-    monkeypatch.setattr(loopback, "SO_ATTACH_FILTER", filter_option)
+    monkeypatch.setattr(filters, "SO_ATTACH_FILTER", filter_option)
     monkeypatch.setenv("LTE_ENGINE__MASTER", engine)
     assert code_of(monkeypatch, "check-config", "--config", str(deployment_file)) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "other account" in line]

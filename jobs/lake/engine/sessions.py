@@ -20,7 +20,9 @@ from pyspark.sql.connect.session import SparkSession as RemoteSparkSession
 
 from jobs.config.sections import EngineSection
 from jobs.config.window import ConfigError
-from jobs.lake.engine.loopback import WAIT_SECONDS, LoopbackError, PrivatePort, StrangerError, descriptors
+from jobs.lake.engine.connections import Before
+from jobs.lake.engine.gate import AcceptGate
+from jobs.lake.engine.port import WAIT_SECONDS, LoopbackError, PrivatePort, StrangerError
 
 LOG = logging.getLogger(__name__)
 SCALA_VERSION = "2.13"
@@ -104,10 +106,10 @@ def _private_server(new_server: Callable[[], Any]) -> tuple[Any, _OneConnection]
         LoopbackError: Other processes reached every server of several attempts.
     """
     for _ in range(SERVER_ATTEMPTS):
-        server, before = new_server(), descriptors()
-        server.start()
+        server, before = new_server(), Before.now()
+        gate = AcceptGate(server.start)
         try:
-            return server, _private_channel(server.listening_address[1], before)
+            return server, _private_channel(server.listening_address[1], before, gate)
         except StrangerError as error:
             server.stop()
             LOG.warning("%s; the engine was stopped and is started anew", error)
@@ -117,9 +119,9 @@ def _private_server(new_server: Callable[[], Any]) -> tuple[Any, _OneConnection]
     raise LoopbackError(f"other processes of this machine reached the engine {SERVER_ATTEMPTS} times: who are they?")
 
 
-def _private_channel(port: int, before: frozenset[int]) -> _OneConnection:
+def _private_channel(port: int, before: Before, gate: AcceptGate) -> _OneConnection:
     try:
-        private = PrivatePort(port, before)
+        private = PrivatePort(port, before, gate)
     except StrangerError:
         raise
     except (LoopbackError, OSError) as error:
