@@ -28,9 +28,26 @@ run_day() {
   echo
   echo "==== $day: airflow dags test lte_daily $day (all of its output: $log)"
   # Its exit code does not show that a run timed out or ran no task. So show_tasks.py looks at the last task.
-  { airflow dags test lte_daily "$day" "$@" </dev/null 2>&1 || true; } | tee "$log" |
-    python "$LTE_HOME/scripts/show_tasks.py" || failed "$day" "$log"
+  # The pipeline is a process group of its own, so that a signal to this script ends every process of the day.
+  set -m
+  { { airflow dags test lte_daily "$day" "$@" </dev/null 2>&1 || true; } | tee "$log" |
+    python "$LTE_HOME/scripts/show_tasks.py"; } &
+  running=$!
+  set +m
+  wait "$running" || failed "$day" "$log"
+  running=""
 }
+
+running=""
+stop() {
+  trap '' INT TERM HUP
+  [ -z "$running" ] || kill -TERM -- "-$running" 2>/dev/null || true
+  echo "make run: stopped by $1; the same command goes on with what is done" >&2
+  exit "$2"
+}
+trap 'stop SIGINT 130' INT
+trap 'stop SIGTERM 143' TERM
+trap 'stop SIGHUP 129' HUP
 
 follow_day() {
   local day="$1"
