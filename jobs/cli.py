@@ -40,6 +40,7 @@ examples:
   lte recommend 2375                    what the live ranker would show this user
   lte items --like "red floral dress"   which items lie near some words: a contact sheet
   lte experiment integration            which LTE helps the ranker, with intervals, over seeds and days
+  lte export lte.parquet                the live snapshot as one Parquet file
   lte rollback --drill                  what would an earlier ranker lose today? changes nothing
   lte ab groups.csv --from 2017-11-01 --to 2017-11-28   an A/B test's uplifts with intervals
   lte rollback                          switch back to the snapshot that was live before; again: forward
@@ -120,6 +121,15 @@ def _ab(args: argparse.Namespace, deployment: Deployment) -> None:
     _print(args.json, found, ab.read_out_text(found))
     if not found["is_split_right"]:
         sys.exit(FAILED_EXIT_CODE)
+
+
+def _export(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.commands.export import export_snapshot
+
+    done = export_snapshot(deployment, args.file)
+    manifest = json.loads(done.manifest.to_json())
+    text = f"{done.path}: {counted(done.manifest.row_count, 'user')} of ds={done.manifest.ds}"
+    _print(args.json, {"file": str(done.path), "manifest": manifest}, text)
 
 
 def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -321,6 +331,8 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "recommend", _recommend, best, user, *_recommend_flags())
     ab_help = "uplift of each KPI of an A/B test with its interval; without a table, the plan of a test (docs/ab.md)"
     _command(commands, "ab", _ab, ab_help, *_ab_flags())
+    target = ("file", {"metavar": "FILE", "type": Path, "help": "Parquet file to write"})
+    _command(commands, "export", _export, "write the live snapshot to a Parquet file (docs/serving.md)", target)
     _command(commands, "check-config", _check_config, "check the configuration and show what it amounts to")
     _items_command(commands)
     ranker = ("--ranker", {"action": "store_true", "help": "the ranker instead of the snapshot"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import multiprocessing
 import os
 import resource
@@ -11,6 +12,7 @@ import signal
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
@@ -840,3 +842,21 @@ def test_a_reader_outlives_a_restart_of_the_server(tmp_path: Path) -> None:
             reader.get("u1")
         publish(store, marked_source(2, ds=date(2017, 12, 1)))
         assert markers_of(reader.get_many(["u1"]).embeddings) == {2.0}
+
+
+def test_redis_is_laid_out_as_docs_serving_tells_other_languages(redis_port: int) -> None:
+    """Only the words of docs/serving.md, without this project's reader."""
+    place = Place("redis", f"redis://127.0.0.1:{redis_port}/0", {"prefix": "layout"})
+    publish(place.open(), marked_source(7.0, users=3))
+    client = redis.Redis(port=redis_port)
+    version = json.loads(client.get("layout:pointer"))["live"]
+    with client.pipeline(transaction=True) as pipe:
+        pipe.get("layout:pointer")
+        pipe.get(f"layout:{version}:manifest")
+        pipe.hget(f"layout:{version}:{zlib.crc32(b'u1') % 4096}", "u1")
+        pointer, manifest, value = pipe.execute()
+    assert json.loads(pointer)["live"] == version
+    dim = json.loads(manifest)["dim"]
+    n_items, *floats = struct.unpack(f"<i{dim}f", value)
+    assert (n_items, floats) == (7, [7.0] * dim)
+    client.close()
