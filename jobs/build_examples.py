@@ -21,9 +21,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
 from jobs.basis.basis import configured_basis, known_items, read_basis
-from jobs.config.sections import Deployment
 from jobs.config.window import LONG_DAYS, LteWindow, day_number
-from jobs.lake.lake import Lake, open_lake
+from jobs.lake.day import BasisDay
+from jobs.lake.lake import open_lake
 from jobs.lake.predicates import Predicate
 from jobs.lte.windows import in_window
 from jobs.ranker.examples import _SCHEMA, ExamplesOfUser, first_landing, user_events
@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB, config.ds) as lake:
         lake.renew(TRAINING_EXAMPLES)
-        anchors = missing_anchors(lake, config.deployment, config.ds, basis_version)
-        n_rows = write_examples(lake, config.deployment, anchors, basis_version)
+        day = BasisDay(lake, config.deployment, config.ds, basis_version)
+        anchors = missing_anchors(day)
+        n_rows = write_examples(day, anchors)
         say(JOB, f"{len(anchors)} anchors built, {n_rows} examples")
         # Counts what the table holds, not what this run built. So a rerun, which builds nothing, records the same.
         newest: Predicate = {"basis_version": basis_version, "anchor_ds": config.ds - timedelta(days=1)}
@@ -57,50 +58,46 @@ def main(argv: Sequence[str] | None = None) -> None:
         lake.record_metrics(config.ds, JOB, {"n_examples": float(n_examples)})
 
 
-def missing_anchors(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> dict[date, str]:
+def missing_anchors(day: BasisDay) -> dict[date, str]:
     """Anchors that a run of ``ds`` needs and that are missing in the table or have other inputs, oldest first.
 
     The newest anchor is ``ds`` - 1; its targets are those of the test day. An anchor has no example when no user came
     on the next day.
 
     Args:
-        lake: Reads training_examples, event_days and the basis.
-        deployment: Number of training days, and the settings that decide an example.
-        ds: Data day.
-        basis_version: Basis that numbers the items.
+        day: Its lake holds training_examples, event_days and the basis; its deployment has the number of training days
+            and the settings that decide an example.
 
     Returns:
         Anchor to the inputs_id of its rows.
     """
-    wanted = [ds - timedelta(days=back) for back in range(deployment.ranker.train_days + 1, 0, -1)]
-    now = inputs_ids(lake, deployment, wanted, basis_version)
-    rows = lake.read(TRAINING_EXAMPLES, where={"basis_version": basis_version}).select("anchor_ds", "inputs_id")
+    wanted = [day.ds - timedelta(days=back) for back in range(day.deployment.ranker.train_days + 1, 0, -1)]
+    now = inputs_ids(day, wanted)
+    rows = day.lake.read(TRAINING_EXAMPLES, where={"basis_version": day.basis_version}).select("anchor_ds", "inputs_id")
     found = {(row["anchor_ds"], row["inputs_id"]) for row in rows.distinct().collect()}
     return {anchor: inputs_id for anchor, inputs_id in now.items() if (anchor, inputs_id) not in found}
 
 
-def inputs_ids(lake: Lake, deployment: Deployment, anchors: Sequence[date], basis_version: str) -> dict[date, str]:
+def inputs_ids(day: BasisDay, anchors: Sequence[date]) -> dict[date, str]:
     """Hash the inputs of each anchor's examples; an anchor is left out when no user came on the next day.
 
     Args:
-        lake: Reads event_days and the basis.
-        deployment: Interaction types and half-life.
+        day: Its lake holds event_days and the basis; its deployment has interaction types and half-life.
         anchors: Anchor days, oldest first.
-        basis_version: Basis that numbers the items.
 
     Returns:
         Anchor to hash. Anchors with equal hashes have equal examples.
     """
     last_target = anchors[-1] + timedelta(days=1)
     span = LteWindow((last_target - anchors[0]).days + LONG_DAYS, 0)
-    rows = lake.read(EVENT_DAYS).where(in_window(last_target, span)).select("event_date", "n_events", "checksum")
+    rows = day.lake.read(EVENT_DAYS).where(in_window(last_target, span)).select("event_date", "n_events", "checksum")
     event_days = {row["event_date"]: (row["n_events"], row["checksum"]) for row in rows.collect()}
-    landed = read_basis(lake, basis_version).groupBy("first_ds").count().collect()
+    landed = read_basis(day.lake, day.basis_version).groupBy("first_ds").count().collect()
     first_days = sorted(row["first_ds"] for row in landed for _ in range(row["count"]))
-    first_load = first_landing(lake.read(INTERACTIONS))
+    first_load = first_landing(day.lake.read(INTERACTIONS))
     settings = {
-        "types": deployment.interactions.types,
-        "half_life_days": deployment.lte.half_life_days,
+        "types": day.deployment.interactions.types,
+        "half_life_days": day.deployment.lte.half_life_days,
         "past": f"{PAST_RULES}, first load {first_load}",
     }
     return {
@@ -126,29 +123,27 @@ def _hash(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_examples(lake: Lake, deployment: Deployment, anchors: Mapping[date, str], basis_version: str) -> int:
+def write_examples(day: BasisDay, anchors: Mapping[date, str]) -> int:
     """Write the examples of ``anchors``; returns how many.
 
     Args:
-        lake: Reads interactions and the basis.
-        deployment: Interaction types and half-life.
+        day: Its lake holds interactions and the basis; its deployment has interaction types and half-life.
         anchors: Anchor to its inputs_id, oldest anchor first.
-        basis_version: Basis that numbers the items.
     """
     if not anchors:
         return 0
     days = list(anchors)
-    items = known_items(read_basis(lake, basis_version), days[-1] + timedelta(days=1))
-    task = ExamplesOfUser(tuple(day_number(anchor) for anchor in days), deployment.lte.half_life_days)
-    interactions = lake.read(INTERACTIONS)
+    items = known_items(read_basis(day.lake, day.basis_version), days[-1] + timedelta(days=1))
+    task = ExamplesOfUser(tuple(day_number(anchor) for anchor in days), day.deployment.lte.half_life_days)
+    interactions = day.lake.read(INTERACTIONS)
     first = first_landing(interactions)
-    events = user_events(interactions, items, deployment.interactions.types, days, first_load=first)
+    events = user_events(interactions, items, day.deployment.interactions.types, days, first_load=first)
     ids = {day_number(anchor): inputs_id for anchor, inputs_id in anchors.items()}
     rows = events.mapInArrow(NamedExamples(task, ids), _NAMED)
     anchor_ds = F.expr("date_add(DATE '1970-01-01', anchor_day)")
-    keyed = rows.withColumns({"basis_version": F.lit(basis_version), "anchor_ds": anchor_ds})
-    where: dict[str, Any] = {"basis_version": basis_version, "anchor_ds": days}
-    return lake.replace(keyed, TRAINING_EXAMPLES, where)
+    keyed = rows.withColumns({"basis_version": F.lit(day.basis_version), "anchor_ds": anchor_ds})
+    where: dict[str, Any] = {"basis_version": day.basis_version, "anchor_ds": days}
+    return day.lake.replace(keyed, TRAINING_EXAMPLES, where)
 
 
 _NAMED = StructType([*_SCHEMA, StructField("inputs_id", TRAINING_EXAMPLES.schema["inputs_id"].dataType)])

@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 from jobs.basis.basis import configured_basis, known_items, read_basis
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, open_lake
 from jobs.ranker.evaluation import Scored, day_facts, score
 from jobs.ranker.items import CandidateItems, load_candidates
@@ -73,9 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"ds={config.ds}: train_ranker had too few days, nothing to judge; what is live stays", flush=True)
             lake.record_metrics(config.ds, JOB, nobody_came(0).metrics | {"went_live": 0.0})
             return
-        verdict = evaluate(lake, config.deployment, config.ds, basis_version)
+        day = BasisDay(lake, config.deployment, config.ds, basis_version)
+        verdict = evaluate(day)
         outcome = decide(lake, config, verdict)
-        counts = next_items(lake, config.ds, basis_version)
+        counts = next_items(day)
         lake.record_metrics(config.ds, JOB, verdict.metrics | counts | {"went_live": float(outcome.name == "live")})
         manifest = read_manifest(bundle_folder(config.deployment, "ranker", config.ds))
         record_model(lake, JOB, manifest, outcome.name, outcome.text)
@@ -84,19 +86,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(outcome.text, flush=True)
 
 
-def next_items(lake: Lake, ds: date, basis_version: str) -> dict[str, float]:
+def next_items(day: BasisDay) -> dict[str, float]:
     """Count the next items of ``ds``, one per user and item, and the next items that no model can rank.
 
     Args:
-        lake: Reads interactions and the basis.
-        ds: Test day.
-        basis_version: Basis of the items.
+        day: Test day; its lake holds interactions and the basis.
 
     Returns:
         ``n_next_items``, and ``n_next_items_unknown``: next items without a vector at the end of the day before.
     """
-    taken = lake.read(INTERACTIONS, where={"event_date": ds}).select("user_id", "item_id").distinct()
-    known = known_items(read_basis(lake, basis_version), ds - timedelta(days=1)).select("item_id", "item_index")
+    taken = day.lake.read(INTERACTIONS, where={"event_date": day.ds}).select("user_id", "item_id").distinct()
+    eve = day.ds - timedelta(days=1)
+    known = known_items(read_basis(day.lake, day.basis_version), eve).select("item_id", "item_index")
     both = taken.join(F.broadcast(known), "item_id", "left")
     [counts] = both.agg(F.count("*").alias("taken"), F.count("item_index").alias("known")).collect()
     return {"n_next_items": float(counts.taken), "n_next_items_unknown": float(counts.taken - counts.known)}
@@ -124,86 +125,77 @@ def parse_flags(argv: Sequence[str] | None) -> EvaluateConfig:
     return EvaluateConfig(load_deployment(flags.config), flags.ds, is_backfill, flags.force)
 
 
-def evaluate(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Verdict:
+def evaluate(day: BasisDay) -> Verdict:
     """Score the test day with every model and compare the scores.
 
     Args:
-        lake: Reads training_examples, interactions and the basis.
-        deployment: Settings.
-        ds: Test day.
-        basis_version: Basis of the items.
+        day: Test day; its lake holds training_examples, interactions and the basis.
 
     Raises:
         jobs.registry.records.ModelError: A score is not finite.
         lte_models.training.bundle.BundleError: The bundle of ``ds`` is missing, damaged or of another basis.
     """
-    settings, folder = deployment.ranker, bundle_folder(deployment, "ranker", ds)
-    bundle = load_bundle(folder, kind="ranker", basis_version=basis_version)
-    last = ds - timedelta(days=1)
-    days = days_with_examples(lake, basis_version, last - timedelta(days=settings.train_days), last)
+    settings, folder = day.deployment.ranker, bundle_folder(day.deployment, "ranker", day.ds)
+    bundle = load_bundle(folder, kind="ranker", basis_version=day.basis_version)
+    last = day.ds - timedelta(days=1)
+    days = days_with_examples(day.lake, day.basis_version, last - timedelta(days=settings.train_days), last)
     if last not in days:
         return nobody_came(0)
     anchors = {"test": [last], "recent": days[:-1][-EASE_ANCHORS:]}
     try:
-        return compared(lake, deployment, ds, bundle, anchors, folder / "evaluation")
+        return compared(day, bundle, anchors, folder / "evaluation")
     finally:
         shutil.rmtree(folder / "evaluation", ignore_errors=True)
 
 
-def compared(
-    lake: Lake, deployment: Deployment, ds: date, bundle: Bundle, anchors: Mapping[str, Sequence[date]], folder: Path
-) -> Verdict:
+def compared(day: BasisDay, bundle: Bundle, anchors: Mapping[str, Sequence[date]], folder: Path) -> Verdict:
     """Stage the examples, score them with every model and judge the candidate.
 
     Args:
-        lake: Reads training_examples, interactions and the basis.
-        deployment: Settings.
-        ds: Test day.
+        day: Test day; its lake holds training_examples, interactions and the basis.
         bundle: The candidate.
         anchors: "test" and, for EASE, "recent".
         folder: Folder for the staged examples.
     """
-    settings, basis_version = deployment.ranker, bundle.manifest.basis_version
-    shop = load_candidates(lake, ds, basis_version, settings.train_days)
+    settings = day.deployment.ranker
+    shop = load_candidates(day.lake, day.ds, day.basis_version, settings.train_days)
     collate = ExampleCollate(shop.row_of_index)
     test, recent = (
-        ExampleReader(stage_examples(lake, anchors[name], basis_version, folder / name), collate, BATCH_USERS)
+        ExampleReader(stage_examples(day.lake, anchors[name], day.basis_version, folder / name), collate, BATCH_USERS)
         for name in ("test", "recent")
     )
     facts = day_facts(test.in_order())
     if facts.n_users < MIN_USERS:
         return nobody_came(facts.n_users)
-    scorers: dict[str, Scorer] = {"candidate": ranker_scorer(bundle, shop, deployment.interactions.types)}
-    scorers |= live_scorer(deployment, ds, basis_version, shop)
+    scorers: dict[str, Scorer] = {"candidate": ranker_scorer(bundle, shop, day.deployment.interactions.types)}
+    scorers |= live_scorer(day, shop)
     scorers |= baseline_scorers(shop, recent)
     return judge(scored(scorers, test, settings.cutoff), facts, shop, settings.cutoff)
 
 
-def live_scorer(deployment: Deployment, ds: date, basis_version: str, shop: CandidateItems) -> dict[str, Scorer]:
+def live_scorer(day: BasisDay, shop: CandidateItems) -> dict[str, Scorer]:
     """The scorer of the live ranker if the ranker can be compared; otherwise the log says why.
 
     The live ranker must have this basis and the configured interaction types. Its bundle must be complete, and it must
     not have been trained on ``ds``. A live ranker that cannot be compared must not block its successor.
 
     Args:
-        deployment: The deployment.
-        ds: Test day.
-        basis_version: Basis of the items.
+        day: Test day.
         shop: Items of the day.
 
     Returns:
         "live" to its scorer; empty if the live ranker cannot be compared.
     """
-    folder = live_bundle_folder(deployment)
+    folder = live_bundle_folder(day.deployment)
     if folder is None:
         return {}
     try:
-        bundle = load_bundle(folder, kind="ranker", basis_version=basis_version)
-        if date.fromisoformat(bundle.manifest.ds) > ds:
-            raise ModelError(f"ranker of ds {bundle.manifest.ds}: trained on {ds}")
-        return {"live": ranker_scorer(bundle, shop, deployment.interactions.types)}
+        bundle = load_bundle(folder, kind="ranker", basis_version=day.basis_version)
+        if date.fromisoformat(bundle.manifest.ds) > day.ds:
+            raise ModelError(f"ranker of ds {bundle.manifest.ds}: trained on {day.ds}")
+        return {"live": ranker_scorer(bundle, shop, day.deployment.interactions.types)}
     except (BundleError, ModelError) as error:
-        say(JOB, f"ds {ds}: the live ranker is not compared: {error}")
+        say(JOB, f"ds {day.ds}: the live ranker is not compared: {error}")
         return {}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from jobs.autoencoder.histories import HistoryReader, IntArray, _partition, writ
 from jobs.autoencoder.scores import CUTOFF, validation_scores
 from jobs.basis.basis import configured_basis
 from jobs.basis.matrix import item_ids, load_matrix, pinned_basis
-from jobs.config.sections import AutoencoderSection, Deployment
-from jobs.lake.lake import Lake, Metrics, open_lake
+from jobs.config.sections import AutoencoderSection
+from jobs.lake.day import BasisDay
+from jobs.lake.lake import Metrics, open_lake
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.registry.finish import Trained, Training, finish, start
 from jobs.runtime.entry import is_off, run_job, say
@@ -56,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     leave_a_core_free()
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB, config.ds) as lake:
-        write_histories(lake, config.deployment, config.ds, basis_version)
+        day = BasisDay(lake, config.deployment, config.ds, basis_version)
+        write_histories(day)
         try:
-            metrics = train(lake, config.deployment, config.ds, basis_version)
+            metrics = train(day)
         except NoKnownItemError as error:
             # The window of a young shop lies before the shop's first day. An operator cannot change this: no failure.
             say(JOB, f"{error}; embed_users writes the uniform averages")
@@ -106,14 +107,11 @@ def vocabulary(histories: DataFrame, n_indices: int, what: str, max_items: int |
     return Vocabulary(indices, ranks)
 
 
-def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Metrics:
+def train(day: BasisDay) -> Metrics:
     """Train on the partition of ``ds`` and save the bundle.
 
     Args:
-        lake: Reads user_histories and the basis.
-        deployment: Settings.
-        ds: Data day.
-        basis_version: Basis that gives the items of the histories their numbers.
+        day: Its lake holds user_histories and the basis, which gives the items of the histories their numbers.
 
     Returns:
         Validation ``auc``, ``recall_at_100``, ``precision_at_100``, with ``n_epochs``, ``n_vocabulary`` and ``n_warm``.
@@ -122,19 +120,19 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         NoKnownItemError: No user has a known item.
         lte_models.training.bundle.BundleError: A checkpoint is damaged.
     """
-    settings, where = deployment.autoencoder, _partition(ds, deployment.autoencoder)
-    matrix = load_matrix(pinned_basis(lake, basis_version)).vectors
-    what = f"table user_histories, ds {ds}, lte_window {settings.window}"
-    words = vocabulary(lake.read(USER_HISTORIES, where=where), len(matrix), what, settings.max_items)
-    folder = bundle_folder(deployment, "autoencoder", ds)
-    parts = lake.batches(USER_HISTORIES, columns=("user_id", "items", "fold"), where=where)
+    settings, where = day.deployment.autoencoder, _partition(day.ds, day.deployment.autoencoder)
+    matrix = load_matrix(pinned_basis(day.lake, day.basis_version)).vectors
+    what = f"table user_histories, ds {day.ds}, lte_window {settings.window}"
+    words = vocabulary(day.lake.read(USER_HISTORIES, where=where), len(matrix), what, settings.max_items)
+    folder = bundle_folder(day.deployment, "autoencoder", day.ds)
+    parts = day.lake.batches(USER_HISTORIES, columns=("user_id", "items", "fold"), where=where)
     rows = stage(parts, ("user_id",), folder / "rows")
     reader = HistoryReader(rows.files, words.rank_of_index, settings).with_somebody_to_train_on()
     model = build_autoencoder(settings, torch.from_numpy(matrix[words.indices]))
     model.to(best_device())
-    names = item_ids(lake, basis_version)
+    names = item_ids(day.lake, day.basis_version)
     ids = [names[index] for index in words.indices]
-    training = Training(lake, deployment, JOB, "autoencoder", ds, basis_version, asdict(settings))
+    training = Training(day, JOB, "autoencoder", asdict(settings))
     begun = start(training, rows.digest + shape_of(model), partial(_start_from, model, ids))
     curve = _run(model, reader, settings, folder, begun.name, is_warm=begun.n_warm > 0).curve
     scores = validation_scores(model, reader)

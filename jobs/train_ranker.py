@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from jobs.basis.basis import configured_basis
-from jobs.config.sections import Deployment, RankerSection
+from jobs.config.sections import RankerSection
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.ranker.building import BuiltRanker, build_ranker
 from jobs.ranker.items import (
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     basis_version = configured_basis(config.deployment)
     with open_lake(config.deployment, JOB, config.ds) as lake:
         try:
-            metrics = train(lake, config.deployment, config.ds, basis_version)
+            metrics = train(BasisDay(lake, config.deployment, config.ds, basis_version))
         except TooFewDaysError as error:
             # A shop has too few days at first. An operator cannot change this: no failure.
             say(JOB, f"ds {config.ds}: {error}")
@@ -77,39 +78,33 @@ class TooFewDaysError(ModelError):
     """Too few days have examples, so that nothing is left to train on beside the validation days."""
 
 
-def training_anchors(
-    lake: Lake, ds: date, settings: RankerSection, basis_version: str
-) -> tuple[list[date], list[date]]:
+def training_anchors(day: BasisDay) -> tuple[list[date], list[date]]:
     """Training anchors and, after them, validation anchors for early stopping; all of them have examples.
 
     Args:
-        lake: Reads training_examples.
-        ds: Test day. The targets of the newest anchor are interactions of ds - 1.
-        settings: Number of training and validation days.
-        basis_version: Basis of the examples.
+        day: Test day; its lake holds training_examples. The targets of the newest anchor are interactions of ds - 1.
 
     Raises:
         TooFewDaysError: Too few days have examples.
     """
-    first, last = ds - timedelta(days=settings.train_days + 1), ds - timedelta(days=2)
-    days = days_with_examples(lake, basis_version, first, last)
+    settings = day.deployment.ranker
+    first, last = day.ds - timedelta(days=settings.train_days + 1), day.ds - timedelta(days=2)
+    days = days_with_examples(day.lake, day.basis_version, first, last)
     if len(days) <= settings.validation_days:
         raise TooFewDaysError(
-            f"table training_examples, basis_version {basis_version}, anchor_ds {first} to {last}: {len(days)} days "
-            f"with examples, of which ranker.validation_days = {settings.validation_days} are for validation; "
+            f"table training_examples, basis_version {day.basis_version}, anchor_ds {first} to {last}: {len(days)} "
+            f"days with examples, of which ranker.validation_days = {settings.validation_days} are for validation; "
             "nothing to train on"
         )
     return days[: -settings.validation_days], days[-settings.validation_days :]
 
 
-def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Metrics:
+def train(day: BasisDay) -> Metrics:
     """Train and save the bundle of ``ds``.
 
     Args:
-        lake: Reads training_examples, interactions, items and the basis.
-        deployment: Settings.
-        ds: Test day. No interaction of this day is read.
-        basis_version: Basis of the items.
+        day: Test day, of which no interaction is read; its lake holds training_examples, interactions, items and the
+            basis.
 
     Returns:
         Validation NDCG of the best epoch, epochs, items and items with warm weights.
@@ -119,12 +114,12 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         jobs.registry.records.ModelError: There is no item.
         lte_models.training.bundle.BundleError: Yesterday's bundle is damaged.
     """
-    settings, folder = deployment.ranker, bundle_folder(deployment, "ranker", ds)
-    anchors = training_anchors(lake, ds, settings, basis_version)
-    shop = load_candidates(lake, ds, basis_version, settings.train_days)
-    readers = example_readers(lake, anchors, shop, settings, basis_version, folder)
-    built = new_ranker(shop, settings, deployment.interactions.types)
-    training = Training(lake, deployment, JOB, "ranker", ds, basis_version, asdict(settings))
+    settings, folder = day.deployment.ranker, bundle_folder(day.deployment, "ranker", day.ds)
+    anchors = training_anchors(day)
+    shop = load_candidates(day.lake, day.ds, day.basis_version, settings.train_days)
+    readers = example_readers(day.lake, anchors, shop, settings, day.basis_version, folder)
+    built = new_ranker(shop, settings, day.deployment.interactions.types)
+    training = Training(day, JOB, "ranker", asdict(settings))
     digest = "".join([*(reader.rows.digest for reader in readers), candidates_digest(shop), shape_of(built.model)])
     begun = start(training, digest, partial(start_from, built))
     progress = fit(built.model, *readers, settings, shop.daily, folder, begun.name, is_warm=begun.n_warm > 0)
@@ -136,7 +131,7 @@ def train(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> M
         curve=progress.curve,
         metrics={f"validation_ndcg_at_{settings.cutoff}": progress.best},
         size_name="n_items",
-        half_life_days=half_life_days(settings, deployment.lte),
+        half_life_days=half_life_days(settings, day.deployment.lte),
     )
     return finish(training, begun, trained, [reader.rows.files[0].parent for reader in readers])
 

@@ -15,9 +15,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.basis.basis import known_items, read_basis
-from jobs.config.sections import AutoencoderSection, Deployment
+from jobs.config.sections import AutoencoderSection
 from jobs.config.window import LteWindow
-from jobs.lake.lake import Lake
+from jobs.lake.day import BasisDay
 from jobs.lte.windows import in_window, reach
 from lte_models.autoencoder import ItemHistories
 from lte_models.training.stream import RowGroupStream, StreamConfig, batches, list_parts
@@ -28,19 +28,18 @@ VALIDATION_FOLD = 0
 IntArray = npt.NDArray[np.int64]
 
 
-def write_histories(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> None:
+def write_histories(day: BasisDay) -> None:
     """Write the partition of ``ds``.
 
     Args:
-        lake: Reads interactions and the basis.
-        deployment: Settings.
-        ds: Data day.
-        basis_version: Basis that numbers the items.
+        day: Its lake holds interactions and the basis that numbers the items.
     """
-    settings = deployment.autoencoder
+    settings = day.deployment.autoencoder
     window = LteWindow.parse(settings.window)
-    histories = user_histories(lake.read(INTERACTIONS), read_basis(lake, basis_version), ds, window)
-    lake.replace(histories.withColumn("basis_version", F.lit(basis_version)), USER_HISTORIES, _partition(ds, settings))
+    histories = user_histories(day.lake.read(INTERACTIONS), read_basis(day.lake, day.basis_version), day.ds, window)
+    day.lake.replace(
+        histories.withColumn("basis_version", F.lit(day.basis_version)), USER_HISTORIES, _partition(day.ds, settings)
+    )
 
 
 def _partition(ds: date, settings: AutoencoderSection) -> dict[str, str | date]:

@@ -30,6 +30,7 @@ from jobs.basis.basis import known_items, read_basis
 from jobs.config.sections import Deployment, ExperimentSection
 from jobs.config.window import day_number
 from jobs.experiments.plan import ExampleSet
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.ranker.examples import ExamplesOfUser, first_landing, user_events
 from jobs.ranker.items import CandidateItems, load_candidates
@@ -227,7 +228,7 @@ class ExampleBuilder:
     def stage_histories(self) -> str:
         """Write and copy the histories that the autoencoder learns from, as of the day before the first test day."""
         eve = self.days.cutoff - timedelta(days=1)
-        write_histories(self.lake, self.deployment, eve, self.basis_version)
+        write_histories(BasisDay(self.lake, self.deployment, eve, self.basis_version))
         where: dict[str, Any] = {"ds": eve, "lte_window": self.deployment.autoencoder.window}
         rows = self.lake.batches(USER_HISTORIES, columns=("user_id", "items", "fold"), where=where)
         return stage(rows, ("user_id",), self.folder / "histories").digest

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from jobs.config.sections import Deployment
-from jobs.lake.lake import Lake, Metrics
+from jobs.lake.day import BasisDay
+from jobs.lake.lake import Metrics
 from jobs.registry.bundles import bundle_folder, prune_bundles
 from jobs.registry.records import curve_metrics, earlier_bundle, record_model, training_name
 from jobs.registry.tracking import TrainingRecord, track
@@ -27,27 +26,21 @@ class Training:
     """The training of one model for one data day.
 
     Attributes:
-        lake: Gets the row of table model_runs.
-        deployment: Owner of the bundles and the tracking.
+        day: Its lake gets the row of table model_runs; its deployment owns the bundles and the tracking.
         job: Task that trains.
         kind: "autoencoder" or "ranker".
-        ds: Data day.
-        basis_version: Basis that numbers the items.
         settings: Settings of the model, plain values.
     """
 
-    lake: Lake
-    deployment: Deployment
+    day: BasisDay
     job: str
     kind: str
-    ds: date
-    basis_version: str
     settings: Mapping[str, Any]
 
     @property
     def folder(self) -> Path:
         """Folder of the bundle."""
-        return bundle_folder(self.deployment, self.kind, self.ds)
+        return bundle_folder(self.day.deployment, self.kind, self.day.ds)
 
 
 @dataclass(frozen=True)
@@ -99,10 +92,10 @@ def start(training: Training, digest: str, take_over: Callable[[Bundle], int]) -
     Raises:
         lte_models.training.manifest.BundleError: The bundle of the day before is damaged.
     """
-    earlier = earlier_bundle(training.deployment, training.kind, training.ds, training.basis_version)
+    earlier = earlier_bundle(training.day, training.kind)
     n_warm = take_over(earlier) if earlier else 0
     weights = earlier.manifest.weights_sha256 if earlier else ""
-    name = training_name(digest, training.settings, training.basis_version, weights)
+    name = training_name(digest, training.settings, training.day.basis_version, weights)
     discard_other(training.folder, name)
     return Start(name, n_warm)
 
@@ -125,9 +118,9 @@ def finish(training: Training, started: Start, trained: Trained, staged: Sequenc
         lte_models.training.manifest.BundleError: A weight is not finite.
     """
     written = save_bundle(training.folder, _manifest(training, trained), trained.weights, trained.item_ids)
-    track(training.deployment, _tracking_record(training, started, trained))
-    record_model(training.lake, training.job, written, "trained")
-    prune_bundles(training.deployment, training.kind, training.ds)
+    track(training.day.deployment, _tracking_record(training, started, trained))
+    record_model(training.day.lake, training.job, written, "trained")
+    prune_bundles(training.day.deployment, training.kind, training.day.ds)
     for folder in staged:
         shutil.rmtree(folder)
     sizes = {"n_epochs": len(trained.curve), trained.size_name: len(trained.item_ids), "n_warm": started.n_warm}
@@ -140,9 +133,9 @@ def _manifest(training: Training, trained: Trained) -> Manifest:
     return Manifest(
         kind=training.kind,
         config=trained.config,
-        basis_version=training.basis_version,
+        basis_version=training.day.basis_version,
         lte_window=trained.lte_window,
-        ds=training.ds.isoformat(),
+        ds=training.day.ds.isoformat(),
         vocabulary_hash="",
         code_version=code_version(),
         metrics=trained.metrics,
@@ -151,10 +144,10 @@ def _manifest(training: Training, trained: Trained) -> Manifest:
 
 
 def _tracking_record(training: Training, started: Start, trained: Trained) -> TrainingRecord:
-    sizes = {"basis_version": training.basis_version, trained.size_name: len(trained.item_ids)}
+    sizes = {"basis_version": training.day.basis_version, trained.size_name: len(trained.item_ids)}
     return TrainingRecord(
         kind=training.kind,
-        ds=training.ds.isoformat(),
+        ds=training.day.ds.isoformat(),
         fingerprint=started.name,
         parameters={**training.settings, **sizes},
         curve=trained.curve,

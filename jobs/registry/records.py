@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
-from jobs.config.sections import Deployment
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, Metrics
 from jobs.registry.bundles import bundle_folder
 from jobs.runtime.code_version import code_version
@@ -16,20 +16,18 @@ from lte_models.training.manifest import MANIFEST, Manifest, read_manifest
 from schemas import MODEL_RUNS
 
 
-def earlier_bundle(deployment: Deployment, kind: str, ds: date, basis_version: str) -> Bundle | None:
+def earlier_bundle(day: BasisDay, kind: str) -> Bundle | None:
     """The bundle of the day before, to start from; None if there is no bundle in this basis.
 
     Args:
-        deployment: Owner of the bundles.
+        day: Day of the run, and the basis of the weights; weights of another basis have another meaning.
         kind: "autoencoder" or "ranker".
-        ds: Data day of the run.
-        basis_version: Basis of the weights; weights of another basis have another meaning.
 
     Raises:
         lte_models.training.bundle.BundleError: The bundle is damaged.
     """
-    folder = bundle_folder(deployment, kind, ds - timedelta(days=1))
-    if not (folder / MANIFEST).exists() or read_manifest(folder).basis_version != basis_version:
+    folder = bundle_folder(day.deployment, kind, day.ds - timedelta(days=1))
+    if not (folder / MANIFEST).exists() or read_manifest(folder).basis_version != day.basis_version:
         return None
     return load_bundle(folder, kind=kind)
 

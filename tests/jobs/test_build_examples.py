@@ -16,6 +16,7 @@ from pyspark.sql.types import StructType
 from jobs.build_examples import missing_anchors, write_examples
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.lake.predicates import TableError
 from jobs.landing.event_days import refresh_event_days
@@ -239,8 +240,9 @@ def _settings(file: Path, **changes: str) -> Deployment:
 
 def _build(lake: Lake, deployment: Deployment, ds: date = DS) -> list[date]:
     """A run of ``ds``; returns the anchors that it built."""
-    anchors = missing_anchors(lake, deployment, ds, "basis1")
-    write_examples(lake, deployment, anchors, "basis1")
+    day = BasisDay(lake, deployment, ds, "basis1")
+    anchors = missing_anchors(day)
+    write_examples(day, anchors)
     return list(anchors)
 
 
@@ -253,9 +255,10 @@ def test_the_table_holds_each_anchor_once_and_a_later_run_adds_a_day(lake: Lake,
     deployment = _settings(deployment_file)
     rows = [_interaction("a", f"i{back % 3}", _back(back)) for back in range(12)]
     _shop(lake, [*rows, _interaction("b", "i1", DS, "click"), _interaction("b", "nowhere", _back(4))])
-    anchors = missing_anchors(lake, deployment, _back(1), "basis1")
+    day = BasisDay(lake, deployment, _back(1), "basis1")
+    anchors = missing_anchors(day)
     assert list(anchors) == [_back(back) for back in range(12, 1, -1)]
-    assert write_examples(lake, deployment, anchors, "basis1") == 11  # targets 1 to 11 days before ds
+    assert write_examples(day, anchors) == 11  # targets 1 to 11 days before ds
     assert _build(lake, deployment) == [_back(1)]
     assert _build(lake, deployment) == []  # nothing changed, nothing is built
     found = lake.read(TRAINING_EXAMPLES, where={"anchor_ds": _back(1)}).orderBy("user_id").collect()
@@ -337,7 +340,7 @@ def test_a_table_of_the_version_before_is_built_again(lake: Lake, deployment_fil
     old.append(lake.read(EVENT_DAYS), EVENT_DAYS)
     old.append(lake.read(ITEM_EMBEDDINGS), ITEM_EMBEDDINGS)
     with pytest.raises(TableError, match=r"expected columns .* on disk"):
-        missing_anchors(old, deployment, DS, "basis1")
+        missing_anchors(BasisDay(old, deployment, DS, "basis1"))
     old.renew(TRAINING_EXAMPLES)
     assert len(_build(old, deployment)) == 11
     assert _rows(old) == _rows(lake)

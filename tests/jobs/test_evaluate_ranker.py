@@ -13,6 +13,7 @@ from torch import Tensor
 from deployments import CONFIG
 from jobs.config.sections import Deployment
 from jobs.evaluate_ranker import EvaluateConfig, decide, evaluate, next_items, parse_flags, reason_to_keep
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.ranker.evaluation import DayFacts, Scored, day_facts, score, table_rows
 from jobs.ranker.items import CandidateItems, load_candidates
@@ -51,7 +52,7 @@ def trained(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tup
     file = folder / "deployment.toml"
     file.write_text(CONFIG)
     lake = make_shop(sail, folder / "lake", file)
-    train(lake, settings(lake, file, ranker__epochs=6), DS, BASIS)
+    train(BasisDay(lake, settings(lake, file, ranker__epochs=6), DS, BASIS))
     return lake, file
 
 
@@ -139,7 +140,7 @@ def test_the_tuned_baseline_ranks_own_items_before_what_others_take(
 
 def test_the_trained_ranker_beats_popularity_and_goes_live(own: tuple[Lake, Deployment]) -> None:
     lake, deployment = own
-    verdict = evaluate(lake, deployment, DS, BASIS)
+    verdict = evaluate(BasisDay(lake, deployment, DS, BASIS))
     models = {key[1] for key in verdict.metrics if key[0] == "ndcg_at_5" and "/" not in key[1]}
     assert models == BASELINES | {"candidate"}
     assert verdict.metrics["ndcg_at_5", "candidate"] > verdict.metrics["ndcg_at_5", "popularity_7d"]
@@ -159,13 +160,13 @@ def test_the_live_ranker_is_judged_beside_the_new_one(own: tuple[Lake, Deploymen
     make_live(deployment, bundle_folder(deployment, "ranker", DS))
     put_rows(lake, [(f"u{user:02d}", "i00", DS + DAY) for user in range(6)])
     add_examples(lake, deployment, DS + DAY)
-    train(lake, deployment, DS + DAY, BASIS)
-    verdict = evaluate(lake, deployment, DS + DAY, BASIS)
+    train(BasisDay(lake, deployment, DS + DAY, BASIS))
+    verdict = evaluate(BasisDay(lake, deployment, DS + DAY, BASIS))
     assert ("ndcg_at_5", "live") in verdict.metrics
     assert ("uplift", "candidate over live") in verdict.metrics
     # a rerun of the first day: the live ranker is trained on that day, so it is no fair rival there
     make_live(deployment, bundle_folder(deployment, "ranker", DS + DAY))
-    again = evaluate(lake, deployment, DS, BASIS)
+    again = evaluate(BasisDay(lake, deployment, DS, BASIS))
     assert ("ndcg_at_5", "live") not in again.metrics
     assert (
         "is of ds=2021-01-01, which is newer; what is live stays"
@@ -179,8 +180,8 @@ def test_a_day_on_which_nobody_came_keeps_what_is_live(own: tuple[Lake, Deployme
     make_live(deployment, bundle_folder(deployment, "ranker", DS))
     before = live_ranker(deployment)
     add_examples(lake, deployment, DS + DAY)  # nobody came on the day after DS
-    train(lake, deployment, DS + DAY, BASIS)
-    verdict = evaluate(lake, deployment, DS + DAY, BASIS)
+    train(BasisDay(lake, deployment, DS + DAY, BASIS))
+    verdict = evaluate(BasisDay(lake, deployment, DS + DAY, BASIS))
     outcome = decide(lake, EvaluateConfig(deployment, DS + DAY), verdict)
     assert (verdict.n_users, outcome.name) == (0, "kept")
     assert "nothing to judge by" in outcome.text
@@ -189,23 +190,24 @@ def test_a_day_on_which_nobody_came_keeps_what_is_live(own: tuple[Lake, Deployme
 
 
 def test_next_items_that_no_model_can_rank_are_counted(own: tuple[Lake, Deployment]) -> None:
-    lake, _ = own
-    before = next_items(lake, DS, BASIS)
+    lake, deployment = own
+    day = BasisDay(lake, deployment, DS, BASIS)
+    before = next_items(day)
     n_taken = len({row for row in shop_rows() if row[2] == DS})
     assert before == {"n_next_items": n_taken, "n_next_items_unknown": 0}
     # without a vector, twice; with one only from DS on
     put_basis(lake, {"late": [1.0] + [0.0] * (DIM - 1)}, basis_version=BASIS, first_ds={"late": DS}, start=N_ITEMS)
     put_rows(lake, [("u00", "ghost", DS), ("u00", "ghost", DS), ("u01", "late", DS), ("u01", "late", DS - DAY)])
-    assert next_items(lake, DS, BASIS) == {"n_next_items": n_taken + 2, "n_next_items_unknown": 2}
-    assert next_items(lake, DS + DAY, BASIS) == {"n_next_items": 0, "n_next_items_unknown": 0}
+    assert next_items(day) == {"n_next_items": n_taken + 2, "n_next_items_unknown": 2}
+    assert next_items(BasisDay(lake, deployment, DS + DAY, BASIS)) == {"n_next_items": 0, "n_next_items_unknown": 0}
 
 
 def test_one_user_is_too_few_to_judge_by(own: tuple[Lake, Deployment]) -> None:
     lake, deployment = own
     put_rows(lake, [("u00", "i00", DS + DAY)])
     add_examples(lake, deployment, DS + DAY)
-    train(lake, deployment, DS + DAY, BASIS)
-    assert evaluate(lake, deployment, DS + DAY, BASIS).n_users == 1
+    train(BasisDay(lake, deployment, DS + DAY, BASIS))
+    assert evaluate(BasisDay(lake, deployment, DS + DAY, BASIS)).n_users == 1
 
 
 @pytest.mark.parametrize("why", ["types", "truncated", "basis"])
@@ -226,7 +228,7 @@ def test_a_live_ranker_that_cannot_be_compared_does_not_hold_its_successor_back(
         weights.write_bytes(weights.read_bytes()[:-100])
         said = weights.name
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    verdict = evaluate(lake, deployment, DS, BASIS)
+    verdict = evaluate(BasisDay(lake, deployment, DS, BASIS))
     assert ("ndcg_at_5", "live") not in verdict.metrics
     assert ("ndcg_at_5", "candidate") in verdict.metrics
     shown = capsys.readouterr().err
@@ -237,12 +239,12 @@ def test_a_live_ranker_that_cannot_be_compared_does_not_hold_its_successor_back(
 def test_missing_or_foreign_bundles_are_refused(own: tuple[Lake, Deployment]) -> None:
     lake, deployment = own
     with pytest.raises(BundleError, match=r"ds=2021-01-01/manifest\.json: there is no bundle"):
-        evaluate(lake, deployment, DS + DAY, BASIS)
+        evaluate(BasisDay(lake, deployment, DS + DAY, BASIS))
     with pytest.raises(BundleError, match="expected basis_version 'basis-2', got 'basis-1': use the configuration"):
-        evaluate(lake, deployment, DS, "basis-2")
+        evaluate(BasisDay(lake, deployment, DS, "basis-2"))
     other = replace(deployment, interactions=replace(deployment.interactions, types=("purchase", "click")))
     with pytest.raises(ModelError, match=r"trained with interactions.types \['click', 'purchase'\]"):
-        evaluate(lake, other, DS, BASIS)
+        evaluate(BasisDay(lake, other, DS, BASIS))
 
 
 def test_scores_that_are_not_finite_stop_the_gate(
@@ -255,7 +257,7 @@ def test_scores_that_are_not_finite_stop_the_gate(
 
     monkeypatch.setattr("jobs.evaluate_ranker.ranker_scorer", lambda *args: broken)
     with pytest.raises(ModelError, match="candidate: a score of query 0 is not finite; the live ranker stays"):
-        evaluate(lake, deployment, DS, BASIS)
+        evaluate(BasisDay(lake, deployment, DS, BASIS))
 
 
 def _result(ndcg: list[float], top: list[list[int]]) -> Scored:
@@ -385,7 +387,7 @@ def test_a_ranker_that_reads_other_ltes_than_are_published_never_goes_live(
 ) -> None:
     lake, deployment = own
     _published(lake, **changes)
-    verdict = evaluate(lake, deployment, DS, BASIS)
+    verdict = evaluate(BasisDay(lake, deployment, DS, BASIS))
     for force in (False, True):
         outcome = decide(lake, EvaluateConfig(deployment, DS, force=force), replace(verdict, reasons=[]))
         assert outcome.name == "refused"
@@ -399,7 +401,7 @@ def test_a_matching_pair_goes_live_and_a_ranker_without_lte_fits_any(own: tuple[
     manifest = read_manifest(bundle_folder(deployment, "ranker", DS))
     require_pair(manifest, LteKind(BASIS, "365-60", "uniform"), DS)
     require_pair(replace(manifest, lte_window=""), LteKind("other", "365-0", "recency"), DS)
-    verdict = replace(evaluate(lake, deployment, DS, BASIS), reasons=[])
+    verdict = replace(evaluate(BasisDay(lake, deployment, DS, BASIS)), reasons=[])
     assert decide(lake, EvaluateConfig(deployment, DS), verdict).name == "live"
 
 
@@ -418,7 +420,7 @@ def test_half_lives_must_be_equal_where_both_are_known(own: tuple[Lake, Deployme
 
 def test_backfills_and_refusals_change_nothing_that_is_live(own: tuple[Lake, Deployment]) -> None:
     lake, deployment = own
-    verdict = evaluate(lake, deployment, DS, BASIS)
+    verdict = evaluate(BasisDay(lake, deployment, DS, BASIS))
     assert "a backfill" in decide(lake, EvaluateConfig(deployment, DS, is_backfill=True), verdict).text
     refused = decide(lake, EvaluateConfig(deployment, DS), replace(verdict, reasons=["NDCG is below"]))
     assert refused.name == "refused"
@@ -441,7 +443,7 @@ def test_the_live_bundle_outlives_a_rerun_and_can_be_switched_back(own: tuple[La
     assert make_live(deployment, folder) == first  # again changes nothing
     with pytest.raises(ModelError, match="no earlier ranker"):
         switch_back(deployment)
-    train(lake, replace(deployment, ranker=replace(deployment.ranker, seed=3)), DS, BASIS)
+    train(BasisDay(lake, replace(deployment, ranker=replace(deployment.ranker, seed=3)), DS, BASIS))
     assert read_manifest(folder).weights_sha256 != first.weights_sha256
     live = live_bundle_folder(deployment)
     assert live is not None
@@ -449,7 +451,7 @@ def test_the_live_bundle_outlives_a_rerun_and_can_be_switched_back(own: tuple[La
     second = make_live(deployment, folder)
     assert second.previous == first.bundle
     assert switch_back(deployment).weights_sha256 == first.weights_sha256
-    train(lake, replace(deployment, ranker=replace(deployment.ranker, seed=4)), DS, BASIS)
+    train(BasisDay(lake, replace(deployment, ranker=replace(deployment.ranker, seed=4)), DS, BASIS))
     make_live(deployment, folder)
     assert len(list(live_folder(deployment).glob("ds=*"))) == 2  # the live one and the one before it
 

@@ -15,6 +15,7 @@ from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
 from jobs.embed_users import autoencoder_ltes, encode_task, knows_an_item
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.registry.bundles import bundle_folder
 from jobs.train_autoencoder import NoKnownItemError, train, vocabulary
@@ -95,8 +96,8 @@ def trained(lake: Lake, deployment_file: Path) -> tuple[Lake, Deployment]:
         environ={"LTE_AUTOENCODER__EPOCHS": "3", "LTE_PATHS__LAKE": lake.root, "LTE_TRACKING__URI": ""},
     )
     _write(lake, _crowd())
-    write_histories(lake, deployment, DS, BASIS)
-    train(lake, deployment, DS, BASIS)
+    write_histories(BasisDay(lake, deployment, DS, BASIS))
+    train(BasisDay(lake, deployment, DS, BASIS))
     return lake, deployment
 
 
@@ -142,8 +143,8 @@ def test_training_again_gives_the_same_weights_also_from_rewritten_files(trained
     lake, deployment = trained
     folder = bundle_folder(deployment, "autoencoder", DS)
     first = load_bundle(folder, kind="autoencoder").tensors
-    write_histories(lake, deployment, DS, BASIS)
-    train(lake, deployment, DS, BASIS)
+    write_histories(BasisDay(lake, deployment, DS, BASIS))
+    train(BasisDay(lake, deployment, DS, BASIS))
     second = load_bundle(folder, kind="autoencoder").tensors
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -165,10 +166,10 @@ def test_a_killed_training_goes_on_and_ends_the_same(
 
     monkeypatch.setattr(train_job, "validation_scores", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(lake, deployment, DS, BASIS)
+        train(BasisDay(lake, deployment, DS, BASIS))
     assert (folder / STATE).exists()
-    write_histories(lake, deployment, DS, BASIS)  # a rerun of the whole job
-    train(lake, deployment, DS, BASIS)
+    write_histories(BasisDay(lake, deployment, DS, BASIS))  # a rerun of the whole job
+    train(BasisDay(lake, deployment, DS, BASIS))
     # one call before the kill, the killed one, then the two epochs that were left and the final scores
     assert len(calls) == 2 + 2 + 1
     found = load_bundle(folder, kind="autoencoder").tensors
@@ -180,8 +181,8 @@ def test_late_data_start_the_training_again(trained: tuple[Lake, Deployment], mo
     folder = bundle_folder(deployment, "autoencoder", DS)
     (folder / STATE).write_bytes(b"of a training that was killed")
     _append(lake, [_interaction("late", "i5", 80)], INTERACTIONS)
-    write_histories(lake, deployment, DS, BASIS)
-    assert train(lake, deployment, DS, BASIS)["n_epochs"] == 3
+    write_histories(BasisDay(lake, deployment, DS, BASIS))
+    assert train(BasisDay(lake, deployment, DS, BASIS))["n_epochs"] == 3
     assert not (folder / STATE).exists()
     assert not (folder / "rows").exists()
 
@@ -189,8 +190,8 @@ def test_late_data_start_the_training_again(trained: tuple[Lake, Deployment], mo
 def test_the_next_day_starts_warm_and_another_basis_cold(trained: tuple[Lake, Deployment]) -> None:
     lake, deployment = trained
     tomorrow = DS + timedelta(days=1)
-    write_histories(lake, deployment, tomorrow, BASIS)
-    assert train(lake, deployment, tomorrow, BASIS)["n_warm"] == 6
+    write_histories(BasisDay(lake, deployment, tomorrow, BASIS))
+    assert train(BasisDay(lake, deployment, tomorrow, BASIS))["n_warm"] == 6
 
 
 def test_only_the_most_frequent_items_are_known_and_their_names_are_read_once(
@@ -201,11 +202,11 @@ def test_only_the_most_frequent_items_are_known_and_their_names_are_read_once(
     # three users have i4, two have i2, one each of the others
     taken = [("a", "i4"), ("b", "i4"), ("c", "i4"), ("a", "i2"), ("b", "i2"), ("c", "i0"), ("d", "i1"), ("d", "i3")]
     _write(lake, [_interaction(user, item, 100) for user, item in taken])
-    write_histories(lake, deployment, DS, BASIS)
+    write_histories(BasisDay(lake, deployment, DS, BASIS))
     reads = []
     original = train_job.item_ids
     monkeypatch.setattr(train_job, "item_ids", lambda *args: reads.append(1) or original(*args))
-    train(lake, deployment, DS, BASIS)
+    train(BasisDay(lake, deployment, DS, BASIS))
     assert load_bundle(bundle_folder(deployment, "autoencoder", DS), kind="autoencoder").item_ids == ["i4", "i2"]
     assert len(reads) == 1
     _append(lake, [(user, [9.0] * 4, 1, 0, BASIS, DS, "uniform", str(WINDOW)) for user in "abcd"], USER_LTE)
@@ -231,10 +232,10 @@ def test_a_shop_whose_users_are_all_in_the_validation_fold_trains_on_them(
     deployment = load_deployment(deployment_file, environ=environ)
     # "new" is in another fold, but knows no item: nothing to train on
     _write(lake, [_interaction(user, f"i{item}", 100) for item in range(3)] + [_interaction("new", "i0", 2)])
-    write_histories(lake, deployment, DS, BASIS)
+    write_histories(BasisDay(lake, deployment, DS, BASIS))
     folds = {row["user_id"]: row["fold"] for row in _histories(lake).collect()}
     assert folds[user] == 0 != folds["new"]
-    assert train(lake, deployment, DS, BASIS)["n_epochs"] == 2
+    assert train(BasisDay(lake, deployment, DS, BASIS))["n_epochs"] == 2
     assert len(load_bundle(bundle_folder(deployment, "autoencoder", DS), kind="autoencoder").item_ids) == 3
 
 
@@ -243,11 +244,11 @@ def test_before_any_known_item_is_in_the_window_everybody_gets_the_uniform_avera
 ) -> None:
     deployment = load_deployment(deployment_file, environ={"LTE_PATHS__LAKE": lake.root})
     _write(lake, [_interaction("young", "i0", 30), _interaction("lost", "nowhere", 100)])
-    write_histories(lake, deployment, DS, BASIS)
+    write_histories(BasisDay(lake, deployment, DS, BASIS))
     with pytest.raises(
         NoKnownItemError, match=r"user_histories, ds 2020-12-31, lte_window 365-60: no user has a known"
     ):
-        train(lake, deployment, DS, BASIS)
+        train(BasisDay(lake, deployment, DS, BASIS))
     assert not bundle_folder(deployment, "autoencoder", DS).exists()
     assert not knows_an_item(lake, DS, str(WINDOW))
     zero = [0.0] * 4

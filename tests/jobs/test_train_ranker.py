@@ -18,6 +18,7 @@ from jobs import evaluate_ranker
 from jobs.basis.basis import BasisError, configured_basis
 from jobs.basis.matrix import load_matrix, pinned_basis
 from jobs.config.sections import Deployment
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.ranker.items import half_life_days, load_candidates
 from jobs.ranker.readers import rebatched, user_ids
@@ -52,7 +53,7 @@ def shop_lake(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> t
     file = folder / "deployment.toml"
     file.write_text(CONFIG)
     lake = make_shop(sail, folder / "lake", file)
-    train(lake, settings(lake, file), DS, BASIS)
+    train(BasisDay(lake, settings(lake, file), DS, BASIS))
     return lake, file
 
 
@@ -91,7 +92,7 @@ def test_the_same_data_and_seed_give_the_same_weights_and_nothing_of_ds_is_read(
     first = _manifest(deployment).weights_sha256
     # what happens on ds and after it must not reach the ranker that ds will judge
     put_rows(lake, [(f"u{user:02d}", "i13", DS + after * DAY) for user in range(20) for after in range(3)])
-    train(lake, deployment, DS, BASIS)
+    train(BasisDay(lake, deployment, DS, BASIS))
     assert _manifest(deployment).weights_sha256 == first
 
 
@@ -106,27 +107,27 @@ def test_only_a_ranker_of_recency_ltes_has_a_half_life(deployment: Deployment) -
 def test_another_seed_gives_other_weights(own: tuple[Lake, Deployment], shop_lake: tuple[Lake, Path]) -> None:
     lake, deployment = own
     first = _manifest(deployment).weights_sha256
-    train(lake, settings(lake, shop_lake[1], ranker__seed=1), DS, BASIS)
+    train(BasisDay(lake, settings(lake, shop_lake[1], ranker__seed=1), DS, BASIS))
     assert _manifest(deployment).weights_sha256 != first
 
 
 def test_the_next_day_starts_warm_and_another_basis_cold(own: tuple[Lake, Deployment]) -> None:
     lake, deployment = own
     add_examples(lake, deployment, DS + DAY)
-    assert train(lake, deployment, DS + DAY, BASIS)["n_warm"] == 12  # items with an id of their own
+    assert train(BasisDay(lake, deployment, DS + DAY, BASIS))["n_warm"] == 12  # items with an id of their own
     put_basis(lake, {f"i{item:02d}": [1.0] * DIM for item in range(N_ITEMS)}, basis_version="basis-2")
     with pytest.raises(ModelError, match="basis_version basis-2, anchor_ds 2020-12-11 to 2020-12-30: 0 days"):
-        train(lake, deployment, DS + DAY, "basis-2")
+        train(BasisDay(lake, deployment, DS + DAY, "basis-2"))
 
 
 def test_a_closed_day_is_no_anchor(own: tuple[Lake, Deployment]) -> None:
     lake, deployment = own
-    train_days, validation = training_anchors(lake, DS, deployment.ranker, BASIS)
+    train_days, validation = training_anchors(BasisDay(lake, deployment, DS, BASIS))
     assert validation == [DS - 4 * DAY, DS - 3 * DAY, DS - 2 * DAY]
     assert train_days[0] == DS - 21 * DAY
     assert len(train_days) == 17
     lake.delete(TRAINING_EXAMPLES, {"anchor_ds": [DS - 2 * DAY, DS - 3 * DAY]})
-    train_days, validation = training_anchors(lake, DS, deployment.ranker, BASIS)
+    train_days, validation = training_anchors(BasisDay(lake, deployment, DS, BASIS))
     assert validation == [DS - 6 * DAY, DS - 5 * DAY, DS - 4 * DAY]
     assert len(train_days) == 15
 
@@ -146,9 +147,9 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
 
     monkeypatch.setattr(train_job, "validation_ndcg", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(lake, deployment, DS, BASIS)
+        train(BasisDay(lake, deployment, DS, BASIS))
     assert (bundle_folder(deployment, "ranker", DS) / STATE).exists()
-    train(lake, deployment, DS, BASIS)
+    train(BasisDay(lake, deployment, DS, BASIS))
     assert len(calls) == 2 + 2  # one epoch and the kill, then only the two that were left
     assert _manifest(deployment).weights_sha256 == expected
     assert not (bundle_folder(deployment, "ranker", DS) / STATE).exists()
@@ -157,7 +158,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
 def test_an_unfinished_training_of_other_data_is_not_gone_on_with(own: tuple[Lake, Deployment]) -> None:
     lake, deployment = own
     (bundle_folder(deployment, "ranker", DS) / STATE).write_bytes(b"truncated")
-    assert train(lake, deployment, DS, BASIS)["n_epochs"] == 3
+    assert train(BasisDay(lake, deployment, DS, BASIS))["n_epochs"] == 3
 
 
 @pytest.mark.slow
@@ -200,7 +201,7 @@ def test_users_without_any_long_history_train_a_ranker_that_reads_no_lte(
     rows = [row for row in shop_rows() if row[2] > DS - timedelta(days=55)]  # all LTEs are zero
     lake = make_shop(sail, tmp_path / "short", deployment_file, rows)
     deployment = settings(lake, deployment_file, ranker__epochs=1)
-    train(lake, deployment, DS, BASIS)
+    train(BasisDay(lake, deployment, DS, BASIS))
     bundle = load_bundle(bundle_folder(deployment, "ranker", DS), kind="ranker")
     assert not bundle.tensors["user_tower.projection.mean"].any()
     assert float(bundle.tensors["user_tower.projection.scale"]) == 1.0
@@ -221,7 +222,7 @@ def test_the_first_days_of_a_shop_have_nothing_to_train_on_and_fail_no_run(
 def test_a_single_user_is_enough_to_train(sail: SparkSession, tmp_path: Path, deployment_file: Path) -> None:
     lake = make_shop(sail, tmp_path / "one", deployment_file, [row for row in shop_rows() if row[0] == "u00"])
     deployment = settings(lake, deployment_file, ranker__epochs=1)
-    assert train(lake, deployment, DS, BASIS)["n_epochs"] == 1
+    assert train(BasisDay(lake, deployment, DS, BASIS))["n_epochs"] == 1
 
 
 def test_a_vocabulary_without_an_item_is_named(sail: SparkSession, tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_a_damaged_bundle_of_yesterday_is_named(own: tuple[Lake, Deployment]) ->
     path = bundle_folder(deployment, "ranker", DS) / manifest.weights_file
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(BundleError, match="truncated or changed"):
-        train(lake, deployment, DS + DAY, BASIS)
+        train(BasisDay(lake, deployment, DS + DAY, BASIS))
 
 
 def test_the_daily_counts_are_those_of_the_interactions(shop_lake: tuple[Lake, Path]) -> None:
@@ -280,7 +281,7 @@ def test_the_daily_counts_are_those_of_the_interactions(shop_lake: tuple[Lake, P
 def test_readers_yield_the_users_of_their_rows(own: tuple[Lake, Deployment], tmp_path: Path) -> None:
     lake, deployment = own
     shop = load_candidates(lake, DS, BASIS, 20)
-    anchors = training_anchors(lake, DS, deployment.ranker, BASIS)
+    anchors = training_anchors(BasisDay(lake, deployment, DS, BASIS))
     reader, _ = example_readers(lake, anchors, shop, deployment.ranker, BASIS, tmp_path)
     lengths = torch.cat([torch.bincount(batch.target_query, minlength=len(batch.items)) for batch in reader.in_order()])
     assert len(user_ids(reader.rows)) == len(lengths)

@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 from jobs.build_examples import missing_anchors, write_examples
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.landing.event_days import refresh_event_days
 from lte_builders import put, put_basis
@@ -92,7 +93,8 @@ def make_shop(spark: SparkSession, folder: Path, file: Path, rows: list[Row] | N
 
 def add_examples(lake: Lake, deployment: Deployment, ds: date) -> None:
     """What build_examples does on ``ds``."""
-    write_examples(lake, deployment, missing_anchors(lake, deployment, ds, BASIS), BASIS)
+    day = BasisDay(lake, deployment, ds, BASIS)
+    write_examples(day, missing_anchors(day))
 
 
 def copy_of(lake: Lake, folder: Path) -> Lake:

@@ -17,6 +17,7 @@ from jobs.cli import dispatch
 from jobs.commands.drill import DrillError, LiveState, drill, over_limit, require_same
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.ranker.live import live_folder, make_live
 from jobs.registry.bundles import ModelError, bundle_folder
@@ -51,7 +52,7 @@ def trained(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Lak
     file.write_text(CONFIG)
     lake = make_shop(sail, folder / "lake", file)
     deployment = settings(lake, file)
-    train(lake, deployment, DS, BASIS)
+    train(BasisDay(lake, deployment, DS, BASIS))
     aged(deployment, 1)
     aged(deployment, 5, sign=-1.0)
     aged(deployment, 10, basis="basis-2")

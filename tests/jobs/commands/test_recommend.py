@@ -24,6 +24,7 @@ from jobs.commands.recommend import (
 )
 from jobs.commands.rollback import roll_back, roll_back_ranker
 from jobs.config.sections import Deployment
+from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.landing.erased import user_hash
 from jobs.ranker.live import live_ranker, make_live
@@ -52,7 +53,7 @@ def shop(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     file.write_text(CONFIG)
     lake = make_shop(sail, folder / "lake", file)
     deployment = settings(lake, file)
-    train(lake, deployment, DS, BASIS)
+    train(BasisDay(lake, deployment, DS, BASIS))
     make_live(deployment, bundle_folder(deployment, "ranker", DS))
     return lake, deployment
 
