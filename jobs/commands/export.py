@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.config.sections import Deployment
+from jobs.lake.predicates import Predicate
 from jobs.lake.reader import LakeReader, lake_reader
 from jobs.store.opening import open_store
 from jobs.store.reader import EmbeddingBatch, SnapshotReader
@@ -65,7 +66,7 @@ def export_snapshot(deployment: Deployment, path: Path) -> Export:
 
 def live_users(lake: LakeReader, manifest: SnapshotManifest) -> Iterator[list[str]]:
     """User ids of the slice of user_lte that a snapshot was published from, some thousands at a time."""
-    where = {"ds": manifest.ds, "method": manifest.method, "lte_window": manifest.lte_window}
+    where: Predicate = {"ds": manifest.ds, "method": manifest.method, "lte_window": manifest.lte_window}
     for batch in lake.batches(USER_LTE, columns=["user_id"], where=where):
         for start in range(0, batch.num_rows, USERS_A_READ):
             yield batch["user_id"].slice(start, USERS_A_READ).to_pylist()

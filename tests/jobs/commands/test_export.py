@@ -11,6 +11,7 @@ from jobs.commands import export
 from jobs.commands.export import MANIFEST_KEY, ExportError, export_snapshot
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
+from jobs.lake.predicates import Predicate
 from jobs.store.opening import open_store
 from jobs.store.publish import SnapshotSource, delete_user, publish
 from jobs.store.snapshot import NoLiveSnapshotError, SnapshotManifest
@@ -19,7 +20,7 @@ from schemas import USER_LTE
 
 DS = date(2024, 3, 1)
 USERS = {"ann": [1.0, 0.5], "bob": [0.25, -1.0], "zoë": [0.0, 0.0]}
-SLICE = {"ds": DS, "method": "uniform", "lte_window": "5-1"}
+SLICE: Predicate = {"ds": DS, "method": "uniform", "lte_window": "5-1"}
 
 
 def _batch(users: dict[str, list[float]]) -> pa.RecordBatch:
@@ -40,9 +41,9 @@ def live(lake: Lake, deployment: Deployment) -> Deployment:
     """Two users of the table are live as they stand there; the table has a slice of another window, too."""
     row = {"n_items": 3, "n_unknown": 0, "basis_version": "basis-a"}
     for window in ("5-1", "5-0"):
-        slice_ = SLICE | {"lte_window": window}
+        slice_: Predicate = {**SLICE, "lte_window": window}
         users = {**USERS, "other": [9.0, 9.0]} if window == "5-0" else USERS
-        rows = [values_of({"user_id": u, "embedding": v} | row | slice_, USER_LTE) for u, v in users.items()]
+        rows = [values_of({"user_id": u, "embedding": v} | row | dict(slice_), USER_LTE) for u, v in users.items()]
         lake.replace_rows(rows, USER_LTE, slice_)
     _publish(deployment, USERS)
     return deployment
@@ -80,7 +81,7 @@ def test_a_publish_in_between_ends_the_export(
 ) -> None:
     real = export.live_users
 
-    def later(*args):  # type: ignore[no-untyped-def]
+    def later(*args):
         for users in real(*args):
             _publish(live, {"ann": [7.0, 7.0]}, date(2024, 3, 2))
             yield users

@@ -849,7 +849,7 @@ def test_redis_is_laid_out_as_docs_serving_tells_other_languages(redis_port: int
     place = Place("redis", f"redis://127.0.0.1:{redis_port}/0", {"prefix": "layout"})
     publish(place.open(), marked_source(7.0, users=3))
     client = redis.Redis(port=redis_port)
-    version = json.loads(client.get("layout:pointer"))["live"]
+    version = json.loads(str(client.get("layout:pointer"), "utf-8"))["live"]  # type: ignore[arg-type]
     with client.pipeline(transaction=True) as pipe:
         pipe.get("layout:pointer")
         pipe.get(f"layout:{version}:manifest")
