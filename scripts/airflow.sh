@@ -31,14 +31,6 @@ start_part() {
 # Airflow's own program: the database is up as long as this script runs.
 program="$(dirname "$(command -v python)")/airflow"
 private() { (umask 077 && exec "$@"); }
-stop_part() {
-  kill -TERM -- "-$1" 2>/dev/null || return 0
-  for _ in $(seq 40); do
-    kill -0 -- "-$1" 2>/dev/null || break
-    sleep 0.5
-  done
-  kill -KILL -- "-$1" 2>/dev/null || true
-}
 stop_parts() {
   trap - EXIT
   trap '' INT TERM

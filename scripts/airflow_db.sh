@@ -47,3 +47,13 @@ prepare_airflow() {
   quietly python "$LTE_HOME/scripts/airflow_commands.py" \
     "db migrate" "pools set lte_heavy 1 'one heavy job at a time'" "$@"
 }
+
+# Ends a process group: Airflow needs some seconds to end its tasks, and what ignores the signal is killed.
+stop_part() {
+  kill -TERM -- "-$1" 2>/dev/null || return 0
+  for _ in $(seq 60); do
+    kill -0 -- "-$1" 2>/dev/null || break
+    sleep 0.5
+  done
+  kill -KILL -- "-$1" 2>/dev/null || true
+}

@@ -41,8 +41,9 @@ run_day() {
 running=""
 stop() {
   trap '' INT TERM HUP
-  [ -z "$running" ] || kill -TERM -- "-$running" 2>/dev/null || true
-  echo "make run: stopped by $1; the same command goes on with what is done" >&2
+  echo "make run: $1: the day is stopped; the same command goes on with what is done" >&2
+  # The metadata database stops with this script, so nothing may use it then.
+  [ -z "$running" ] || stop_part "$running"
   exit "$2"
 }
 trap 'stop SIGINT 130' INT
