@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import json
 import pickle
 import shutil
@@ -534,6 +535,8 @@ def test_picture_files_are_read_below_the_landing_folder_only(tmp_path: Path) ->
     (landing / "pictures" / "a.png").write_bytes(content)
     (tmp_path / "secret.png").write_bytes(content)
     (landing / "link.png").symlink_to(tmp_path / "secret.png")
+    (landing / "loop.png").symlink_to(landing / "loop.png")
+    os.mkfifo(landing / "pipe.png")  # a read would wait for ever
     assert image_bytes(None, "pictures/a.png", landing) == content
     assert image_bytes(b"bytes first", "pictures/a.png", landing) == b"bytes first"
     assert image_bytes(None, None, landing) is None
@@ -544,6 +547,8 @@ def test_picture_files_are_read_below_the_landing_folder_only(tmp_path: Path) ->
         "none.png": "missing",
         "pictures": "missing",
         "a\0b.png": "missing",
+        "loop.png": "missing",
+        "pipe.png": "missing",
     }
     for name, reason in reasons.items():
         with pytest.raises(ImageError) as caught:
