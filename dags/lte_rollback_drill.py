@@ -1,8 +1,8 @@
 """# Can an earlier ranker read today's LTEs? A drill, every week.
 
 `lte rollback --drill` takes the rankers of `drift.offsets_days` days ago (1, 5 and 10), checks basis, window, method
-and half-life against the live LTEs, and scores the newest day with each of them. The losses of NDCG against the live ranker
-go to table `metrics` (job `rollback_drill`). The task fails if a loss is above `gates.max_drill_loss`.
+and half-life against the live LTEs, and scores the newest day with each of them. The losses of NDCG against the live
+ranker go to table `metrics` (job `rollback_drill`). The task fails if a loss is above `gates.max_drill_loss`.
 
 **The drill changes nothing that is live.** It reads all rows of the live snapshot before and after, and compares the
 checksums. It fails if LTEs, snapshot or ranker changed in between.
