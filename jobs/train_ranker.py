@@ -7,7 +7,7 @@ yesterday's bundle if there is one. After a kill, the next run resumes from the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
 from functools import partial
@@ -180,7 +180,13 @@ def new_ranker(shop: CandidateItems, settings: RankerSection, types: Sequence[st
         types: Interaction types; the position of a type is its code.
     """
     names = ("dim", "lte", "lte_layers", "lte_gelu", "lte_hidden", "max_length", "history_features", "seed")
-    built = build_ranker(shop, types, **{name: getattr(settings, name) for name in names})
+    built = build_ranker(
+        shop,
+        types,
+        repeat_expert=settings.repeat_expert and settings.history_features,
+        affinity=settings.affinity and settings.lte != "none",
+        **{name: getattr(settings, name) for name in names},
+    )
     built.model.to(best_device())
     return built
 
@@ -216,7 +222,8 @@ def fit(
     counts = daily._replace(cumulative=daily.cumulative.to(device))
     n_samples = negatives_for_share(model.n_items, settings.negatives_share)
     sampler = LogUniformSampler(model.n_items, n_samples) if n_samples < model.n_items else None
-    objective = Objective(sampler, logq=settings.logq)
+    # The metric is a mean over user-days, so users get equal weights: one large buyer must not decide the training.
+    objective = Objective(sampler, logq=settings.logq, equal_users=True)
     store_lte_statistics(model, examples, settings)
 
     def loss(batch: ExampleBatch, rng: torch.Generator) -> torch.Tensor:
@@ -233,8 +240,20 @@ def fit(
         seed=settings.seed,
         judge_start=is_warm,
     )
-    task = Task(model, loss, examples.epoch, validate, name, partial(say, JOB))
+    task = Task(model, loss, examples.epoch, validate, name, partial(say, JOB), falling_rate(examples, settings.epochs))
     return Trainer(task, config, folder).run()
+
+
+def falling_rate(examples: ExampleReader, epochs: int) -> Callable[[Progress], float]:
+    """The share of the learning rate of each step: it falls linearly from 1 to 0 over all epochs.
+
+    Args:
+        examples: Training examples.
+        epochs: Number of epochs.
+    """
+    n_steps = epochs * -(-examples.n_rows // examples.batch_size)
+    # Workers may cut a few more batches than this: their rate must not be negative.
+    return lambda progress: max(0.0, 1 - progress.total_steps / n_steps)
 
 
 def store_lte_statistics(model: Ranker, reader: ExampleReader, settings: RankerSection) -> None:

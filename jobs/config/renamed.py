@@ -15,6 +15,9 @@ RENAMED = {
     ("experiment", "max_holdout"): "max_test_examples",
 }
 
+# What an earlier version did where it knew no such setting; a saved model must not get today's default.
+BEFORE = {"ranker": {"repeat_expert": False, "affinity": False}}
+
 
 def refuse_old_keys(section: str, keys: Iterable[str]) -> None:
     """Refuse an old key and name the new one. If old keys were read silently, people would keep writing them.
@@ -35,8 +38,11 @@ def refuse_old_keys(section: str, keys: Iterable[str]) -> None:
 def with_new_keys(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that an earlier version saved with a model, under the names of this version.
 
+    Settings that came later have the value that describes the earlier version.
+
     Args:
         section: Section of the configuration.
         values: Setting to value.
     """
-    return {RENAMED.get((section, key), key): value for key, value in values.items()}
+    renamed = {RENAMED.get((section, key), key): value for key, value in values.items()}
+    return BEFORE.get(section, {}) | renamed

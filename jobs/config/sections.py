@@ -343,16 +343,18 @@ class RankerSection:
         method: LTE method: uniform or recency.
         lagged: Whether the LTE leaves out the short window: [365,60] or [365,0].
         history_features: Whether the user's own counts and recent popularity add learned logits.
+        repeat_expert: Whether past items have an expert of their own; without history_features it has no effect.
+        affinity: Whether the whitened inner product of LTE and item adds a logit; with lte = none it has no effect.
         objective: next_day: the items of the day after; clm: the next item of each position of the sequence.
         lte_layers: Layers of the LTE's projection, 1 or 2.
         lte_gelu: GELU in the projection; linear otherwise.
         lte_hidden: Width between two layers, 128 to 1024.
         dim: Width of both towers.
         max_length: Last interactions of the short window that the user tower reads, 100 at most.
-        epochs: At most.
+        epochs: At most; the learning rate falls to 0 over all of them.
         patience: Epochs without a better validation value before training stops.
         batch_size: Examples per step.
-        learning_rate: Of Adam.
+        learning_rate: Of Adam in the first step.
         negatives_share: Share of the vocabulary that a step samples; 1 is the full softmax.
         logq: Whether sampled negatives are weighted to estimate the full softmax.
         n_workers: Processes that read examples; 0 reads in the training process.
@@ -367,6 +369,8 @@ class RankerSection:
     method: Average = "uniform"
     lagged: bool = True
     history_features: bool = True
+    repeat_expert: bool = True
+    affinity: bool = True
     objective: Literal["next_day", "clm"] = "next_day"
     lte_layers: Annotated[int, Field(ge=1, le=2)] = 1
     lte_gelu: bool = False

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from jobs.config.window import LONG_DAYS, MAX_SEQUENCE, SHORT_DAYS
 
 INTEGRATION, LEAKAGE, SEQUENCE, AUTOENCODER = "integration", "leakage", "sequence-length", "autoencoder"
-EXPERIMENT_NAMES = (INTEGRATION, LEAKAGE, SEQUENCE, AUTOENCODER)
+LIVE = "live"
+EXPERIMENT_NAMES = (INTEGRATION, LIVE, LEAKAGE, SEQUENCE, AUTOENCODER)
 STRATEGIES = {"late_fusion": "late fusion", "feature_injection": "feature injection", "prefix_token": "prefix token"}
 
 # Table 1: (strategy, method, lagged) to uplift.
@@ -61,6 +62,9 @@ class Variant:
         history: Whether the history features are on.
         objective: next_day or clm.
         examples: Examples for training and test.
+        expert: Whether past items have an expert of their own.
+        affinity: Whether the whitened inner product of LTE and item adds a logit.
+        shuffled: Whether each user reads another user's LTE, in training and test: the negative control.
     """
 
     lte: str = "none"
@@ -69,6 +73,9 @@ class Variant:
     history: bool = False
     objective: str = "next_day"
     examples: ExampleSet = LTE_SET
+    expert: bool = False
+    affinity: bool = False
+    shuffled: bool = False
 
     @property
     def label(self) -> str:
@@ -77,6 +84,8 @@ class Variant:
             return f"{self.examples.sequence_days} days, {self.examples.max_sequence} interactions"
         window = "[365,60]" if self.lagged else "[365,0]"
         name = "no LTE" if self.lte == "none" else f"{STRATEGIES[self.lte]}, {self.method}, {window}"
+        parts = {"affinity": self.affinity, "repeat expert": self.expert, "LTE of another user": self.shuffled}
+        name = ", ".join([name, *(part for part, is_on in parts.items() if is_on)])
         return name if self.objective == "next_day" else f"{name}, causal training"
 
 
@@ -100,6 +109,8 @@ def contrasts(experiment: str, sequence_days: Sequence[int]) -> list[Contrast]:
         return [contrast for history in (False, True) for contrast in _integration(history)]
     if experiment == LEAKAGE:
         return _leakage()
+    if experiment == LIVE:
+        return _live()
     if experiment == SEQUENCE:
         first, *longer = (Variant(examples=sequence_set(days)) for days in sequence_days)
         return [Contrast(variant, first) for variant in longer]
@@ -115,6 +126,24 @@ def _integration(history: bool) -> list[Contrast]:
         for lte, both in windows.items()
         for lagged in both
         for method in ("uniform", "recency")
+    ]
+
+
+NO_LTE = Variant(history=True)
+PREFIX = replace(NO_LTE, lte="prefix_token")
+NO_LTE_EXPERT = replace(NO_LTE, expert=True)
+LIVE_RANKER = replace(PREFIX, affinity=True, expert=True)
+
+
+def _live() -> list[Contrast]:
+    """What the LTE is worth in the ranker that goes live, and the same with an LTE that says nothing about the user."""
+    control = replace(LIVE_RANKER, shuffled=True)
+    return [
+        Contrast(LIVE_RANKER, NO_LTE),
+        Contrast(LIVE_RANKER, NO_LTE_EXPERT),
+        Contrast(PREFIX, NO_LTE),
+        Contrast(LIVE_RANKER, PREFIX),
+        Contrast(control, NO_LTE_EXPERT),
     ]
 
 

@@ -24,7 +24,20 @@ from jobs.experiments.examples import (
     leading_directions,
     save_candidates,
 )
-from jobs.experiments.plan import AUTOENCODER, INTEGRATION, LTE_SET, SEQUENCE, Contrast, Variant, contrasts, variants
+from jobs.experiments.plan import (
+    AUTOENCODER,
+    INTEGRATION,
+    LIVE,
+    LIVE_RANKER,
+    LTE_SET,
+    NO_LTE,
+    PREFIX,
+    SEQUENCE,
+    Contrast,
+    Variant,
+    contrasts,
+    variants,
+)
 from jobs.experiments.pool import Runner, _pool, say
 from jobs.experiments.statistics import (
     Compared,
@@ -57,6 +70,9 @@ BASELINE_LABELS = {
 
 # Seconds of one core: per example and epoch, and a fixed cost per training (measured, see docs/results.md).
 EXAMPLE_SECONDS, FIXED_SECONDS = 4e-4, 4.0
+
+# Variants that an experiment compares with the best baseline.
+AGAINST_COUNTING: dict[str, tuple[Variant, ...]] = {INTEGRATION: (NO_LTE, PREFIX), LIVE: (NO_LTE, LIVE_RANKER)}
 
 # Settings that change no result.
 OPERATIONAL = ("parallel", "budget_minutes", "powers", "sequence_days", "seeds")
@@ -308,14 +324,14 @@ def experiment_rows(name: str, results: Results, deployment: Deployment, inputs:
     judged = JudgedUserDays(**{fact: results.baselines[fact] for fact in facts})
     found = contrasts(name, deployment.experiment.sequence_days)
     rows: list[Row] = []
-    if name == INTEGRATION:
+    if name in AGAINST_COUNTING:
         rows += _baseline_rows(results.baselines, judged)
     each = {variant: None for contrast in found for variant in (contrast.baseline, contrast.variant)}
     for variant in each:
         rows += _variant_rows(variant, results.rankers[variant], judged)
     pairs = [_pair(contrast, results) for contrast in found]
-    if name == INTEGRATION:
-        pairs += _against_counting(results, judged)
+    if name in AGAINST_COUNTING:
+        pairs += _against_counting(AGAINST_COUNTING[name], results, judged)
     for pair in pairs:
         rows += contrast_rows(pair, judged, CUTOFF)
     if name == SEQUENCE:
@@ -337,15 +353,14 @@ def _pair(contrast: Contrast, results: Results) -> Compared:
     return Compared(variant.label, baseline.label, history, ranks, theirs, contrast.paper)
 
 
-def _against_counting(results: Results, judged: JudgedUserDays) -> Iterator[Compared]:
-    """Compare the ranker that would go live, with and without an LTE, with the best baseline.
+def _against_counting(chosen: Sequence[Variant], results: Results, judged: JudgedUserDays) -> Iterator[Compared]:
+    """Compare rankers that could go live, with and without an LTE, with the best baseline.
 
     A ranker that beats the best baseline beats all baselines.
     """
     ranks = {name: results.baselines[f"ranks.{name}"] for name in BASELINE_LABELS}
     best = best_baseline(ranks, judged, CUTOFF)
-    for lte in ("none", "prefix_token"):
-        variant = Variant(lte, history=True)
+    for variant in chosen:
         ours = [each["ranks"] for each in results.rankers[variant]]
         yield Compared(variant.label, BASELINE_LABELS[best], "on", ours, [ranks[best]])
 

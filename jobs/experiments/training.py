@@ -28,7 +28,7 @@ from jobs.autoencoder.building import build_autoencoder, needs_average, sampled_
 from jobs.autoencoder.histories import HistoryReader
 from jobs.autoencoder.scores import validation_scores
 from jobs.config.sections import AutoencoderSection, ExperimentSection
-from jobs.experiments.examples import TEST, TRAIN, VALIDATION, read_candidates, user_numbers
+from jobs.experiments.examples import TEST, TRAIN, read_candidates, user_numbers
 from jobs.experiments.plan import LTE_SET, Variant
 from jobs.ranker.building import build_ranker
 from jobs.ranker.evaluation import day_facts
@@ -37,7 +37,7 @@ from jobs.ranker.readers import ExampleReader
 from jobs.ranker.scorers import baseline_scorers, tuned_scorer
 from jobs.runtime.code_version import code_version
 from lte_models.autoencoder import Autoencoder, AutoencoderConfig, ItemHistories
-from lte_models.evaluation.metrics import coverage, popularity_bias, query_metrics, target_ranks, top_items
+from lte_models.evaluation.metrics import coverage, popularity_bias, target_ranks, top_items
 from lte_models.files import replacing
 from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, ExampleCollate, Past, averaged_lte, lte_weights
 from lte_models.ranker.loss import Objective, ranker_loss
@@ -225,7 +225,9 @@ def lte_maker(variant: Variant, shop: CandidateItems, encoder: LteMaker | None) 
 
     def average(batch: ExampleBatch) -> tuple[Tensor, Tensor]:
         weights = lte_weights(batch.past, method=variant.method, lagged=variant.lagged)
-        return averaged_lte(batch.past, weights, content, len(batch.items))
+        lte, has_lte = averaged_lte(batch.past, weights, content, len(batch.items))
+        # The control keeps the distribution of the LTEs and takes away whose LTE it is.
+        return (lte.roll(1, 0), has_lte.roll(1, 0)) if variant.shuffled else (lte, has_lte)
 
     return average
 
@@ -240,9 +242,7 @@ def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
     ltes = lte_maker(variant, shop, encoder)
     batches = _train_batches(work.folder, name, length, variant.objective, settings.batch_size)
     train = _prepared(batches, variant, ltes, shop)
-    validation, test = (
-        _prepared(_batches(work.folder, name, length, part, 256), variant, ltes, shop) for part in (VALIDATION, TEST)
-    )
+    test = _prepared(_batches(work.folder, name, length, TEST, 256), variant, ltes, shop)
     model = new_ranker(work, variant, shop)
     _store_statistics(model, train)
     read_seconds = time.monotonic() - started
@@ -250,8 +250,9 @@ def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
         model,
         _ranker_loss(model, variant, settings),
         lambda epoch: (train[at] for at in np.random.default_rng((work.seed, epoch)).permutation(len(train))),
-        lambda: mean_ndcg(model, validation),
+        None,
         train_config(settings.epochs, settings.learning_rate, work.seed),
+        len(train),
     )
     ranks, top = ranked(model, test)
     targets = np.concatenate([item.batch.targets.numpy() - 1 for item in test])
@@ -280,6 +281,8 @@ def new_ranker(work: Work, variant: Variant, shop: CandidateItems) -> Ranker:
         dropout=0.0,  # a few epochs overfit nothing, and attention without dropout is a fused kernel
         lte=variant.lte,
         history_features=variant.history,
+        repeat_expert=variant.expert,
+        affinity=variant.affinity,
         seed=work.seed,
     )
     return built.model
@@ -307,11 +310,11 @@ def _ranker_loss(
 
 
 def train_config(epochs: int, learning_rate: float, seed: int) -> TrainConfig:
-    """Settings of a training of fixed length: it does not stop early, and the best epoch is kept.
+    """Settings of a training of fixed length: it does not stop early.
 
     Args:
         epochs: Number of passes over the examples.
-        learning_rate: Learning rate of the first epoch.
+        learning_rate: Learning rate of the first step.
         seed: Seed of dropout and negatives.
     """
     return TrainConfig(epochs=epochs, learning_rate=learning_rate, patience=epochs, seed=seed)
@@ -321,19 +324,21 @@ def fit(
     model: nn.Module,
     loss: Callable[[BatchT, torch.Generator], Tensor],
     batches: Callable[[int], Iterable[BatchT]],
-    validate: Callable[[], float],
+    validate: Callable[[], float] | None,
     config: TrainConfig,
+    n_steps: int = 0,
 ) -> Progress:
-    """Train for a fixed number of epochs with a falling learning rate, and keep the best epoch.
+    """Train for a fixed number of epochs with a falling learning rate.
 
-    A training takes seconds, so there is no checkpoint.
+    A training takes a minute or two, so there is no checkpoint.
 
     Args:
         model: Model to train.
         loss: Loss of a batch.
         batches: Epoch to its batches.
-        validate: Returns the value on the validation days; larger is better.
+        validate: Value after each epoch; the best epoch is kept. None keeps the last one.
         config: Result of :func:`train_config`.
+        n_steps: Steps of an epoch: the rate falls linearly to 0 with the last one. With 0 it falls after each epoch.
 
     Returns:
         Curve and seconds.
@@ -343,15 +348,16 @@ def fit(
     """
 
     def rate(progress: Progress) -> float:
-        return 1 - progress.epoch / config.epochs  # falls linearly and would reach 0 one epoch after the last one
+        done = progress.total_steps / n_steps if n_steps else float(progress.epoch)
+        return max(0.0, 1 - done / config.epochs)
 
     return Trainer(Task(model, loss, batches, validate, "", rate=rate), config, None).run()
 
 
 def curve_arrays(progress: Progress) -> dict[str, npt.NDArray[Any]]:
-    """``curve``: the validation value of each epoch. ``train_seconds``: the seconds of the training steps alone."""
+    """``curve``: the mean training loss of each epoch. ``train_seconds``: the seconds of the training steps alone."""
     return {
-        "curve": np.array([entry["validation"] for entry in progress.curve]),
+        "curve": np.array([entry["loss"] for entry in progress.curve]),
         "train_seconds": np.array(progress.seconds),
     }
 
@@ -376,16 +382,6 @@ def ranked(model: Ranker, items: Sequence[Prepared]) -> tuple[IntArray, IntArray
             ranks.append(target_ranks(scores, batch.target_query, batch.targets - 1))
             top.append(top_items(scores, TOP))
     return torch.cat(ranks).numpy(), torch.cat(top).numpy()
-
-
-def mean_ndcg(model: Ranker, items: Sequence[Prepared]) -> float:
-    """Mean NDCG at the cutoff over users with a known target; 0 if there is no such user."""
-    ranks, _ = ranked(model, items)
-    n_users = [len(item.batch.items) for item in items]
-    starts = np.cumsum([0, *n_users[:-1]])
-    query = np.concatenate([item.batch.target_query.numpy() + start for item, start in zip(items, starts, strict=True)])
-    ndcg = query_metrics(ranks, query, sum(n_users), CUTOFF)["ndcg"]
-    return float(np.nanmean(ndcg)) if np.isfinite(ndcg).any() else 0.0
 
 
 # --- autoencoder ------------------------------------------------------------------------------------------------

@@ -53,6 +53,11 @@ class ExampleReader:
     seed: int = 0
     n_workers: int = 0
 
+    @property
+    def n_rows(self) -> int:
+        """Number of staged examples."""
+        return sum(pq.read_metadata(file).num_rows for file in self.rows.files)
+
     def epoch(self, epoch: int) -> Iterator[ExampleBatch]:
         """Yield the batches of an epoch, shuffled; a batch without a known target is skipped."""
         config = StreamConfig(self.batch_size, n_workers=self.n_workers, seed=self.seed)

@@ -67,17 +67,20 @@ class HistoryLogits(nn.Module):
     the network of the past also reads a few numbers of the item's embedding and its popularity.
     """
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, *, is_expert: bool = False) -> None:
         """Make the networks.
 
         Args:
             dim: D of the item embeddings.
             hidden: Width of the network of the past.
+            is_expert: Whether the past items have an expert of their own (:meth:`of_past`).
         """
         super().__init__()
         self.item = nn.Linear(dim, _ITEM_WIDTH)
         n_popularity = len(POPULARITY_DAYS)
-        width = HISTORY_FEATURES + n_popularity + _ITEM_WIDTH
+        width = HISTORY_FEATURES + n_popularity + _ITEM_WIDTH + int(is_expert)
+        # An own item is scored by (1 + tanh k) times its shared logit; k = 0 leaves that logit as it is.
+        self.trust = nn.Parameter(torch.zeros(())) if is_expert else None
         self.past = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
         self.popularity = nn.Sequential(nn.Linear(n_popularity, 16), nn.GELU(), nn.Linear(16, 1))
         self.counted = nn.Linear(HISTORY_FEATURES, 1)
@@ -101,20 +104,33 @@ class HistoryLogits(nn.Module):
             for parameter in (*self.counted.parameters(), *self.sold.parameters()):
                 parameter.div_(_GAIN)
 
-    def of_past(self, past: Past, vectors: Tensor, counts: Tensor) -> Tensor:
+    def of_past(self, past: Past, vectors: Tensor, counts: Tensor, shared: Tensor | None = None) -> Tensor:
         """Score past items for their users.
+
+        What lifts new items may cost repeats when both share one logit t. An expert of its own for past items,
+        h(features, t) + (1 + tanh k) t, learns how far to trust t.
 
         Args:
             past: The year before the anchor.
             vectors: float [P, D], embeddings of the past items.
             counts: float [P, 4], of :meth:`DailyCounts.recent`.
+            shared: float [P], t: the items' logits from towers and affinity; with an expert only.
 
         Returns:
             float [P], to be added to the item's logits from the towers and from its popularity.
+
+        Raises:
+            ValueError: ``shared`` is missing with an expert, or given without one.
         """
-        seen = torch.cat([past.features, torch.log1p(counts), self.item(vectors)], dim=1)
-        logits: Tensor = _GAIN * (self.past(seen) + self.counted(past.features))
-        return logits.squeeze(1)
+        if (shared is None) != (self.trust is None):
+            raise ValueError("shared: expected exactly where past items have an expert of their own")
+        inputs = [past.features, torch.log1p(counts), self.item(vectors)]
+        if shared is not None:
+            inputs.append(shared.unsqueeze(1) / _GAIN)
+        logits: Tensor = _GAIN * (self.past(torch.cat(inputs, dim=1)) + self.counted(past.features))
+        if shared is None or self.trust is None:
+            return logits.squeeze(1)
+        return logits.squeeze(1) + torch.tanh(_GAIN * self.trust) * shared
 
     def of_popularity(self, counts: Tensor) -> Tensor:
         """Score recent popularity.

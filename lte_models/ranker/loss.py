@@ -114,9 +114,10 @@ def _own_items(
         float [T] logits of the targets with what the past adds, and the candidates.
     """
     past, user, n_users = batch.past, batch.query_user[batch.target_query], len(batch.items)
-    added = model.past_logits(batch, context, embedded)  # [P]
-    query_of_user = torch.argsort(batch.query_user)  # one query per user: history features are as of the anchor
-    logits = model.pair_logits(queries, (query_of_user[past.user], past.items), batch, context, embedded) + added
+    pairs = (model.query_of_user(batch)[past.user], past.items)
+    products = model.pair_products(queries, pairs, embedded)
+    added = model.past_logits(products, batch, context, embedded)  # [P]
+    logits = products + model.pair_popularity(pairs, batch, context) + added
     place, holds_target = _find(past.user, past.items, user, batch.targets, model.n_items + 1)
     if added.numel():
         positives = positives + added[place] * holds_target

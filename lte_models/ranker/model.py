@@ -2,6 +2,7 @@
 
 Axes: B users, L history length (left-padded), D model width, C content width, V items, U rows embedded in a step,
 Q queries, P past items of all users. Row 0 is padding; rows 1..V are items by falling frequency.
+W is the width of the vectors whose inner product scores an item: D of the towers, and C more with the affinity.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lte_models.ranker.affinity import Affinity
 from lte_models.ranker.examples import ExampleBatch
 from lte_models.ranker.history_logits import DailyCounts, HistoryLogits
 from lte_models.ranker.towers import Catalogue, ItemTower, RankerConfig, UserTower
@@ -49,7 +51,9 @@ class Ranker(nn.Module):
             torch.manual_seed(config.seed)
             self.item_tower = ItemTower(config, catalogue)
             self.user_tower = UserTower(config)
-            self.history = HistoryLogits(config.dim, config.history_hidden) if config.history_features else None
+            self.history = _history(config) if config.history_features else None
+            content = self.item_tower.scaled(self.item_tower.content[1:])
+            self.affinity = Affinity(content) if config.affinity else None
 
     @property
     def n_items(self) -> int:
@@ -63,13 +67,17 @@ class Ranker(nn.Module):
             rows: int64 [any], rows that the step needs; row 0 is added.
 
         Returns:
-            float [U, D] embeddings and int64 [V + 1], position of each row in them (0 where it was not asked for).
+            float [U, W] embeddings and int64 [V + 1], position of each row in them (0 where it was not asked for).
         """
         # A step meets popular items hundreds of times: the item tower runs once for each.
         distinct = torch.unique(torch.cat([rows.new_zeros(1), rows.flatten()]))
         position = torch.zeros(self.n_items + 1, dtype=torch.int64, device=rows.device)
         position[distinct] = torch.arange(distinct.numel(), device=rows.device)
-        return self.item_tower(distinct), position
+        vectors = self.item_tower(distinct)
+        if self.affinity is not None:
+            content = self.item_tower.scaled(self.item_tower.content[distinct]) * (distinct > 0).unsqueeze(1)
+            vectors = torch.cat([vectors, content], dim=1)
+        return vectors, position
 
     def queries(self, batch: ExampleBatch, context: Context, vectors: Tensor, position: Tensor) -> Tensor:
         """Encode the batch's queries.
@@ -77,15 +85,19 @@ class Ranker(nn.Module):
         Args:
             batch: Examples.
             context: LTEs.
-            vectors: float [U, D].
+            vectors: float [U, W].
             position: int64 [V + 1].
 
         Returns:
-            float [Q, D].
+            float [Q, W].
         """
-        encoded = self.user_tower(vectors[position[batch.items]], batch, context.lte, context.has_lte)
+        towers = vectors[:, : self.config.dim]
+        encoded = self.user_tower(towers[position[batch.items]], batch, context.lte, context.has_lte)
         picked: Tensor = encoded[batch.query_user, batch.query_position]
-        return picked
+        if self.affinity is None:
+            return picked
+        affinity = self.affinity(self.item_tower.scaled(context.lte), context.has_lte)
+        return torch.cat([picked, affinity[batch.query_user]], dim=1)
 
     def candidate_logits(
         self,
@@ -98,7 +110,7 @@ class Ranker(nn.Module):
         """Score candidates shared by all queries.
 
         Args:
-            queries: float [Q, D].
+            queries: float [Q, W].
             candidates: int64 [S], distinct rows.
             batch: Examples.
             context: Popularity, where history features are on.
@@ -107,13 +119,15 @@ class Ranker(nn.Module):
         Returns:
             float [Q, S].
         """
-        logits = self.shared_logits(queries, candidates, batch, context, embedded)
+        products = _products(queries, candidates, embedded)
         if self.history is None:
-            return logits
+            return products
+        logits = products + self._popularity(candidates, batch, context)
         # A user's past holds a few of V items: their logits are scattered into the matrix instead of computed for all.
         slots = self._slots(candidates)[batch.past.items]
         kept = slots >= 0
-        added = self.past_logits(batch, context, embedded)[kept].to(logits.dtype)
+        own = products[self.query_of_user(batch)[batch.past.user], slots.clamp(min=0)] * kept
+        added = self.past_logits(own, batch, context, embedded)[kept].to(logits.dtype)
         by_user = logits.new_zeros(len(batch.items), candidates.numel())
         by_user = by_user.index_put((batch.past.user[kept], slots[kept]), added)
         return logits + by_user[batch.query_user]
@@ -129,7 +143,7 @@ class Ranker(nn.Module):
         """Score candidates by the towers and by their popularity: all that an index of items can retrieve by.
 
         Args:
-            queries: float [Q, D].
+            queries: float [Q, W].
             candidates: int64 [S], distinct rows.
             batch: Examples.
             context: Popularity, where history features are on.
@@ -138,14 +152,16 @@ class Ranker(nn.Module):
         Returns:
             float [Q, S].
         """
-        vectors, position = embedded
-        logits = queries @ vectors[position[candidates]].T
-        if self.history is None:
-            return logits
+        products = _products(queries, candidates, embedded)
+        return products if self.history is None else products + self._popularity(candidates, batch, context)
+
+    def _popularity(self, candidates: Tensor, batch: ExampleBatch, context: Context) -> Tensor:
+        """Logits of popularity, float [Q, S]; history features must be on."""
+        assert self.history is not None
         # Popularity is the same for all users of a day, and a batch has few days.
         days, day_of_user = torch.unique(batch.anchor_day, return_inverse=True)
-        by_day = self.history.of_popularity(_popularity(context).recent(days.unsqueeze(1), candidates))  # [days, S]
-        return logits + by_day[day_of_user[batch.query_user]]
+        by_day = self.history.of_popularity(_counts(context).recent(days.unsqueeze(1), candidates))  # [days, S]
+        return by_day[day_of_user[batch.query_user]]
 
     def pair_logits(
         self,
@@ -158,7 +174,7 @@ class Ranker(nn.Module):
         """Score one item for one query each, like :meth:`shared_logits`.
 
         Args:
-            queries: float [Q, D].
+            queries: float [Q, W].
             pairs: int64 [N] query and int64 [N] row.
             batch: Examples.
             context: Popularity, where history features are on.
@@ -167,17 +183,31 @@ class Ranker(nn.Module):
         Returns:
             float [N].
         """
-        (query, rows), (vectors, position) = pairs, embedded
-        logits = (queries[query] * vectors[position[rows]]).sum(dim=1)
-        if self.history is None:
-            return logits
-        counts = _popularity(context).recent(batch.anchor_day[batch.query_user[query]], rows)
-        return logits + self.history.of_popularity(counts)
+        return self.pair_products(queries, pairs, embedded) + self.pair_popularity(pairs, batch, context)
 
-    def past_logits(self, batch: ExampleBatch, context: Context, embedded: tuple[Tensor, Tensor]) -> Tensor:
+    def pair_products(self, queries: Tensor, pairs: tuple[Tensor, Tensor], embedded: tuple[Tensor, Tensor]) -> Tensor:
+        """Score one item for one query each by towers and affinity alone: float [N]; arguments as above."""
+        (query, rows), (vectors, position) = pairs, embedded
+        return (queries[query] * vectors[position[rows]]).sum(dim=1)
+
+    def pair_popularity(self, pairs: tuple[Tensor, Tensor], batch: ExampleBatch, context: Context) -> Tensor:
+        """Score one item for one query each by its popularity: float [N]; zeros without history features."""
+        query, rows = pairs
+        if self.history is None:
+            return torch.zeros(len(rows), device=rows.device)
+        return self.history.of_popularity(_counts(context).recent(batch.anchor_day[batch.query_user[query]], rows))
+
+    def query_of_user(self, batch: ExampleBatch) -> Tensor:
+        """The only query of each user, int64 [B]: history features are as of the anchor."""
+        return torch.argsort(batch.query_user)
+
+    def past_logits(
+        self, products: Tensor, batch: ExampleBatch, context: Context, embedded: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """What the user's own past adds to the logit of each past item; history features must be on.
 
         Args:
+            products: float [P], of :meth:`pair_products` for each past item; only an expert reads them.
             batch: Examples.
             context: Popularity.
             embedded: Of :meth:`embed`, with the past items.
@@ -191,8 +221,9 @@ class Ranker(nn.Module):
         if self.history is None:
             raise ValueError("history_features is off: there are no logits of the past")
         past, (vectors, position) = batch.past, embedded
-        counts = _popularity(context).recent(batch.anchor_day[past.user], past.items)
-        return self.history.of_past(past, vectors[position[past.items]], counts)
+        counts = _counts(context).recent(batch.anchor_day[past.user], past.items)
+        towers = vectors[position[past.items], : self.config.dim]
+        return self.history.of_past(past, towers, counts, products if self.config.repeat_expert else None)
 
     def _slots(self, candidates: Tensor) -> Tensor:
         """Place of each row among the candidates, -1 elsewhere: int64 [V + 1]."""
@@ -216,7 +247,17 @@ class Ranker(nn.Module):
         return self.candidate_logits(queries, candidates, batch, context, embedded)
 
 
-def _popularity(context: Context) -> DailyCounts:
+def _history(config: RankerConfig) -> HistoryLogits:
+    return HistoryLogits(config.dim, config.history_hidden, is_expert=config.repeat_expert)
+
+
+def _products(queries: Tensor, candidates: Tensor, embedded: tuple[Tensor, Tensor]) -> Tensor:
+    """Score candidates shared by all queries by towers and affinity alone: float [Q, S]."""
+    vectors, position = embedded
+    return queries @ vectors[position[candidates]].T
+
+
+def _counts(context: Context) -> DailyCounts:
     if context.popularity is None:
         raise ValueError("history_features is on: the batch needs popularity counts")
     return context.popularity

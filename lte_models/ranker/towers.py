@@ -35,6 +35,8 @@ class RankerConfig:
         lte_hidden: Width between two layers, 128 to 1024.
         history_features: Whether the user's own past and recent popularity add learned logits.
         history_hidden: Width of the network that scores the past.
+        repeat_expert: Whether past items have an expert of their own, which also weighs their logit from the towers.
+        affinity: Whether the whitened inner product of LTE and item adds a logit.
         n_ids: Rows of the id embedding, the out-of-vocabulary bucket included.
         n_categories: Codes of categories, unknown included.
         n_brands: Codes of brands, unknown included.
@@ -57,6 +59,8 @@ class RankerConfig:
     lte_hidden: int = 256
     history_features: bool = False
     history_hidden: int = 64
+    repeat_expert: bool = False
+    affinity: bool = False
     n_ids: int = 1
     n_categories: int = 1
     n_brands: int = 1
@@ -70,6 +74,7 @@ class RankerConfig:
             "lte_hidden": not 128 <= self.lte_hidden <= 1024,
             "n_heads": self.n_heads < 1 or self.dim % self.n_heads != 0,
             "history_hidden": self.history_hidden < 1,
+            "repeat_expert": self.repeat_expert and not self.history_features,
             "n_types": self.n_types < 1,
             "max_length": self.max_length < 1,
             "dropout": not 0 <= self.dropout < 1,
@@ -164,7 +169,7 @@ class ItemTower(nn.Module):
             float [U, D]; zeros for row 0.
         """
         parts = [
-            (self.content[rows] - self.content_mean) / self.content_scale,
+            self.scaled(self.content[rows]),
             self.categories(self.category[rows]),
             self.brands(self.brand[rows]),
             self.price_tiers(self.price_tier[rows]),
@@ -173,6 +178,10 @@ class ItemTower(nn.Module):
             parts.append(self.ids(self._visible_ids(rows)))
         vectors: Tensor = self.out(F.gelu(self.hidden(torch.cat(parts, dim=1))))  # [U, D]
         return vectors * (rows > 0).unsqueeze(1)  # row 0 is padding: the layers' biases must not give it a vector
+
+    def scaled(self, content: Tensor) -> Tensor:
+        """Centre and scale vectors of the basis or averages of them: float [..., C]."""
+        return (content - self.content_mean) / self.content_scale
 
     def _visible_ids(self, rows: Tensor) -> Tensor:
         ids = self.id_row[rows]

@@ -86,3 +86,13 @@ def context_of(n_users: int, *, known: bool = True) -> Context:
 
 
 MODES = pytest.mark.parametrize("lte", ["none", "late_fusion", "feature_injection", "prefix_token"])
+SHAPES = pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"history_features": True},
+        {"affinity": True},
+        {"history_features": True, "repeat_expert": True, "affinity": True},
+    ],
+    ids=["towers", "history", "affinity", "live"],
+)

@@ -304,5 +304,9 @@ def test_an_old_key_in_a_variable_names_the_new_key(tmp_path: Path) -> None:
 
 def test_settings_that_an_earlier_version_saved_with_a_model_are_read() -> None:
     saved = {"held_out_days": 3, "train_days": 30, "dim": 8}
-    assert with_new_keys("ranker", saved) == {"validation_days": 3, "train_days": 30, "dim": 8}
-    assert RankerSection(**with_new_keys("ranker", saved)).validation_days == 3
+    # settings that came later describe the earlier version, whatever the default is today
+    later = {"repeat_expert": False, "affinity": False}
+    assert with_new_keys("ranker", saved) == {"validation_days": 3, "train_days": 30, "dim": 8, **later}
+    found = RankerSection(**with_new_keys("ranker", saved))
+    assert (found.validation_days, found.repeat_expert, found.affinity) == (3, False, False)
+    assert with_new_keys("ranker", {"affinity": True})["affinity"]

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,19 @@ from lte_models.ranker.loss import Objective, ranker_loss
 from lte_models.ranker.model import Context, Ranker
 from lte_models.ranker.towers import Catalogue, LteStatistics
 from lte_models.training.sampling import LogUniformSampler
-from tiny_ranker import CONFIG, MODES, C, V, batch_of, catalogue_of_six, context_of, generator, model_of
+from tiny_ranker import (
+    CONFIG,
+    MODES,
+    SHAPES,
+    C,
+    V,
+    batch_of,
+    catalogue_of_six,
+    context_of,
+    generator,
+    model_of,
+    past_of,
+)
 
 
 def _encode(model: Ranker, batch: ExampleBatch, context: Context) -> torch.Tensor:
@@ -21,9 +34,9 @@ def _encode(model: Ranker, batch: ExampleBatch, context: Context) -> torch.Tenso
 
 
 @MODES
-@pytest.mark.parametrize("history", [False, True])
-def test_padding_changes_nothing(lte: str, history: bool) -> None:
-    model, context = model_of(lte=lte, history_features=history), context_of(2)
+@SHAPES
+def test_padding_changes_nothing(lte: str, shape: dict[str, Any]) -> None:
+    model, context = model_of(lte=lte, **shape), context_of(2)
     short, long = batch_of([[1, 2], [0, 4]]), batch_of([[0, 0, 0, 1, 2], [0, 0, 0, 0, 4]])
     long = long._replace(ages=F.pad(short.ages, (3, 0)))
     torch.testing.assert_close(model.scores(short, context), model.scores(long, context))
@@ -114,14 +127,15 @@ def test_ltes_all_alike_are_centred_but_not_blown_up() -> None:
     assert projection.scale.item() == 1.0
 
 
+NEW_PARTS = {"repeat_expert": True, "affinity": True}
 TARGETS = [(0, 2), (0, 3), (1, 6)]
 
 
 @MODES
-@pytest.mark.parametrize("history", [False, True])
+@SHAPES
 @pytest.mark.parametrize("logq", [False, True])
-def test_exhaustive_sampling_is_the_full_softmax_of_the_whole_model(lte: str, history: bool, logq: bool) -> None:
-    model, context = model_of(lte=lte, history_features=history), context_of(2)
+def test_exhaustive_sampling_is_the_full_softmax_of_the_model(lte: str, shape: dict[str, Any], logq: bool) -> None:
+    model, context = model_of(lte=lte, **shape), context_of(2)
     batch = batch_of([[1, 2, 3], [0, 4, 5]], TARGETS)
     log_p = F.log_softmax(model.scores(batch, context), dim=1)
     expected = -(log_p[0, 1] + log_p[0, 2] + log_p[1, 5]) / 3
@@ -165,7 +179,7 @@ def test_history_logits_reach_only_the_users_own_items() -> None:
 
 def test_the_users_own_items_are_always_negatives() -> None:
     # one sampled negative, row 6; each user's past holds rows 1 and 3, so the target of user 0 (row 3) is one of them
-    model, context = model_of(history_features=True), context_of(2)
+    model, context = model_of(history_features=True, **NEW_PARTS), context_of(2)
     batch = batch_of([[1, 2, 3], [0, 4, 5]], [(0, 3), (1, 2)])
     sampler = LogUniformSampler(V, 1)
     seed = next(seed for seed in range(99) if sampler.sample(generator(seed)).item() == 5)
@@ -187,10 +201,10 @@ def test_sampling_with_own_items_estimates_the_full_softmax() -> None:
     assert draws.mean().item() == pytest.approx(full.item(), abs=4 * draws.std().item() / 1500**0.5)
 
 
-@pytest.mark.parametrize("history", [False, True])
+@SHAPES
 @pytest.mark.parametrize("n_samples", [None, 3])
-def test_bfloat16_gives_nearly_the_loss_of_float32(history: bool, n_samples: int | None) -> None:
-    model, context = model_of(history_features=history), context_of(2)
+def test_bfloat16_gives_nearly_the_loss_of_float32(shape: dict[str, Any], n_samples: int | None) -> None:
+    model, context = model_of(**shape), context_of(2)
     batch = batch_of([[1, 2, 3], [0, 4, 5]], TARGETS)
     objective = Objective(LogUniformSampler(V, n_samples) if n_samples else None)
     exact = ranker_loss(model, batch, context, objective, generator(0))
@@ -214,14 +228,16 @@ def test_a_user_without_past_trains_finitely_beside_one_with() -> None:
     assert torch.isfinite(ranker_loss(model, nobody, context, Objective(LogUniformSampler(V, 2)), generator(0)))
 
 
-def test_shared_and_past_logits_add_up() -> None:
-    model, context = model_of(history_features=True), context_of(2)
+@pytest.mark.parametrize("is_live", [False, True])
+def test_shared_and_past_logits_add_up(is_live: bool) -> None:
+    model, context = model_of(history_features=True, repeat_expert=is_live, affinity=is_live), context_of(2)
     batch, rows = batch_of([[1, 2, 3], [0, 4, 5]]), torch.arange(1, V + 1)
     with torch.no_grad():
         embedded = model.embed(rows)
         queries = model.queries(batch, context, *embedded)
         shared = model.shared_logits(queries, rows, batch, context, embedded)
-        added = model.past_logits(batch, context, embedded)
+        own = model.pair_products(queries, (batch.past.user, batch.past.items), embedded)
+        added = model.past_logits(own, batch, context, embedded)
         pairs = (torch.tensor([0, 1, 1]), torch.tensor([2, 1, 6]))
         paired = model.pair_logits(queries, pairs, batch, context, embedded)
     expected = shared.clone()
@@ -229,7 +245,72 @@ def test_shared_and_past_logits_add_up() -> None:
     torch.testing.assert_close(model.scores(batch, context), expected)
     torch.testing.assert_close(paired, shared[[0, 1, 1], [1, 0, 5]])
     with pytest.raises(ValueError, match="history_features is off"):
-        model_of().past_logits(batch, context, embedded)
+        model_of().past_logits(own, batch, context, embedded)
+
+
+def test_an_expert_weighs_what_towers_and_affinity_say_of_an_own_item() -> None:
+    # The expert's network reads nothing here, so that only (1 + tanh k) t and the linear part are left.
+    model, context = model_of(history_features=True, repeat_expert=True, affinity=True), context_of(2)
+    batch, rows = batch_of([[1, 2, 3], [0, 4, 5]]), torch.arange(1, V + 1)
+    history = model.history
+    assert history is not None
+    assert history.trust is not None
+    with torch.no_grad():
+        for parameter in history.past.parameters():
+            parameter.zero_()
+        history.trust.fill_(-0.1)
+        embedded = model.embed(rows)
+        queries = model.queries(batch, context, *embedded)
+        towers = queries @ embedded[0][1:].T  # [2, V], without popularity
+        counted = 4 * history.counted(batch.past.features).squeeze(1)
+        own = towers[batch.past.user, batch.past.items - 1]
+        added = model.past_logits(own, batch, context, embedded)
+    expected = counted + np.tanh(-0.4) * own
+    torch.testing.assert_close(added, expected)
+    with pytest.raises(ValueError, match="expected exactly where past items have an expert"):
+        history.of_past(batch.past, embedded[0][batch.past.items, : CONFIG.dim], torch.zeros(4, 4))
+
+
+def test_affinity_is_the_whitened_inner_product_with_each_row_standardised() -> None:
+    model, context = model_of(affinity=True), context_of(2)
+    affinity = model.affinity
+    assert affinity is not None
+    items = model.item_tower.scaled(model.item_tower.content[1:]).double().numpy()
+    lte = model.item_tower.scaled(context.lte).double().numpy()
+    # another road to the same number: whiten both sides by singular values, then standardise over the items
+    _, singular, directions = np.linalg.svd(items / V**0.5, full_matrices=False)
+    whitening = directions.T / np.sqrt(singular**2 + 0.1 * (singular**2).mean())
+    raw = (lte @ whitening) @ (items @ whitening).T
+    expected = 4 * affinity.scale.item() * (raw - raw.mean(axis=1, keepdims=True)) / raw.std(axis=1, keepdims=True)
+    batch = batch_of([[1, 2, 3], [0, 4, 5]])
+    with torch.no_grad():
+        embedded = model.embed(torch.arange(1, V + 1))
+        queries = model.queries(batch, context, *embedded)
+        found = queries[:, CONFIG.dim :] @ embedded[0][1:, CONFIG.dim :].T
+    # float32 against float64, sums of C = 5 terms of size 1 behind a division by a variance of 0.1 at the least
+    assert found.numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_lte_on_the_mean_of_the_items_and_a_missing_one_give_no_affinity() -> None:
+    model = model_of(lte="none", affinity=True)
+    mean = model.item_tower.content_mean.expand(2, C)
+    batch, unaware = batch_of([[1, 2, 3], [1, 2, 3]]), model_of(lte="none")
+    unaware.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("affinity")})
+    scores = model.scores(batch, Context(mean, torch.tensor([True, False])))
+    torch.testing.assert_close(scores, unaware.scores(batch, context_of(2)))
+
+
+def test_one_item_has_no_spread_to_standardise_by() -> None:
+    catalogue = Catalogue(*(part[:2] for part in catalogue_of_six()))
+    model = Ranker(replace(CONFIG, affinity=True), catalogue).eval()
+    assert torch.isfinite(model.scores(batch_of([[1]])._replace(past=past_of(0)), context_of(1))).all()
+
+
+def test_without_the_new_parts_a_ranker_has_the_weights_it_had() -> None:
+    old, new = (set(model_of(history_features=True, **each).state_dict()) for each in ({}, NEW_PARTS))
+    assert new - old == {"affinity.scale", "affinity.precision", "affinity.covariance", "history.trust"}
+    with pytest.raises(ValueError, match="repeat_expert = True cannot be"):
+        replace(CONFIG, repeat_expert=True)
 
 
 def test_recent_counts_by_hand() -> None:

@@ -1,16 +1,18 @@
+from typing import Any
+
 import pytest
 import torch
 
 from lte_models.ranker.examples import Past
 from lte_models.ranker.retrieval import Retriever
-from tiny_ranker import MODES, V, batch_of, context_of, model_of
+from tiny_ranker import MODES, SHAPES, V, batch_of, context_of, model_of
 
 
 @MODES
-@pytest.mark.parametrize("history", [False, True])
+@SHAPES
 @pytest.mark.parametrize("n_retrieved", [2, 4, V])
-def test_the_candidates_hold_the_best_of_the_whole_vocabulary(lte: str, history: bool, n_retrieved: int) -> None:
-    model, batch, context = model_of(lte=lte, history_features=history), batch_of([[1, 5, 2]]), context_of(1)
+def test_the_candidates_hold_the_best_of_the_vocabulary(lte: str, shape: dict[str, Any], n_retrieved: int) -> None:
+    model, batch, context = model_of(lte=lte, **shape), batch_of([[1, 5, 2]]), context_of(1)
     whole = model.scores(batch, context)[0].detach()
     order = sorted(range(V), key=lambda column: (-float(whole[column]), column))
     rows, scores = Retriever(model, n_retrieved).recommend(batch, context, 2)  # two of the six are the user's own
