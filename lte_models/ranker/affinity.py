@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Directions that carry almost nothing of the basis are noise, and plain whitening would make them as loud as the rest.
-_RIDGE = 0.1
+from lte_models.averages.whitening import whitening
+
 # Adam moves each weight by about the learning rate per step, which is slow for a single number.
 _GAIN = 4.0
 _START = 0.1
@@ -18,9 +18,9 @@ _START = 0.1
 class Affinity(nn.Module):
     """Row-standardised inner products of a whitened LTE with the whitened items, times one learned scale.
 
-    Items are centred and scaled, x_i. The inner product of whitened vectors is y'x_i with y = P (z - mean), where P is
-    the inverse of the items' covariance. Over all items y'x_i has the mean 0 and the variance y'Sy, so dividing by its
-    root standardises the row. The whitening is computed from the basis once, and stored with the weights.
+    With W from :func:`whitening`, items x_i and LTE z centred and scaled, the inner product of the whitened vectors is
+    y'x_i with y = WW'z. Over all items it has the mean 0 and the variance y'Sy, S the items' covariance. So dividing
+    by the root of y'Sy standardises the row. W comes from the basis once, and is stored with the weights.
     """
 
     precision: Tensor
@@ -34,12 +34,9 @@ class Affinity(nn.Module):
         """
         super().__init__()
         content = items.double().cpu()
-        covariance = content.T @ content / len(content)
-        values, vectors = torch.linalg.eigh(covariance)
-        ridge = _RIDGE * values.mean().clamp(min=1e-12)
-        precision = (vectors / (values.clamp(min=0) + ridge)) @ vectors.T
-        self.register_buffer("precision", precision.float())
-        self.register_buffer("covariance", covariance.float())
+        matrix = torch.from_numpy(whitening(items.float().cpu().numpy()).matrix)
+        self.register_buffer("precision", (matrix @ matrix.T).float())
+        self.register_buffer("covariance", (content.T @ content / len(content)).float())
         self.scale = nn.Parameter(torch.tensor(_START))
 
     def forward(self, lte: Tensor, has_lte: Tensor) -> Tensor:
