@@ -377,7 +377,7 @@ class RankerSection:
     lte_hidden: Annotated[int, Field(ge=128, le=1024)] = 256
     dim: Width = 64
     max_length: Annotated[int, Field(ge=1, le=MAX_SEQUENCE)] = MAX_SEQUENCE
-    epochs: Count = 10
+    epochs: Count = 3
     patience: Count = 2
     batch_size: Count = 128
     learning_rate: Positive = 1e-3

@@ -8,6 +8,8 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pyspark.sql import SparkSession
@@ -21,13 +23,15 @@ from jobs.config.sections import Deployment
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.ranker.items import half_life_days, load_candidates
-from jobs.ranker.readers import rebatched, user_ids
+from jobs.ranker.readers import ExampleReader, rebatched, user_ids
 from jobs.registry.bundles import ModelError, bundle_folder, prune_bundles
-from jobs.train_ranker import example_readers, train, training_anchors
+from jobs.train_ranker import example_readers, falling_rate, train, training_anchors
 from lte_builders import put, put_basis
+from lte_models.ranker.examples import ExampleCollate
 from lte_models.training.bundle import load_bundle
 from lte_models.training.manifest import BundleError, Manifest, read_manifest, vocabulary_hash
-from lte_models.training.trainer import STATE
+from lte_models.training.stream import StagedRows
+from lte_models.training.trainer import STATE, Progress
 from ranker_shop import (
     BASIS,
     DIM,
@@ -287,6 +291,14 @@ def test_readers_yield_the_users_of_their_rows(own: tuple[Lake, Deployment], tmp
     assert len(user_ids(reader.rows)) == len(lengths)
     parts = list(lake.batches(INTERACTIONS, columns=("user_id",)))
     assert [p.num_rows for p in rebatched(parts, 10**9)] == [sum(part.num_rows for part in parts)]
+
+
+def test_the_rate_falls_to_zero_over_all_epochs(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user_id": ["a", "b", "c", "d", "e"]}), tmp_path / "rows.parquet")
+    rows = StagedRows([tmp_path / "rows.parquet"], "")
+    # five examples in batches of two are three steps per epoch, so six steps in two epochs
+    rate = falling_rate(ExampleReader(rows, ExampleCollate(np.zeros(1, dtype=np.int64)), 2), 2)
+    assert [rate(Progress(total_steps=n)) for n in (0, 3, 6, 7)] == [1, 0.5, 0, 0]
 
 
 def test_old_bundles_go_and_the_horizon_stays(deployment: Deployment) -> None:

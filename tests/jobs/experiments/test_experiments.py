@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from jobs import experiment as task
 from jobs.basis.basis import configured_basis
 from jobs.config.loading import load_deployment
-from jobs.config.sections import Deployment, ExperimentSection
+from jobs.config.sections import Deployment, ExperimentSection, RankerSection
 from jobs.config.window import ConfigError
 from jobs.experiments import pool
 from jobs.experiments import run as job
@@ -54,10 +54,12 @@ from jobs.experiments.training import (
     AutoencoderWork,
     Prepared,
     autoencoder_ltes,
+    fit,
     lte_maker,
     new_ranker,
     ranked,
     run_work,
+    train_config,
 )
 from jobs.experiments.training import Work as RankerWork
 from jobs.lake.lake import Lake
@@ -129,6 +131,19 @@ def test_leakage_is_looked_for_under_both_objectives_and_causal_training_has_no_
     assert ("clm", False, False, "prefix token, uniform, [365,60], causal training") in found
     assert ("next_day", True, False, "prefix token, uniform, [365,60]") in found
     assert not any(history for objective, history, _, _ in found if objective == "clm")
+
+
+def test_the_live_ranker_is_compared_with_no_lte_of_the_same_architecture_and_so_is_its_control() -> None:
+    found = {(c.variant.label, c.baseline.label) for c in contrasts("live", [])}
+    live = "prefix token, uniform, [365,60], affinity, repeat expert"
+    assert {(live, "no LTE"), (live, "no LTE, repeat expert")} < found
+    assert (f"{live}, LTE of another user", "no LTE, repeat expert") in found
+    # the settings' defaults are the variant that the experiment calls live
+    assert (RankerSection().lte, RankerSection().affinity, RankerSection().repeat_expert) == (
+        "prefix_token",
+        True,
+        True,
+    )
 
 
 def test_longer_histories_have_as_many_more_interactions() -> None:
@@ -467,6 +482,33 @@ def test_ranks_are_those_of_the_models_own_scores(staged: Any, variant: Variant)
     assert top[:, 0].tolist() == scores.argmax(dim=1).tolist()
 
 
+def test_the_control_gives_each_user_the_lte_of_another(staged: Any) -> None:
+    _, _, shop = staged
+    batch = _judged_batch(staged)
+    true, control = (
+        lte_maker(Variant("prefix_token", history=True, shuffled=shuffled), shop, None)(batch)
+        for shuffled in (False, True)
+    )
+    assert torch.equal(control[0][1:], true[0][:-1])
+    assert torch.equal(control[1][1:], true[1][:-1])
+    assert not torch.allclose(control[0], true[0])
+
+
+def test_each_step_is_smaller_than_the_one_before_and_the_last_epoch_is_kept() -> None:
+    model, seen = torch.nn.Linear(1, 1, bias=False), []
+
+    def loss(_: int, __: torch.Generator) -> torch.Tensor:
+        seen.append(model.weight.item())
+        total: torch.Tensor = model(torch.ones(1)).sum()  # gradient 1 in every step
+        return total
+
+    progress = fit(model, loss, lambda _: [0, 1], None, train_config(2, 0.5, 0), 2)
+    steps = -np.diff([*seen, model.weight.item()])
+    # Adam moves a weight by the rate where the gradient is constant: shares 1, 3/4, 2/4, 1/4 of .5
+    assert steps == pytest.approx([0.5, 0.375, 0.25, 0.125], rel=1e-3)
+    assert progress.best_epoch == 1
+
+
 def test_the_autoencoder_stands_in_as_embed_users_does(staged: Any) -> None:
     folder, deployment, shop = staged
     work = AutoencoderWork(folder, "encoder", 1.0, 0, deployment.experiment, deployment.autoencoder)
@@ -520,7 +562,7 @@ def test_every_experiment_writes_delta_rows_a_csv_and_a_plot(tiny: Any, all_run:
         main = [row for row in found[name] if row["baseline"] and row["metric"] == "ndcg_at_500"]
         whole = [row for row in main if row["targets"] == row["short_history"] == "all"]
         # what goes live, without and with an LTE, is also compared with the best baseline
-        assert len(whole) == len(contrasts(name, (60, 120))) + 2 * (name == "integration")
+        assert len(whole) == len(contrasts(name, (60, 120))) + 2 * (name in ("integration", "live"))
         assert all(0 < row["value"] <= 1 and row["n_seeds"] == 2 and row["n_days"] == 2 for row in whole)
         assert all(row["uplift_low"] <= row["uplift"] <= row["uplift_high"] for row in whole)
         path = Path(deployment.paths.reports) / "experiments" / "tiny" / name
