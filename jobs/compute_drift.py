@@ -19,7 +19,6 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.basis.matrix import load_matrix, pinned_basis
-from jobs.config.sections import Deployment
 from jobs.drift.references import find_references
 from jobs.drift.summaries import (
     SLICE,
@@ -33,7 +32,8 @@ from jobs.drift.summaries import (
     vectors_of,
 )
 from jobs.drift.turnover import _COUNTS, lake_turnover
-from jobs.lake.lake import Lake, Metrics, open_lake
+from jobs.lake.day import Day
+from jobs.lake.lake import Metrics, open_lake
 from jobs.lte.settings import BLOCK_USERS
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import parse_config
@@ -48,16 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare ``--ds`` with the days before it."""
     config = parse_config(argv, JOB, __doc__)
     with open_lake(config.deployment, JOB, config.ds) as lake:
-        lake.record_metrics(config.ds, JOB, write_drift(lake, config.deployment, config.ds))
+        lake.record_metrics(config.ds, JOB, write_drift(Day(lake, config.deployment, config.ds)))
 
 
-def write_drift(lake: Lake, deployment: Deployment, ds: date) -> Metrics:
+def write_drift(day: Day) -> Metrics:
     """Write lte_drift of ``ds``.
 
     Args:
-        lake: Reads user_lte, interactions, event_days, item_embeddings, metrics.
-        deployment: Windows, methods, offsets, partitions.
-        ds: Data day.
+        day: Its lake holds user_lte, interactions, event_days, item_embeddings, metrics; its deployment has windows,
+            methods, offsets, partitions.
 
     Returns:
         The metrics of :func:`drift_metrics`, of norms and of the reference days; labels are method/window/offset.
@@ -66,19 +65,19 @@ def write_drift(lake: Lake, deployment: Deployment, ds: date) -> Metrics:
         LteError: user_lte has no rows of ``ds``, or the rows were made with other settings.
         jobs.basis.basis.BasisError: The rows of a day have two bases, or the basis is damaged.
     """
-    references = find_references(lake, deployment, ds)
-    basis = pinned_basis(lake, references.basis_version)
+    references = find_references(day)
+    basis = pinned_basis(day.lake, references.basis_version)
     matrix = load_matrix(basis)
-    extent = drift.basis_extent(matrix.vectors, matrix.known_ages(ds) >= 0)
-    of_basis = lake.read(USER_LTE).where(F.col("basis_version") == F.lit(references.basis_version))
-    centres = lte_centres(of_basis.where(F.col("ds") == F.lit(ds)), extent.max_norm)
-    changes = lake_turnover(lake, deployment, ds, references, basis)
+    extent = drift.basis_extent(matrix.vectors, matrix.known_ages(day.ds) >= 0)
+    of_basis = day.lake.read(USER_LTE).where(F.col("basis_version") == F.lit(references.basis_version))
+    centres = lte_centres(of_basis.where(F.col("ds") == F.lit(day.ds)), extent.max_norm)
+    changes = lake_turnover(day, references, basis)
     means = {key: centre.mean for key, centre in centres.items()}
     task = JudgeTask(extent, means, frozenset(references.other_settings))
-    averages = lake.read(USER_LTE, where={"method": POOLED_METHODS})
-    lake.replace(judged(averages, changes, ds, references.offsets, task), LTE_DRIFT, _whole(ds))
-    metrics = drift_metrics(lake.read(LTE_DRIFT, where={"ds": ds}))
-    shares = own_nearest_shares(of_basis, ds, references.offsets)
+    averages = day.lake.read(USER_LTE, where={"method": POOLED_METHODS})
+    day.lake.replace(judged(averages, changes, day.ds, references.offsets, task), LTE_DRIFT, _whole(day.ds))
+    metrics = drift_metrics(day.lake.read(LTE_DRIFT, where={"ds": day.ds}))
+    shares = own_nearest_shares(of_basis, day.ds, references.offsets)
     return metrics | shares | references.metrics() | norm_metrics(centres) | {"basis_max_norm": extent.max_norm}
 
 

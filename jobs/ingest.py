@@ -22,6 +22,7 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from jobs.config.sections import Deployment
+from jobs.lake.day import Day
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.landing.checks import RowRules
 from jobs.landing.erased import erased_users
@@ -88,35 +89,34 @@ class Staged:
         return self.rows[target].where(F.col("reason").isNotNull())
 
 
-def ingest(lake: Lake, deployment: Deployment, ds: date) -> None:
+def ingest(day: Day) -> None:
     """Ingest landing day ``ds`` and earlier days with files that were not ingested yet.
 
     Args:
-        lake: The deployment's lake.
-        deployment: Landing folder, engine and rules.
-        ds: Data day.
+        day: Its deployment has the landing folder, the engine and the rules.
 
     Raises:
         LandingError: There are too many bad rows, files of an ingested day are missing, or counts do not add up.
     """
-    other_case = require_landing(deployment.paths.landing, TARGETS)
+    lake, landing = day.lake, day.deployment.paths.landing
+    other_case = require_landing(landing, TARGETS)
     log = _ingest_log(lake)
-    files = list(chain.from_iterable(landing_files(deployment.paths.landing, target) for target in TARGETS))
-    batch = plan_batch(files, {name: n_bytes for _, name, n_bytes in log if name}, ds)
+    files = list(chain.from_iterable(landing_files(landing, target) for target in TARGETS))
+    batch = plan_batch(files, {name: n_bytes for _, name, n_bytes in log if name}, day.ds)
     _say_plan(batch, log)
-    _say_misplaced(deployment.paths.landing, other_case)
+    _say_misplaced(landing, other_case)
     held = {
         target: _held_days(lake, table, batch) for target, table in (("interactions", INTERACTIONS), ("items", ITEMS))
     }
-    refuse_missing_days(batch, {target: [landing for landing, _ in days] for target, days in held.items()})
+    refuse_missing_days(batch, {target: [landed for landed, _ in days] for target, days in held.items()})
     # Removes what a killed run left. This run holds the lease, so no other run reads these files.
     _remove(lake.for_engine(STAGING))
-    staging = lake.for_engine(f"{STAGING}/{ds}-{secrets.token_hex(8)}")
+    staging = lake.for_engine(f"{STAGING}/{day.ds}-{secrets.token_hex(8)}")
     try:
-        staged = _staged(lake, deployment, batch, staging)
+        staged = _staged(lake, day.deployment, batch, staging)
         _say_first_faults(staged)
-        refuse_bad_shares(batch, staged.counts, deployment.interactions.max_bad_share)
-        _write_batch(lake, batch, staged, {day for _, day in held["interactions"] if day is not None})
+        refuse_bad_shares(batch, staged.counts, day.deployment.interactions.max_bad_share)
+        _write_batch(lake, batch, staged, {event_day for _, event_day in held["interactions"] if event_day is not None})
     finally:
         _remove(staging)
 
@@ -420,7 +420,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the flags, open the lake and ingest."""
     config = parse_config(argv, JOB, __doc__)
     with open_lake(config.deployment, JOB, config.ds) as lake:
-        ingest(lake, config.deployment, config.ds)
+        ingest(Day(lake, config.deployment, config.ds))
 
 
 if __name__ == "__main__":

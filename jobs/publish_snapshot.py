@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
+from jobs.lake.day import Day
 from jobs.lake.lake import Lake, open_lake
 from jobs.lake.reader import lake_reader
 from jobs.lte.settings import recorded_half_life
@@ -107,7 +108,7 @@ def publish_day(config: PublishConfig) -> str:
     try:
         with open_lake(config.deployment, "publish_snapshot", config.ds) as lake:
             require_gates(lake, config.ds)
-            source = snapshot_source(lake, config.deployment, config.ds)
+            source = snapshot_source(Day(lake, config.deployment, config.ds))
             require_validated(lake, source)
             require_ranker(config, source)
             return _outcome(publish_and_log(lake, store, source, config), store)
@@ -195,7 +196,7 @@ def require_ranker(config: PublishConfig, source: SnapshotSource) -> None:
         ) from error
 
 
-def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSource:
+def snapshot_source(day: Day) -> SnapshotSource:
     """The slice of user_lte that a deployment serves.
 
     The engine counts and samples the rows. The rows to load are streamed without the engine, in bounded memory.
@@ -203,29 +204,29 @@ def snapshot_source(lake: Lake, deployment: Deployment, ds: date) -> SnapshotSou
     Raises:
         PublishRefusedError: The slice is empty, or holds vectors of several bases.
     """
-    where = served_slice(deployment, ds)
-    slice_rows = lake.read(USER_LTE, where=where)
+    where = served_slice(day.deployment, day.ds)
+    slice_rows = day.lake.read(USER_LTE, where=where)
     counts = {row["basis_version"]: row["count"] for row in slice_rows.groupBy("basis_version").count().collect()}
     if len(counts) != 1:
         place = " ".join(f"{name}={value}" for name, value in where.items())
         raise PublishRefusedError(f"table user_lte, {place}: expected rows of one basis, got {counts or 'none'}")
-    validated = validated_state(lake, ds)
+    validated = validated_state(day.lake, day.ds)
     sample = slice_rows.select(*SERVED_COLUMNS).orderBy(F.md5("user_id")).limit(SAMPLE_ROWS)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        return lake.batches(USER_LTE, columns=SERVED_COLUMNS, where=where)
+        return day.lake.batches(USER_LTE, columns=SERVED_COLUMNS, where=where)
 
     return SnapshotSource(
-        ds=ds,
+        ds=day.ds,
         basis_version=next(iter(counts)),
-        lte_window=deployment.publish.window,
-        method=deployment.publish.method,
+        lte_window=day.deployment.publish.window,
+        method=day.deployment.publish.method,
         code_version=code_version(),
         row_count=next(iter(counts.values())),
         batches=batches,
         sample=lambda: sample.toArrow().to_batches(),
         validated=validated.checksum if validated else None,
-        half_life_days=recorded_half_life(lake_reader(deployment), ds, deployment.publish.method),
+        half_life_days=recorded_half_life(lake_reader(day.deployment), day.ds, day.deployment.publish.method),
     )
 
 

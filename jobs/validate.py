@@ -19,7 +19,6 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.basis.matrix import BasisMatrix, load_matrix, pinned_basis
-from jobs.config.sections import Deployment
 from jobs.gates.autoencoder_measures import measure_autoencoder
 from jobs.gates.checkpoints import GateOutcome, GateRun
 from jobs.gates.measured import Measured, one_a_label
@@ -37,7 +36,7 @@ from jobs.gates.suites import (
     with_interaction_rules,
     with_lte_rules,
 )
-from jobs.lake.day import BasisDay
+from jobs.lake.day import BasisDay, Day
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.lake.predicates import Predicate
 from jobs.landing.event_days import DAYS_BACK
@@ -96,20 +95,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Validate ``--ds``."""
     config = parse_config(argv, JOB, __doc__)
     with open_lake(config.deployment, JOB, config.ds) as lake:
-        outcomes = validate_day(lake, config.deployment, config.ds)
+        outcomes = validate_day(Day(lake, config.deployment, config.ds))
     print(summary(outcomes, config.ds, docs_index(config.deployment, config.ds)), flush=True)
     require_success(outcomes, config.ds)
 
 
-def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[GateOutcome]:
+def validate_day(day: Day) -> list[GateOutcome]:
     """Run every checkpoint of ds; write gate_results, metrics and Data Docs, even when expectations failed.
 
     When this function raises, the table has no gate_results of ds.
 
     Args:
-        lake: Reads all tables of the daily run.
-        deployment: Limits and folders.
-        ds: Data day.
+        day: Its lake holds all tables of the daily run; its deployment has limits and folders.
 
     Returns:
         One outcome per expectation.
@@ -119,87 +116,87 @@ def validate_day(lake: Lake, deployment: Deployment, ds: date) -> list[GateOutco
         jobs.basis.basis.BasisError: The basis is damaged.
     """
     # An earlier pass may be about rows that changed since. Publishing needs these results, so it stops without them.
-    lake.delete(GATE_RESULTS, {"ds": ds})
-    forget_validated(lake, ds)
-    claim(Path(deployment.paths.data_docs), deployment, "paths.data_docs")
-    basis_version = served_basis(lake, deployment, ds)
-    seen = servable_state(lake, deployment, ds)
-    matrix = load_matrix(pinned_basis(lake, basis_version))
-    extent = basis_extent(matrix.vectors, matrix.known_ages(ds) >= 0)
-    run = GateRun(ds)
-    checked = table_checks(lake, deployment, ds, basis_version, matrix, extent)
+    day.lake.delete(GATE_RESULTS, {"ds": day.ds})
+    forget_validated(day.lake, day.ds)
+    claim(Path(day.deployment.paths.data_docs), day.deployment, "paths.data_docs")
+    in_basis = day.on(served_basis(day))
+    seen = servable_state(day)
+    matrix = load_matrix(pinned_basis(day.lake, in_basis.basis_version))
+    extent = basis_extent(matrix.vectors, matrix.known_ages(day.ds) >= 0)
+    run = GateRun(day.ds)
+    checked = table_checks(in_basis, matrix, extent)
     outcomes = [outcome for check in checked for outcome in run.rows(*check)]
-    measured = one_a_label(measures(lake, deployment, ds, basis_version))
+    measured = one_a_label(measures(in_basis))
     outcomes += [outcome for each in measured for outcome in run.measured(each)]
-    require_unchanged(lake, deployment, ds, seen)
+    require_unchanged(day, seen)
     if seen is not None:
-        record_validated(lake, ds, basis_version, seen)
-    write_outcomes(lake, outcomes, ds)
-    lake.record_metrics(ds, JOB, gate_metrics(outcomes, measured))
-    run.write_docs(docs_index(deployment, ds).parent)
+        record_validated(day.lake, day.ds, in_basis.basis_version, seen)
+    write_outcomes(day.lake, outcomes, day.ds)
+    day.lake.record_metrics(day.ds, JOB, gate_metrics(outcomes, measured))
+    run.write_docs(docs_index(day.deployment, day.ds).parent)
     return outcomes
 
 
-def served_basis(lake: Lake, deployment: Deployment, ds: date) -> str:
+def served_basis(day: Day) -> str:
     """Basis of the slice to publish.
 
     Raises:
         GateError: The slice has no rows.
     """
-    where = served_slice(deployment, ds)
-    first = lake.read(USER_LTE, where=where).select("basis_version").orderBy("basis_version").first()
+    where = served_slice(day.deployment, day.ds)
+    first = day.lake.read(USER_LTE, where=where).select("basis_version").orderBy("basis_version").first()
     if first is None:
         place = ", ".join(f"{name}={value}" for name, value in where.items())
         raise GateError(f"table user_lte, {place}: no rows to validate: run compute_lte first")
     return str(first["basis_version"])
 
 
-def servable_state(lake: Lake, deployment: Deployment, ds: date) -> SliceState | None:
+def servable_state(day: Day) -> SliceState | None:
     """State of the rows to publish; None if a row cannot be served, in which case a gate fails and names the row."""
     try:
-        return slice_state(lake, deployment, ds)
+        return slice_state(day)
     except BadRowError:
         return None
 
 
-def require_unchanged(lake: Lake, deployment: Deployment, ds: date, seen: SliceState | None) -> None:
+def require_unchanged(day: Day, seen: SliceState | None) -> None:
     """Refuse rows that changed while the gates read them: nobody can know which of the rows were judged.
 
     Raises:
         GateError: The rows changed.
     """
-    if seen is None or lake.version(USER_LTE) == seen.version:
+    if seen is None or day.lake.version(USER_LTE) == seen.version:
         return
-    now = servable_state(lake, deployment, ds)
+    now = servable_state(day)
     if now is None or not now.is_same(seen):
         raise GateError(
-            f"table user_lte, ds={ds}: expected {seen} to the end of the validation, got {now}: another job wrote "
+            f"table user_lte, ds={day.ds}: expected {seen} to the end of the validation, got {now}: another job wrote "
             "meanwhile; run validate again"
         )
 
 
-def table_checks(
-    lake: Lake, deployment: Deployment, ds: date, basis_version: str, matrix: BasisMatrix, extent: BasisExtent
-) -> Iterator[Checked]:
+def table_checks(day: BasisDay, matrix: BasisMatrix, extent: BasisExtent) -> Iterator[Checked]:
     """Rows of each table with their suite: the generated suite and, for some tables, rules written by hand."""
-    is_new = landed_since(last_read(lake, ds), ds)
+    is_new = landed_since(last_read(day.lake, day.ds), day.ds)
     dim = matrix.vectors.shape[1]
-    interactions = with_interaction_rules(scalars(lake.read(INTERACTIONS).where(is_new("landing_ds")), INTERACTIONS))
-    yield INTERACTIONS, interactions, table_suite(INTERACTIONS) + interaction_suite(deployment.interactions.types)
-    days = with_counted_events(scalars(lake.read(EVENT_DAYS), EVENT_DAYS), lake.read(INTERACTIONS))
+    interactions = with_interaction_rules(
+        scalars(day.lake.read(INTERACTIONS).where(is_new("landing_ds")), INTERACTIONS)
+    )
+    yield INTERACTIONS, interactions, table_suite(INTERACTIONS) + interaction_suite(day.deployment.interactions.types)
+    days = with_counted_events(scalars(day.lake.read(EVENT_DAYS), EVENT_DAYS), day.lake.read(INTERACTIONS))
     yield EVENT_DAYS, days, table_suite(EVENT_DAYS) + event_day_suite()
     for table in (INGEST_LOG, QUARANTINE, ITEMS):
-        yield table, scalars(lake.read(table).where(is_new("landing_ds")), table), table_suite(table)
-    vectors = lake.read(ITEM_EMBEDDINGS, where={"basis_version": basis_version}).where(is_new("first_ds"))
+        yield table, scalars(day.lake.read(table).where(is_new("landing_ds")), table), table_suite(table)
+    vectors = day.lake.read(ITEM_EMBEDDINGS, where={"basis_version": day.basis_version}).where(is_new("first_ds"))
     yield ITEM_EMBEDDINGS, scalars(vectors, ITEM_EMBEDDINGS), table_suite(ITEM_EMBEDDINGS) + basis_suite(dim)
-    ltes = with_lte_rules(scalars(lake.read(USER_LTE, where={"ds": ds}), USER_LTE), extent.max_norm)
-    yield USER_LTE, ltes, table_suite(USER_LTE) + lte_suite(dim, basis_version)
-    moved = with_drift_rules(scalars(lake.read(LTE_DRIFT, where={"ds": ds}), LTE_DRIFT))
+    ltes = with_lte_rules(scalars(day.lake.read(USER_LTE, where={"ds": day.ds}), USER_LTE), extent.max_norm)
+    yield USER_LTE, ltes, table_suite(USER_LTE) + lte_suite(dim, day.basis_version)
+    moved = with_drift_rules(scalars(day.lake.read(LTE_DRIFT, where={"ds": day.ds}), LTE_DRIFT))
     yield LTE_DRIFT, moved, table_suite(LTE_DRIFT) + drift_suite()
-    of_day: Predicate = {"ds": ds}
+    of_day: Predicate = {"ds": day.ds}
     for table, where in ((USER_HISTORIES, of_day), (RUNS, of_day), (METRICS, {**of_day, "job": LTE_JOBS})):
-        yield table, scalars(lake.read(table, where=where), table), table_suite(table)
-    yield LIVE_SNAPSHOT, scalars(lake.read(LIVE_SNAPSHOT), LIVE_SNAPSHOT), table_suite(LIVE_SNAPSHOT)
+        yield table, scalars(day.lake.read(table, where=where), table), table_suite(table)
+    yield LIVE_SNAPSHOT, scalars(day.lake.read(LIVE_SNAPSHOT), LIVE_SNAPSHOT), table_suite(LIVE_SNAPSHOT)
 
 
 def last_passed(lake: Lake, ds: date) -> date | None:
@@ -234,22 +231,20 @@ def landed_since(last: date | None, ds: date) -> Callable[[str], Column]:
     return condition
 
 
-def measures(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Iterator[Measured]:
+def measures(day: BasisDay) -> Iterator[Measured]:
     """All measured values that the gates judge in addition to rows."""
-    yield measure_input(lake, deployment, ds)
-    yield measure_catalogue(lake, deployment, ds, basis_version)
-    yield measure_basis(lake, basis_version)
-    yield from measure_slices(lake, deployment, ds, is_stale=is_stale(lake, deployment, ds, basis_version))
-    yield from measure_drift(lake, deployment, ds)
-    yield from measure_autoencoder(lake, deployment, ds)
+    yield measure_input(day)
+    yield measure_catalogue(day)
+    yield measure_basis(day.lake, day.basis_version)
+    yield from measure_slices(day, is_stale=is_stale(day))
+    yield from measure_drift(day)
+    yield from measure_autoencoder(day)
 
 
-def is_stale(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> bool:
+def is_stale(day: BasisDay) -> bool:
     """Whether the inputs of compute_lte changed since it ran for ds."""
-    run = lake.read(RUNS, where={"ds": ds, "job": LTE_JOB}).select("input_fingerprint").first()
-    return run is None or run["input_fingerprint"] != input_fingerprint_as_of(
-        BasisDay(lake, deployment, ds, basis_version)
-    )
+    run = day.lake.read(RUNS, where={"ds": day.ds, "job": LTE_JOB}).select("input_fingerprint").first()
+    return run is None or run["input_fingerprint"] != input_fingerprint_as_of(day)
 
 
 def write_outcomes(lake: Lake, outcomes: Sequence[GateOutcome], ds: date) -> None:

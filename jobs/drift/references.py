@@ -10,7 +10,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.basis.basis import single_basis
-from jobs.config.sections import Deployment, LteSection
+from jobs.config.sections import LteSection
+from jobs.lake.day import Day
 from jobs.lake.lake import Lake, Metrics
 from jobs.lte.settings import LteError, lte_settings
 from jobs.runtime.day import LTE_JOB
@@ -41,27 +42,30 @@ class References:
         return {name: float(len(offsets)) for name, offsets in kinds.items()}
 
 
-def find_references(lake: Lake, deployment: Deployment, ds: date) -> References:
+def find_references(day: Day) -> References:
     """Find the configured offsets whose days have LTEs to compare with.
 
     Raises:
         LteError: user_lte has no rows of ``ds``, or the rows were not made with the configured settings.
         jobs.basis.basis.BasisError: A day's rows have two bases.
     """
-    days = {ds - timedelta(days=offset): offset for offset in deployment.drift.offsets_days}
+    lake, ds = day.lake, day.ds
+    days = {ds - timedelta(days=offset): offset for offset in day.deployment.drift.offsets_days}
     averages = lake.read(USER_LTE, where={"ds": [ds, *days], "method": POOLED_METHODS})
     found = averages.select("ds", "basis_version").distinct()
-    bases = {day: single_basis(found.where(F.col("ds") == day), f"table user_lte, ds={day}") for day in _days(found)}
+    bases = {
+        each: single_basis(found.where(F.col("ds") == each), f"table user_lte, ds={each}") for each in _days(found)
+    }
     if ds not in bases:
         raise LteError(f"table user_lte: no rows for ds={ds}: run compute_lte first")
-    settings = lte_settings(deployment.lte)
+    settings = lte_settings(day.deployment.lte)
     recorded = _recorded_settings(lake, [ds, *days])
     if recorded.get(ds) != settings:
         raise LteError(
             f"table user_lte, ds={ds}: made with {recorded.get(ds)}, configured is {settings}: run compute_lte"
         )
-    same = {days[day] for day, basis_version in bases.items() if day != ds and basis_version == bases[ds]}
-    others = {days[day] for day in bases if day != ds} - same
+    same = {days[each] for each, basis_version in bases.items() if each != ds and basis_version == bases[ds]}
+    others = {days[each] for each in bases if each != ds} - same
     changed = {offset for offset in same if recorded.get(ds - timedelta(days=offset)) != settings}
     return References(bases[ds], tuple(sorted(same)), tuple(sorted(changed)), tuple(sorted(others)))
 

@@ -15,11 +15,10 @@ from pyspark.sql.types import DoubleType, IntegerType, LongType, StringType, Str
 
 from jobs.basis.basis import known_items, read_basis
 from jobs.basis.matrix import BasisKey, load_matrix
-from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
 from jobs.drift.references import References
 from jobs.drift.summaries import USER, Slice
-from jobs.lake.lake import Lake
+from jobs.lake.day import Day
 from jobs.lte.packing import collected, packed_interactions
 from jobs.lte.settings import BLOCK_USERS, lte_windows, n_partitions, weightings
 from jobs.lte.windows import in_window, reach, window_ages
@@ -37,15 +36,17 @@ _TURNOVER_SCHEMA = StructType(
 )
 
 
-def lake_turnover(lake: Lake, deployment: Deployment, ds: date, references: References, basis: BasisKey) -> DataFrame:
+def lake_turnover(day: Day, references: References, basis: BasisKey) -> DataFrame:
     """Count what entered and left each user's windows since each reference day, from the lake's interactions."""
-    windows, offsets = lte_windows(deployment.lte), references.offsets
+    windows, offsets = lte_windows(day.deployment.lte), references.offsets
     window = reach(windows, offset_days=max(offsets, default=0))
-    total = lake.read(EVENT_DAYS).where(in_window(ds, window)).agg(F.sum("n_events").alias("n")).collect()[0]["n"]
-    items = known_items(read_basis(lake, references.basis_version), ds)
-    codes = packed_interactions(lake.read(INTERACTIONS), items, ds, window)
-    task = TurnoverTask(basis, ds, tuple(windows), tuple(weightings(deployment.lte).values()), offsets)
-    partitions = n_partitions(total or 0, deployment.engine.partitions)
+    total = (
+        day.lake.read(EVENT_DAYS).where(in_window(day.ds, window)).agg(F.sum("n_events").alias("n")).collect()[0]["n"]
+    )
+    items = known_items(read_basis(day.lake, references.basis_version), day.ds)
+    codes = packed_interactions(day.lake.read(INTERACTIONS), items, day.ds, window)
+    task = TurnoverTask(basis, day.ds, tuple(windows), tuple(weightings(day.deployment.lte).values()), offsets)
+    partitions = n_partitions(total or 0, day.deployment.engine.partitions)
     return codes.repartition(partitions, "user_id").mapInArrow(task, _TURNOVER_SCHEMA)
 
 

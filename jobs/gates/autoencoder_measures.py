@@ -13,9 +13,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, IntegerType, StringType, StructField, StructType
 
-from jobs.config.sections import Deployment
 from jobs.drift.summaries import lte_centres, vectors_of
 from jobs.gates.measured import ACTIVE_ITEMS, AUTOENCODER, DAY, Limit, Measured, limits_of
+from jobs.lake.day import Day
 from jobs.lake.lake import Lake
 from lte_models.averages import drift
 from lte_models.averages.pooling import Float32Array
@@ -122,17 +122,17 @@ def _pairwise(
     return pa.array(values, mask=mask | np.isnan(values))
 
 
-def measure_autoencoder(lake: Lake, deployment: Deployment, ds: date) -> list[Measured]:
+def measure_autoencoder(day: Day) -> list[Measured]:
     """Compare the autoencoder's LTEs with yesterday's LTEs and with uniform LTEs.
 
     Returns:
         The frame of the gates and, for the report, one frame without limits per bucket of activity. The list is empty
         when the autoencoder wrote no LTEs.
     """
-    window = deployment.autoencoder.window
-    if not deployment.autoencoder.enabled:
+    window = day.deployment.autoencoder.window
+    if not day.deployment.autoencoder.enabled:
         return []
-    changes = autoencoder_changes(lake, ds, window)
+    changes = autoencoder_changes(day.lake, day.ds, window)
     by_bucket = [row.asDict() for row in changes.groupBy("activity").agg(*_quantiles()).collect()]
     if not by_bucket:
         return []
@@ -142,7 +142,7 @@ def measure_autoencoder(lake: Lake, deployment: Deployment, ds: date) -> list[Me
         Measured("user_lte", f"{label}/{row.pop('activity')}", {f"autoencoder_{name}": row[name] for name in row}, ())
         for row in by_bucket
     ]
-    return [_gated_autoencoder(lake, deployment, ds, changes, active), *buckets]
+    return [_gated_autoencoder(day, changes, active), *buckets]
 
 
 def _quantiles() -> list[Column]:
@@ -151,12 +151,10 @@ def _quantiles() -> list[Column]:
     return [F.count("*").alias("n_users"), F.count("cosine").alias("n_with_yesterday"), *found]
 
 
-def _gated_autoencoder(
-    lake: Lake, deployment: Deployment, ds: date, changes: DataFrame, active: Mapping[str, float | None]
-) -> Measured:
-    window = deployment.autoencoder.window
+def _gated_autoencoder(day: Day, changes: DataFrame, active: Mapping[str, float | None]) -> Measured:
+    window = day.deployment.autoencoder.window
     ours, uniform = (
-        lake.read(USER_LTE, where={"ds": ds, "method": method, "lte_window": window}).select("user_id")
+        day.lake.read(USER_LTE, where={"ds": day.ds, "method": method, "lte_window": window}).select("user_id")
         for method in (AUTOENCODER, "uniform")
     )
     missing, extra = uniform.join(ours, "user_id", "left_anti"), ours.join(uniform, "user_id", "left_anti")
@@ -165,7 +163,7 @@ def _gated_autoencoder(
         "n_autoencoder_users_missing": missing.count(),
         "n_autoencoder_users_extra": extra.count(),
     }
-    has_yesterday = f"no LTEs of the autoencoder of {ds - DAY}, or nobody with {ACTIVE_ITEMS} items on both days"
+    has_yesterday = f"no LTEs of the autoencoder of {day.ds - DAY}, or nobody with {ACTIVE_ITEMS} items on both days"
     nobody = f"no user with {ACTIVE_ITEMS} items"
     reasons = {
         "autoencoder_cosine_p01": has_yesterday,
@@ -181,7 +179,10 @@ def _gated_autoencoder(
             Limit("n_autoencoder_users_missing", maximum=0, setting="the users of the uniform LTEs"),
             Limit("n_autoencoder_users_extra", maximum=0, setting="the users of the uniform LTEs"),
             *limits_of(
-                deployment.gates, "autoencoder_cosine_p01", "autoencoder_drift_p99", "autoencoder_uniform_cosine_p50"
+                day.deployment.gates,
+                "autoencoder_cosine_p01",
+                "autoencoder_drift_p99",
+                "autoencoder_uniform_cosine_p50",
             ),
         ),
         skipped={name: why for name, why in reasons.items() if values[name] is None},

@@ -19,6 +19,7 @@ from jobs.basis.basis import catalogue_versions
 from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
 from jobs.gates.measured import ACTIVE_ITEMS, AUTOENCODER, DAY, Limit, Measured, limits_of
+from jobs.lake.day import BasisDay, Day
 from jobs.lake.lake import Lake
 from jobs.lte.settings import lte_windows
 from jobs.lte.windows import in_window
@@ -36,35 +37,35 @@ LEAST_DAYS = 3
 LEAST_USUAL = 10
 
 
-def measure_catalogue(lake: Lake, deployment: Deployment, ds: date, basis_version: str) -> Measured:
+def measure_catalogue(day: BasisDay) -> Measured:
     """How much of the catalogue has a vector."""
-    catalogue = catalogue_versions(lake.read(ITEMS), ds).select("item_id")
-    basis = lake.read(ITEM_EMBEDDINGS, where={"basis_version": basis_version}).select("item_id")
+    catalogue = catalogue_versions(day.lake.read(ITEMS), day.ds).select("item_id")
+    basis = day.lake.read(ITEM_EMBEDDINGS, where={"basis_version": day.basis_version}).select("item_id")
     bare = catalogue.join(basis, "item_id", "left_anti")
     n_items, n_bare = catalogue.count(), bare.count()
     return Measured(
         table="items",
         label="",
         values={"n_items": n_items, "unembedded_share": n_bare / n_items if n_items else None},
-        limits=limits_of(deployment.gates, "unembedded_share"),
-        skipped={} if n_items else {"unembedded_share": f"no item landed up to {ds}"},
+        limits=limits_of(day.deployment.gates, "unembedded_share"),
+        skipped={} if n_items else {"unembedded_share": f"no item landed up to {day.ds}"},
         rows={"unembedded_share": lambda: bare.orderBy("item_id")},
     )
 
 
-def measure_input(lake: Lake, deployment: Deployment, ds: date) -> Measured:
+def measure_input(day: Day) -> Measured:
     """Number of interactions of ds compared with the usual number, and the age of the newest interactions.
 
     See :func:`usual_volume`. A closed weekday has a usual number of 0 and is not judged.
     """
-    days = lake.read(EVENT_DAYS).where((F.col("event_date") <= F.lit(ds)) & (F.col("n_events") > 0))
+    days = day.lake.read(EVENT_DAYS).where((F.col("event_date") <= F.lit(day.ds)) & (F.col("n_events") > 0))
     ends = days.agg(F.min("event_date").alias("first"), F.max("event_date").alias("last")).collect()[0]
-    recent = days.where(F.col("event_date") >= F.lit(ds - WEEKS * WEEK)).select("event_date", "n_events").collect()
+    recent = days.where(F.col("event_date") >= F.lit(day.ds - WEEKS * WEEK)).select("event_date", "n_events").collect()
     counts = {row["event_date"]: int(row["n_events"]) for row in recent}
-    usual = usual_volume(counts, ends["first"] or ds, ds)
-    n_events = counts.get(ds, 0)
+    usual = usual_volume(counts, ends["first"] or day.ds, day.ds)
+    n_events = counts.get(day.ds, 0)
     share = n_events / usual if usual > LEAST_USUAL else None
-    age = (ds - ends["last"]).days if ends["last"] else None
+    age = (day.ds - ends["last"]).days if ends["last"] else None
     why = f"{usual} interactions are usual, and {LEAST_USUAL} or fewer say nothing"
     skipped = {} if share is not None else {"volume_share": why, "volume_excess": why}
     return Measured(
@@ -77,9 +78,9 @@ def measure_input(lake: Lake, deployment: Deployment, ds: date) -> Measured:
             "volume_excess": share,
             "event_age_days": age,
         },
-        limits=limits_of(deployment.gates, "volume_share", "volume_excess", "event_age_days"),
-        skipped=skipped | ({} if age is not None else {"event_age_days": f"no interaction up to {ds}"}),
-        rows={name: lambda: _weekdays(lake, ds) for name in ("volume_share", "volume_excess")},
+        limits=limits_of(day.deployment.gates, "volume_share", "volume_excess", "event_age_days"),
+        skipped=skipped | ({} if age is not None else {"event_age_days": f"no interaction up to {day.ds}"}),
+        rows={name: lambda: _weekdays(day.lake, day.ds) for name in ("volume_share", "volume_excess")},
     )
 
 
@@ -141,23 +142,21 @@ def measure_basis(lake: Lake, basis_version: str) -> Measured:
     )
 
 
-def measure_slices(lake: Lake, deployment: Deployment, ds: date, *, is_stale: bool) -> list[Measured]:
+def measure_slices(day: Day, *, is_stale: bool) -> list[Measured]:
     """Users and interactions of each configured slice of ds, and of the autoencoder's slice if there is one.
 
     Args:
-        lake: Reads user_lte and event_days.
-        deployment: Slices and limits.
-        ds: Data day.
+        day: Its lake holds user_lte and event_days; its deployment has slices and limits.
         is_stale: Whether interactions changed since the LTEs were computed. If so, n_interactions_missing is skipped.
     """
-    users = slice_users(lake, ds)
+    users = slice_users(day.lake, day.ds)
     counted = {(row["method"], row["lte_window"]): _numbers(row) for row in slice_counts(users).collect()}
-    windows = {str(window): _n_events(lake, ds, window) for window in lte_windows(deployment.lte)}
-    wanted = [(method, window) for method in deployment.lte.methods for window in windows]
-    learned = (AUTOENCODER, deployment.autoencoder.window)
-    if deployment.autoencoder.enabled and counted.get(learned, {}).get("n_users"):
+    windows = {str(window): _n_events(day.lake, day.ds, window) for window in lte_windows(day.deployment.lte)}
+    wanted = [(method, window) for method in day.deployment.lte.methods for window in windows]
+    learned = (AUTOENCODER, day.deployment.autoencoder.window)
+    if day.deployment.autoencoder.enabled and counted.get(learned, {}).get("n_users"):
         wanted.append(learned)
-    return [_measured_slice(key, counted.get(key), users, windows, deployment, ds, is_stale) for key in wanted]
+    return [_measured_slice(key, counted.get(key), users, windows, day.deployment, day.ds, is_stale) for key in wanted]
 
 
 def _numbers(row: Row) -> dict[str, Any]:
@@ -265,12 +264,14 @@ def _slice_limits(key: tuple[str, str], deployment: Deployment) -> tuple[Limit, 
     )
 
 
-def measure_drift(lake: Lake, deployment: Deployment, ds: date) -> list[Measured]:
+def measure_drift(day: Day) -> list[Measured]:
     """Per slice, the violations of the bound over all offsets and the quantiles of the change of one day."""
-    rows = lake.read(LTE_DRIFT, where={"ds": ds})
+    rows = day.lake.read(LTE_DRIFT, where={"ds": day.ds})
     found = {(row["method"], row["lte_window"]): _numbers(row) for row in drift_quantiles(rows).collect()}
-    keys = [(method, str(window)) for method in deployment.lte.methods for window in lte_windows(deployment.lte)]
-    return [_measured_drift(key, found.get(key), rows, deployment, ds) for key in keys]
+    keys = [
+        (method, str(window)) for method in day.deployment.lte.methods for window in lte_windows(day.deployment.lte)
+    ]
+    return [_measured_drift(key, found.get(key), rows, day.deployment, day.ds) for key in keys]
 
 
 def drift_quantiles(lte_drift: DataFrame) -> DataFrame:

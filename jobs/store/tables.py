@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.config.sections import Deployment
+from jobs.lake.day import Day
 from jobs.lake.lake import Lake
 from jobs.lake.predicates import Predicate
 from jobs.runtime.code_version import code_version
@@ -51,15 +52,17 @@ def served_slice(deployment: Deployment, ds: date) -> Predicate:
     return {"ds": ds, "method": deployment.publish.method, "lte_window": deployment.publish.window}
 
 
-def slice_state(lake: Lake, deployment: Deployment, ds: date) -> SliceState:
+def slice_state(day: Day) -> SliceState:
     """Count and checksum of the served slice, read past the engine in bounded memory.
 
     Raises:
         jobs.store.rows.BadRowError: A row cannot be served.
     """
     # The version is read first. Rows that are written meanwhile make the recorded version too old, never too new.
-    version = lake.version(USER_LTE)
-    checksum, n_rows = rows_checksum(lake.batches(USER_LTE, columns=SERVED_COLUMNS, where=served_slice(deployment, ds)))
+    version = day.lake.version(USER_LTE)
+    checksum, n_rows = rows_checksum(
+        day.lake.batches(USER_LTE, columns=SERVED_COLUMNS, where=served_slice(day.deployment, day.ds))
+    )
     return SliceState(-1 if version is None else version, n_rows, checksum)
 
 

@@ -22,6 +22,7 @@ from jobs.build_report import main, page, parse_flags
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError, LteWindow
+from jobs.lake.day import Day
 from jobs.lake.lake import Lake, Metrics
 from jobs.report.facts import Distributions, Facts, count_distributions, coverage, gather
 from jobs.report.tables import verdict
@@ -71,7 +72,7 @@ def shop(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     ]
     put(lake, QUARANTINE, bad)
     put(lake, USER_LTE, [(HOSTILE, [2.0, 0.0], 1, 0, BASIS, DS, "uniform", "365-60")])  # too long, and too many
-    validate_day(lake, deployment, DS)
+    validate_day(Day(lake, deployment, DS))
     ranked: Metrics = {
         ("ndcg_at_500", model): value for model, value in (("candidate", 0.437), ("popularity_7d", 0.297))
     }

@@ -15,7 +15,7 @@ from jobs.config.sections import DriftSection, LteSection
 from jobs.drift.references import find_references
 from jobs.drift.summaries import FIXED_POINT, SumTask, centre_of
 from jobs.lake.conform import conformed
-from jobs.lake.day import BasisDay
+from jobs.lake.day import BasisDay, Day
 from jobs.lte.settings import LteError
 from lte_builders import BASIS, DS, Event, put_basis, put_events, schema_of
 from schemas import LTE_DRIFT, METRICS, USER_LTE
@@ -55,7 +55,7 @@ def test_by_hand(engine_lake, configured):
     events += [Event("latest", "a", 90), Event("latest", "b", 90), Event("only_now", "a", 0)]
     put_events(engine_lake, events)
     run_lte(engine_lake, configured, 1, 0)
-    metrics = write_drift(engine_lake, configured, DS)
+    metrics = write_drift(Day(engine_lake, configured, DS))
     rows = drift_rows(engine_lake)
     assert sorted(rows) == ["latest", "left", "new", "same", "turned"]  # only_now was not there before
 
@@ -95,7 +95,7 @@ def test_recency_is_judged_by_masses(lake, configured):
     put_basis(lake, {"a": A, "b": B})
     put_events(lake, [Event("u", "a", 150), Event("u", "b", 60)])
     run_lte(lake, configured, 1, 0)
-    write_drift(lake, configured, DS)
+    write_drift(Day(lake, configured, DS))
     row = drift_rows(lake, "recency")["u"]
     assert row["drift"] == pytest.approx(((2 / 3) ** 2 * 2) ** 0.5, abs=1e-6)
     assert row["bound"] == pytest.approx(2 * 2 / 3)
@@ -109,7 +109,7 @@ def test_late_data_make_the_reference_stale_and_are_not_judged(lake, configured)
     run_lte(lake, configured, 1)
     put_events(lake, [Event("late", "c", 200)])  # lands after yesterday's run, and turns a into 0
     run_lte(lake, configured, 0)
-    metrics = write_drift(lake, configured, DS)
+    metrics = write_drift(Day(lake, configured, DS))
     rows = drift_rows(lake)
     assert {user: (r["reference_stale"], r["bound_ok"]) for user, r in rows.items()} == {
         "late": (True, True),
@@ -131,7 +131,7 @@ def test_corrupted_lte_breaks_the_bound(lake, configured):
         schema_of(USER_LTE),
     )
     lake.replace(wrong, USER_LTE, where)
-    metrics = write_drift(lake, configured, DS)
+    metrics = write_drift(Day(lake, configured, DS))
     assert {user: row["bound_ok"] for user, row in drift_rows(lake).items()} == {"u": False, "v": True}
     assert metrics["n_bound_broken", "uniform/365-60/1"] == 1
     assert metrics["n_bound_broken", "recency/365-60/1"] == 0
@@ -144,7 +144,7 @@ def test_nan_in_a_stored_lte_is_no_pass(lake, configured):
     row = ("u", [float("nan"), 1.0], 1, 0, BASIS, DS - timedelta(days=1), "uniform", "365-60")
     where = {"ds": DS - timedelta(days=1), "method": "uniform", "lte_window": "365-60"}
     lake.replace(lake.spark.createDataFrame([row], schema_of(USER_LTE)), USER_LTE, where)
-    write_drift(lake, configured, DS)
+    write_drift(Day(lake, configured, DS))
     assert not drift_rows(lake)["u"]["bound_ok"]
 
 
@@ -156,9 +156,9 @@ def test_other_settings_are_not_judged_and_another_basis_is_left_out(lake, confi
     put_basis(lake, {"a": A, "b": B}, basis_version="older")
     run_lte(lake, configured, 5, basis_version="older")
     run_lte(lake, configured, 0)
-    references = find_references(lake, configured, DS)
+    references = find_references(Day(lake, configured, DS))
     assert (references.offsets, references.other_settings, references.other_basis) == ((1,), (1,), (5,))
-    metrics = write_drift(lake, configured, DS)
+    metrics = write_drift(Day(lake, configured, DS))
     row = drift_rows(lake, "recency")["u"]
     assert (row["reference_stale"], row["bound_ok"]) == (True, True)
     assert row["drift"] > row["bound"] + 0.1  # half-life 1 against 90
@@ -169,15 +169,15 @@ def test_missing_rows_mixed_bases_and_other_settings_of_ds_are_named(lake, confi
     put_basis(lake, {"a": A})
     put_events(lake, [Event("u", "a", 100)])
     with pytest.raises(LteError, match=f"table user_lte: no rows for ds={DS}"):
-        write_drift(lake, configured, DS)
+        write_drift(Day(lake, configured, DS))
     run_lte(lake, configured, 0)
     other = dataclasses.replace(configured, lte=dataclasses.replace(configured.lte, half_life_days=7.0))
     with pytest.raises(LteError, match=rf"user_lte, ds={DS}: made with .*90.* configured is .*7\.0"):
-        write_drift(lake, other, DS)
+        write_drift(Day(lake, other, DS))
     mixed = lake.spark.createDataFrame([("w", A, 1, 0, "b2", DS, "uniform", "60-0")], schema_of(USER_LTE))
     lake.append(conformed(mixed, USER_LTE), USER_LTE)
     with pytest.raises(BasisError, match=f"user_lte, ds={DS}: basis versions b2 and {BASIS} must not be mixed"):
-        write_drift(lake, configured, DS)
+        write_drift(Day(lake, configured, DS))
 
 
 def test_main_without_any_reference_writes_no_rows(lake, configured, deployment_file):
@@ -199,10 +199,10 @@ def test_rerun_gives_the_same_rows_and_metrics(engine_lake, configured):
     events = [Event(f"u{rng.integers(9)}", names[rng.integers(8)], int(rng.integers(50, 380))) for _ in range(120)]
     put_events(engine_lake, events)
     run_lte(engine_lake, configured, 5, 1, 0)
-    first = write_drift(engine_lake, configured, DS)
+    first = write_drift(Day(engine_lake, configured, DS))
     rows = drift_rows(engine_lake, offset=5)
     assert len(rows) > 5
-    assert write_drift(engine_lake, configured, DS) == first
+    assert write_drift(Day(engine_lake, configured, DS)) == first
     assert drift_rows(engine_lake, offset=5) == rows
     assert first["n_bound_broken", "recency/365-60/5"] == 0
     assert 0 < first["own_nearest_share", "uniform/365-60/1"] <= 1

@@ -19,6 +19,7 @@ from deployments import CONFIG
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.ingest import ingest
+from jobs.lake.day import Day
 from jobs.lake.lake import Lake
 from jobs.lake.reader import lake_reader
 from jobs.landing.erased import user_hash
@@ -64,7 +65,7 @@ def test_bad_rows_have_reasons_and_lines_and_counts_are_conserved(lake: Lake, de
         "u,i",
     ]
     land(deployment, "2017-01-02", "a.csv", *good, *bad, good[0])
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     found = {row.line: row.reason for row in lake.read(QUARANTINE).collect()}
     reasons = (
         "null_user_id oversize_item_id bad_timestamp timestamp_before_earliest future_timestamp "
@@ -82,7 +83,7 @@ def test_a_late_landing_does_not_bring_an_erased_user_back(lake: Lake, deploymen
     lake.replace_rows(erased, ERASURES, {"salt": salt})
     events = [f"{user},i1,2017-01-02T10:00:00Z,click" for user in ("17", "18", "178", "17.0", "\t17")]
     land(deployment, "2017-01-02", "a.csv", *events, "17,i1,no day,click")
-    ingest(lake, deployment, DS)  # four of six rows are kept out, and are not bad: max_bad_share is 0.5
+    ingest(Day(lake, deployment, DS))  # four of six rows are kept out, and are not bad: max_bad_share is 0.5
     assert sorted(row.user_id for row in lake.read(INTERACTIONS).collect()) == ["178", "18"]
     kept = [(row.reason, row.detail, row.raw, row.found_user_id) for row in lake.read(QUARANTINE).collect()]
     assert kept == [("erased_user", "", "erased", None)] * 4
@@ -92,10 +93,10 @@ def test_rerun_and_hole_filling_leave_the_same_tables(lake: Lake, deployment: De
     # The second file repeats a key of the first, and brings a late event of the day before.
     land(deployment, "2017-01-01", "a.csv", "u1,i1,2017-01-01T10:00:00,click")
     land(deployment, "2017-01-02", "b.csv", "u1,i1,2017-01-01T11:00:00+01:00,click", "u2,i1,2017-01-01,click")
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     before = [rows_of(lake, table) for table in (INTERACTIONS, EVENT_DAYS, QUARANTINE, INGEST_LOG)]
     version = lake.version(INTERACTIONS)
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     assert [rows_of(lake, table) for table in (INTERACTIONS, EVENT_DAYS, QUARANTINE, INGEST_LOG)] == before
     assert lake.version(INTERACTIONS) == version
     assert [(row[0], row[6]) for row in before[0]] == [("u1", date(2017, 1, 1)), ("u2", date(2017, 1, 2))]
@@ -105,13 +106,13 @@ def test_rerun_and_hole_filling_leave_the_same_tables(lake: Lake, deployment: De
 def test_missing_day_is_refused_and_too_many_bad_rows_write_nothing(lake: Lake, deployment: Deployment) -> None:
     path = land(deployment, "2017-01-02", "a.csv", "u1,i1,2017-01-01,click", "u,i,never,click", "u,i,no,click")
     with pytest.raises(LandingError, match=r"2 of 3 rows are bad.*bad_timestamp 2"):
-        ingest(lake, deployment, DS)
+        ingest(Day(lake, deployment, DS))
     assert lake.version(INTERACTIONS) is None
     land(deployment, "2017-01-02", "a.csv", "u1,i1,2017-01-01,click")
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     path.unlink()
     with pytest.raises(LandingError, match=r"ds=2017-01-02 is missing or empty"):
-        ingest(lake, deployment, DS)
+        ingest(Day(lake, deployment, DS))
 
 
 TABLES_OF_INGEST = (INTERACTIONS, ITEMS, EVENT_DAYS, QUARANTINE, INGEST_LOG)
@@ -145,7 +146,7 @@ def test_both_engines_bring_the_same_rows_and_overlapping_files_bring_each_once(
     overlap = [event("u2", "i1", hour), event("u1", "i1", hour, "purchase"), event("u3", "i1", hour)]
     land_text(deployment, "interactions", "b.jsonl", "".join(json.dumps(row) + "\n" for row in overlap))
     land_text(deployment, "items", "a.jsonl", '{"item_id": "i1", "title": "hat"}\n{"item_id": "i1", "title": "cap"}\n')
-    ingest(engine_lake, deployment, DS)
+    ingest(Day(engine_lake, deployment, DS))
     keys = sorted((row.user_id, row.interaction_type) for row in engine_lake.read(INTERACTIONS).collect())
     assert keys == [("u1", "click"), ("u1", "purchase"), ("u2", "click"), ("u3", "click")]
     found = [(row.source_file[-7:], row.line, row.reason, row.detail) for row in engine_lake.read(QUARANTINE).collect()]
@@ -160,11 +161,11 @@ def test_both_engines_bring_the_same_rows_and_overlapping_files_bring_each_once(
 def test_the_same_file_under_another_name_brings_nothing_twice(lake: Lake, deployment: Deployment) -> None:
     lines = ["u1,i1,2017-01-02T10:00:00Z,click", "u2,i1,2017-01-02T10:00:00Z,click"]
     land(deployment, "2017-01-02", "a.csv", *lines)
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     before = rows_of(lake, INTERACTIONS)
     land(deployment, "2017-01-02", "copy.csv", *lines)
     land(deployment, "2017-01-03", "again.csv", *lines)
-    ingest(lake, deployment, DS + timedelta(days=1))  # the copy is a hole of the day before
+    ingest(Day(lake, deployment, DS + timedelta(days=1)))  # the copy is a hole of the day before
     assert rows_of(lake, INTERACTIONS) == before
     assert lake.read(QUARANTINE, where={"reason": "duplicate_event"}).count() == 4
     require_conservation(lake)
@@ -172,10 +173,10 @@ def test_the_same_file_under_another_name_brings_nothing_twice(lake: Lake, deplo
 
 def test_late_events_change_their_own_day_and_are_told_apart(lake: Lake, deployment: Deployment) -> None:
     land(deployment, "2017-01-01", "a.csv", "u1,i1,2017-01-01T10:00:00Z,click")
-    ingest(lake, deployment, date(2017, 1, 1))
+    ingest(Day(lake, deployment, date(2017, 1, 1)))
     [before] = lake.read(EVENT_DAYS).collect()
     land(deployment, "2017-01-02", "a.csv", "u2,i1,2017-01-01T11:00:00Z,click", "u2,i1,2017-01-02T11:00:00Z,click")
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     days = {row.event_date: row for row in lake.read(EVENT_DAYS).collect()}
     assert {day: row.n_events for day, row in days.items()} == {date(2017, 1, 1): 2, DS: 1}
     assert days[date(2017, 1, 1)].checksum != before.checksum  # what an LTE of that day was computed from is no more
@@ -187,14 +188,14 @@ def test_an_empty_day_is_remembered_and_filled_when_its_files_come(
     lake: Lake, deployment: Deployment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(deployment.paths.landing, "interactions", "ds=2017-01-02").mkdir(parents=True)
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     assert "WARNING: no files in landing interactions/ds=2017-01-02" in capsys.readouterr().err
     assert [(row.source_file, row.rows_read) for row in lake.read(INGEST_LOG).collect()] == [("", 0)]
     land(deployment, "2017-01-02", "empty.csv")
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     assert [(row.source_file[-9:], row.rows_read) for row in lake.read(INGEST_LOG).collect()] == [("empty.csv", 0)]
     land(deployment, "2017-01-02", "late.csv", "u1,i1,2017-01-02T10:00:00Z,click")
-    ingest(lake, deployment, date(2017, 1, 3))
+    ingest(Day(lake, deployment, date(2017, 1, 3)))
     assert lake.read(INTERACTIONS).count() == 1
 
 
@@ -204,7 +205,7 @@ def test_files_in_the_wrong_place_are_said_once(
     land(deployment, "2017-01-02", "a.csv", "u1,i1,2017-01-02T10:00:00Z,click")
     land(deployment, "2017-01-02/hour=3", "b.csv", "u2,i1,2017-01-02T10:00:00Z,click")
     land(deployment, "2017-01-02/hour=4", "c.csv", "u3,i1,2017-01-02T10:00:00Z,click")
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     [warning] = [line for line in capsys.readouterr().err.splitlines() if "ignored" in line]
     assert warning == (
         "ingest: WARNING: landing interactions: 2 files ignored, not at interactions/ds=YYYY-MM-DD/FILE; "
@@ -218,17 +219,17 @@ def test_a_torn_file_is_one_bad_row_and_none_of_its_rows_is_taken(lake: Lake, de
     path = land(deployment, "2017-01-02", "torn.csv.gz")
     whole = gzip.compress("\n".join([HEADER, *[f"v{n},i{n},2017-01-02T10:00:00Z,click" for n in range(3000)]]).encode())
     path.write_bytes(whole[:-20])
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     assert {row.user_id[0] for row in lake.read(INTERACTIONS).collect()} == {"u"}
     [bad] = lake.read(QUARANTINE).collect()
     assert (bad.source_file, bad.line, bad.reason) == ("interactions/ds=2017-01-02/torn.csv.gz", 0, "unreadable_file")
     path.write_bytes(whole)  # delivered again, whole: the day is taken again
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     assert (lake.read(INTERACTIONS).count(), lake.read(QUARANTINE).count()) == (3009, 0)
     careful = replace(deployment, interactions=replace(deployment.interactions, max_bad_share=0.4))
     path.write_bytes(whole[:-20])
     with pytest.raises(LandingError, match=r"1 of 2 files cannot be read: a share of 0\.5000"):
-        ingest(lake, careful, DS)
+        ingest(Day(lake, careful, DS))
     assert lake.read(INTERACTIONS).count() == 3009
 
 
@@ -250,7 +251,7 @@ def test_a_file_that_is_refused_whole_is_a_lost_file_whatever_the_reason(
     careful = replace(deployment, interactions=replace(deployment.interactions, max_bad_share=0.01))
     # One bad row of 201 would pass: nobody knows how many rows the other file held.
     with pytest.raises(LandingError, match=rf"1 of 201 rows are bad, 1 of 2 files .*{reason}.*nothing was written"):
-        ingest(lake, careful, DS)
+        ingest(Day(lake, careful, DS))
     assert [lake.version(table) for table in TABLES_OF_INGEST] == [None] * len(TABLES_OF_INGEST)
 
 
@@ -268,7 +269,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_named_and_nothing_is_written(
     with pytest.raises(
         LandingError, match=r"landing interactions/ds=2017-01-02/gone\.csv, ds=2017-01-02: gone .*nothing"
     ):
-        ingest(lake, deployment, DS)
+        ingest(Day(lake, deployment, DS))
     assert lake.version(INTERACTIONS) is None
     assert list((Path(lake.root) / "_staging" / "ingest").glob("*")) == []
 
@@ -282,7 +283,7 @@ def test_a_crash_before_any_write_is_repaired_by_the_next_run(
         deployment, "2017-01-02", "b.csv", "u2,i1,2017-01-01T10:00:00Z,click", "u,i,no,click", "u3,i1,2017-01-02,click"
     )
     clean = Lake(lake.spark, f"{lake.root}_clean")
-    ingest(clean, deployment, DS)
+    ingest(Day(clean, deployment, DS))
     write = Lake.replace
 
     def dying(self: Lake, df: DataFrame, written: Table, *rest: Any, **more: Any) -> int:
@@ -293,11 +294,11 @@ def test_a_crash_before_any_write_is_repaired_by_the_next_run(
     with monkeypatch.context() as patched:
         patched.setattr(Lake, "replace", dying)
         with pytest.raises(KeyboardInterrupt):
-            ingest(lake, deployment, DS)
+            ingest(Day(lake, deployment, DS))
     staging = Path(lake.root) / "_staging" / "ingest"
     (staging / "2017-01-01-killed").mkdir(parents=True)
     (staging / "2017-01-01-killed" / "rows.parquet").write_bytes(b"what a run left that was killed")
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     assert everything(lake) == everything(clean)
     assert list(staging.glob("*")) == []
 
@@ -315,7 +316,7 @@ def test_entries_that_are_no_files_are_named_and_the_rest_of_the_day_goes_on(
     (good.parent / "gone.csv").symlink_to("/nonexistent/b.csv")
     os.mkfifo(good.parent / "pipe.csv")
     Path(os.fsdecode(os.fsencode(good.parent) + b"/caf\xe9.csv")).write_text(HEADER)
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     said = errors(capsys)
     for name, what in {"gone.csv": "a link that leads", "pipe.csv": "a pipe", "caf\\xe9.csv": "no UTF-8"}.items():
         assert any(name in line and what in line for line in said.splitlines()), (name, said)
@@ -324,14 +325,14 @@ def test_entries_that_are_no_files_are_named_and_the_rest_of_the_day_goes_on(
     assert lake.read(INTERACTIONS).count() == 2
     careful = replace(deployment, interactions=replace(deployment.interactions, max_bad_share=0.01))
     with pytest.raises(LandingError, match=r"3 of 7 files cannot be read.*nothing was written"):
-        ingest(lake, careful, DS)
+        ingest(Day(lake, careful, DS))
 
 
 def test_a_day_that_is_a_link_to_nowhere_stops_the_run(lake: Lake, deployment: Deployment) -> None:
     land(deployment, "2017-01-02", "a.csv", "u1,i1,2017-01-02T10:00:00Z,click")
     (Path(deployment.paths.landing) / "interactions/ds=2017-01-01").symlink_to("/nonexistent/day")
     with pytest.raises(LandingError, match=r"ds=2017-01-01: .*1 of 1 files cannot be read.*nothing was written"):
-        ingest(lake, deployment, DS)
+        ingest(Day(lake, deployment, DS))
     assert lake.version(INTERACTIONS) is None
 
 
@@ -340,17 +341,17 @@ def test_a_file_that_grew_after_it_was_taken_is_taken_anew(
 ) -> None:
     first, second = "u1,i1,2017-01-01T10:00:00Z,click", "u2,i1,2017-01-01T11:00:00Z,click"
     before = land(deployment, "2017-01-01", "a.csv", first).stat().st_size
-    ingest(lake, deployment, date(2017, 1, 1))
+    ingest(Day(lake, deployment, date(2017, 1, 1)))
     after = land(deployment, "2017-01-01", "a.csv", first, second).stat().st_size
     land(deployment, "2017-01-02", "b.csv", "u1,i1,2017-01-02T10:00:00Z,click")
     errors(capsys)
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     assert (
         f"WARNING: interactions/ds=2017-01-01/a.csv had {before} bytes when it was ingested and has {after} now"
         in errors(capsys)
     )
     assert sorted(row.user_id for row in lake.read(INTERACTIONS).collect()) == ["u1", "u1", "u2"]
-    ingest(lake, deployment, DS)  # the size is known now
+    ingest(Day(lake, deployment, DS))  # the size is known now
     assert "bytes when it was ingested" not in errors(capsys)
 
 
@@ -359,12 +360,12 @@ def test_what_is_missing_or_misnamed_is_said(
 ) -> None:
     landing = Path(deployment.paths.landing)
     with pytest.raises(LandingError, match=r"paths\.landing: expected a folder, got .*landing, which does not exist"):
-        ingest(lake, deployment, DS)
+        ingest(Day(lake, deployment, DS))
     (landing / "Interactions").mkdir(parents=True)
     with pytest.raises(LandingError, match="expected a folder 'interactions', got 'Interactions'; rename"):
-        ingest(lake, deployment, DS)
+        ingest(Day(lake, deployment, DS))
     land(deployment, "2017-01-02", "a.csv", "u1,17.0,2017-01-02T10:00:00Z,click", "u1,17,2017-01-01T10:00:00Z,click")
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     said = errors(capsys)
     assert "WARNING: landing Interactions/ is ignored: expected interactions/, got Interactions/" in said
     assert "WARNING: interactions/ds=2017-01-02/a.csv: 1 rows have an id like 17.0" in said
@@ -373,7 +374,7 @@ def test_what_is_missing_or_misnamed_is_said(
         in said
     )
     land_text(deployment, "items", "a.jsonl", '{"item_id": "17", "title": "hat"}\n')
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     said = errors(capsys)
     assert "WARNING: the catalogue first landed on 2017-01-02, after the first event (2017-01-01)" in said
     assert "land the catalogue that belongs to these events in items/ds=2017-01-01" in said
@@ -426,7 +427,7 @@ def test_any_mix_of_days_and_files_conserves_rows_and_is_the_same_again(
     for day, files in days.items():
         for name, lines in files.items():
             land(deployment, str(day), name, *lines)
-    ingest(lake, deployment, two)
+    ingest(Day(lake, deployment, two))
     kept, n_bad, n_duplicate = oracle(days)
     found = {
         (row.user_id, row.item_id, f"{row.event_ts:%Y-%m-%dT%H:%M:%SZ}", row.interaction_type)
@@ -437,7 +438,7 @@ def test_any_mix_of_days_and_files_conserves_rows_and_is_the_same_again(
     assert (len(reasons), reasons.count("duplicate_event")) == (n_bad + n_duplicate, n_duplicate)
     require_conservation(lake)
     once = everything(lake)
-    ingest(lake, deployment, two)
+    ingest(Day(lake, deployment, two))
     assert everything(lake) == once
 
 
@@ -446,7 +447,7 @@ def test_the_log_of_an_ingest_names_no_user(
 ) -> None:
     good = [f"u{i},i1,2017-01-02T10:00:00Z,click" for i in range(8)]
     land(deployment, "2017-01-02", "a.csv", *good, "secret1,i,no day,click", " secret2,i,2017-01-02,click", "secret3,i")
-    ingest(lake, deployment, DS)
+    ingest(Day(lake, deployment, DS))
     said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line and " line " in line]
     assert [line.split(" line ")[1] for line in said] == [
         '9: bad_timestamp (event_ts = "no day")',

@@ -21,6 +21,7 @@ from pyspark.sql import SparkSession
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
+from jobs.lake.day import Day
 from jobs.lake.lake import Lake
 from jobs.lake.predicates import Predicate
 from jobs.publish_snapshot import (
@@ -115,7 +116,7 @@ def test_the_slice_that_is_configured_goes_live(engine_lake: Lake, deployment: D
     write_ltes(engine_lake, DAY, {"user 1": [9.0] * 6}, method="recency")
     write_ltes(engine_lake, BEFORE, {"user 1": [8.0] * 6})
     store = open_store(deployment)
-    source = snapshot_source(engine_lake, deployment, DAY)
+    source = snapshot_source(Day(engine_lake, deployment, DAY))
     assert (source.row_count, source.basis_version, source.lte_window) == (300, "basis-a", "365-60")
     assert sum(part.num_rows for part in source.sample()) == 200
     done = publish_and_log(engine_lake, store, source, PublishConfig(deployment, DAY))
@@ -307,7 +308,7 @@ def test_a_log_row_that_a_killed_run_left_out_is_written_by_the_next(job_lake: L
         write_gates(job_lake, ds)
     publish_day(PublishConfig(deployment, BEFORE))
     store = open_store(deployment)
-    publish(store, snapshot_source(job_lake, deployment, DAY))  # live, but the process ended before the log
+    publish(store, snapshot_source(Day(job_lake, deployment, DAY)))  # live, but the process ended before the log
     rollback(store)
     rollback(store)
     assert len(log_rows(job_lake)) == 1
@@ -474,9 +475,9 @@ def test_a_recency_snapshot_holds_the_half_life_that_its_ltes_were_computed_with
         ranker=replace(deployment.ranker, enabled=False),
     )
     write_ltes(job_lake, DAY, {"ann": [1.0, 0.0]}, method="recency")
-    assert snapshot_source(job_lake, recency, DAY).half_life_days is None  # compute_lte recorded nothing
+    assert snapshot_source(Day(job_lake, recency, DAY)).half_life_days is None  # compute_lte recorded nothing
     job_lake.record_metrics(DAY, "compute_lte", {"half_life_days": 12.5})  # the configuration has 90 by now
-    source = snapshot_source(job_lake, recency, DAY)
+    source = snapshot_source(Day(job_lake, recency, DAY))
     store = open_store(recency)
     publish_and_log(job_lake, store, source, PublishConfig(recency, DAY))
     assert SnapshotReader(store).manifest().half_life_days == 12.5

@@ -32,6 +32,7 @@ from jobs.gates.measures import (
     usual_volume,
 )
 from jobs.ingest import ingest
+from jobs.lake.day import BasisDay, Day
 from jobs.lake.lake import Lake
 from jobs.publish_snapshot import require_gates
 from jobs.runtime.pages import docs_index
@@ -90,11 +91,11 @@ def by_label(measured: list[Measured]) -> dict[str, Measured]:
 @pytest.mark.slow
 def test_a_good_day_passes_and_leaves_results_metrics_and_pages(shop) -> None:
     lake, deployment, _ = shop
-    outcomes = validate_day(lake, deployment, DS)
+    outcomes = validate_day(Day(lake, deployment, DS))
     assert [outcome for outcome in outcomes if not outcome.success] == []
     require_success(outcomes, DS)
     require_gates(lake, DS)  # what publishing asks for
-    assert validated_state(lake, DS) == slice_state(lake, deployment, DS)
+    assert validated_state(lake, DS) == slice_state(Day(lake, deployment, DS))
     rows = lake.read(GATE_RESULTS, where={"ds": DS}).collect()
     assert len(rows) == len(outcomes) == len({(row["table"], row["expectation"]) for row in rows})
     metrics = {(r["metric"], r["label"]): r["value"] for r in lake.read(METRICS, where={"job": "validate"}).collect()}
@@ -108,15 +109,15 @@ def test_a_good_day_passes_and_leaves_results_metrics_and_pages(shop) -> None:
     pages = [path.read_text() for path in index.parent.rglob("*.html")]
     assert not [page for page in pages if "<script" in page or "<link" in page or "src=" in page]
     assert "Content-Security-Policy" in index.read_text()
-    again = validate_day(lake, deployment, DS)
+    again = validate_day(Day(lake, deployment, DS))
     assert again == outcomes
 
 
 def test_without_yesterday_comparisons_are_skipped_and_say_so(shop) -> None:
     lake, deployment, _ = shop
     measured = [
-        *measure_slices(lake, deployment, YESTERDAY, is_stale=False),
-        *measure_drift(lake, deployment, YESTERDAY),
+        *measure_slices(Day(lake, deployment, YESTERDAY), is_stale=False),
+        *measure_drift(Day(lake, deployment, YESTERDAY)),
     ]
     run = GateRun(YESTERDAY)
     outcomes = [outcome for each in measured for outcome in run.measured(each)]
@@ -170,7 +171,7 @@ def test_a_failed_gate_names_all_and_blocks_publishing(lake, deployment, deploym
     ]
     where = {"ds": DS, "method": "uniform", "lte_window": "365-60"}
     lake.replace(lake.spark.createDataFrame(rows, schema_of(USER_LTE)), USER_LTE, where)
-    write_drift(lake, configured, DS)
+    write_drift(Day(lake, configured, DS))
     environment = {"LTE_AUTOENCODER__ENABLED": "false", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-m", "jobs.validate", "--config", str(deployment_file), "--ds", str(DS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -203,7 +204,7 @@ def test_rows_that_change_while_the_gates_read_them_are_not_recorded(
     configured = without_models(deployment)
     fill(lake, configured)
     where = {"ds": DS, "method": "uniform", "lte_window": "365-60"}
-    seen = slice_state(lake, configured, DS)
+    seen = slice_state(Day(lake, configured, DS))
     assert seen.n_rows == 3
 
     def meddling(lake_: Lake, basis_version: str) -> Measured:
@@ -214,14 +215,14 @@ def test_rows_that_change_while_the_gates_read_them_are_not_recorded(
     with pytest.raises(
         GateError, match=rf"expected {re.escape(str(seen))} to the end .*, got 2 rows.*run validate again"
     ):
-        validate_day(lake, configured, DS)
+        validate_day(Day(lake, configured, DS))
     assert validated_state(lake, DS) is None
     assert lake.read(GATE_RESULTS, where={"ds": DS}).count() == 0
 
 
 def test_user_lte_without_rows_is_named(lake, deployment) -> None:
     with pytest.raises(GateError, match=f"table user_lte, ds={DS}, method=uniform, lte_window=365-60: no rows"):
-        validate_day(lake, deployment, DS)
+        validate_day(Day(lake, deployment, DS))
 
 
 def test_an_earlier_pass_does_not_outlive_a_validation_that_stops(engine_lake, deployment) -> None:
@@ -230,7 +231,7 @@ def test_an_earlier_pass_does_not_outlive_a_validation_that_stops(engine_lake, d
     put(lake, GATE_RESULTS, passes)
     require_gates(lake, DS)
     with pytest.raises(GateError, match="no rows to validate"):
-        validate_day(lake, deployment, DS)
+        validate_day(Day(lake, deployment, DS))
     with pytest.raises(PublishRefusedError, match=f"gate_results has no row of ds={DS}"):
         require_gates(lake, DS)
     require_gates(lake, YESTERDAY)  # another day's stays
@@ -239,7 +240,7 @@ def test_an_earlier_pass_does_not_outlive_a_validation_that_stops(engine_lake, d
     put_basis(lake, {"a": [1.0, 0.0]})
     put_basis(lake, {"b": [0.0, 1.0]}, start=4)  # positions 1 to 3 are gone
     with pytest.raises(BasisError):
-        validate_day(lake, deployment, DS)
+        validate_day(Day(lake, deployment, DS))
     assert lake.read(GATE_RESULTS, where={"ds": DS}).count() == 0
 
 
@@ -265,7 +266,7 @@ def test_every_limit_of_measured_values_can_fail(shop) -> None:
     for name, value in strict.items():  # past the configuration's own checks: what counts is the comparison
         object.__setattr__(gates, name, value)
     strictest = dataclasses.replace(deployment, gates=gates)
-    served = by_label(measure_slices(lake, strictest, DS, is_stale=False))["uniform/365-60"]
+    served = by_label(measure_slices(Day(lake, strictest, DS), is_stale=False))["uniform/365-60"]
     assert failing(served) == {
         "n_users",
         "users_lost_share",
@@ -273,12 +274,12 @@ def test_every_limit_of_measured_values_can_fail(shop) -> None:
         "unknown_share",
         "zero_share",
     }
-    assert failing(by_label(measure_drift(lake, strictest, DS))["uniform/365-60"]) == {
+    assert failing(by_label(measure_drift(Day(lake, strictest, DS)))["uniform/365-60"]) == {
         "n_bound_violations",
         "cosine_p01",
         "drift_p99",
     }
-    assert failing(measure_catalogue(lake, strictest, DS, BASIS)) == {"unembedded_share"}
+    assert failing(measure_catalogue(BasisDay(lake, strictest, DS, BASIS))) == {"unembedded_share"}
 
 
 def put_days(lake: Lake, counts: dict[date, int]) -> None:
@@ -306,7 +307,7 @@ def test_a_day_without_data_or_with_a_tenth_fails_and_the_next_one_passes(lake, 
     week = timedelta(days=7)
     usual = {DS - timedelta(days=n): 100 for n in range(2, 29)}
     put_days(lake, usual)
-    nothing = measure_input(lake, deployment, YESTERDAY)
+    nothing = measure_input(Day(lake, deployment, YESTERDAY))
     assert (nothing.values["n_events"], nothing.values["n_events_usual"], nothing.values["event_age_days"]) == (
         0,
         100,
@@ -318,22 +319,24 @@ def test_a_day_without_data_or_with_a_tenth_fails_and_the_next_one_passes(lake, 
     with pytest.raises(GateError, match=r"volume_share.*observed 0,.*gates\.min_volume_share"):
         require_success(outcomes, YESTERDAY)
     put_days(lake, {YESTERDAY: 10, DS: 90, DS + week: 501})
-    assert failing(measure_input(lake, deployment, YESTERDAY)) == {"volume_share"}
-    assert failing(measure_input(lake, deployment, DS)) == set()  # the day after it is not blamed
-    assert failing(measure_input(lake, deployment, DS + week)) == {"volume_excess"}
-    assert failing(measure_input(lake, gated(deployment, max_volume_share=6.0), DS + week)) == set()
-    late = measure_input(lake, deployment, DS + 2 * week + timedelta(days=1))
+    assert failing(measure_input(Day(lake, deployment, YESTERDAY))) == {"volume_share"}
+    assert failing(measure_input(Day(lake, deployment, DS))) == set()  # the day after it is not blamed
+    assert failing(measure_input(Day(lake, deployment, DS + week))) == {"volume_excess"}
+    assert failing(measure_input(Day(lake, gated(deployment, max_volume_share=6.0), DS + week))) == set()
+    late = measure_input(Day(lake, deployment, DS + 2 * week + timedelta(days=1)))
     assert late.values["event_age_days"] == 8
     assert "event_age_days" in failing(late)
 
 
 def test_days_of_a_small_shop_are_not_judged_by_chance(lake, deployment) -> None:
     put_days(lake, {DS - timedelta(days=n): 10 for n in range(1, 29)})
-    measured = measure_input(lake, deployment, DS)
+    measured = measure_input(Day(lake, deployment, DS))
     assert failing(measured) == set()
     assert measured.skipped["volume_share"] == "10 interactions are usual, and 10 or fewer say nothing"
     assert (
-        measure_input(lake, deployment, DS - timedelta(days=90)).skipped["event_age_days"].startswith("no interaction")
+        measure_input(Day(lake, deployment, DS - timedelta(days=90)))
+        .skipped["event_age_days"]
+        .startswith("no interaction")
     )
 
 
@@ -344,7 +347,7 @@ def test_zero_ltes_alone_are_a_headline_and_fail(lake, deployment) -> None:
     put_days(lake, {DS - timedelta(days=100): 3})  # interactions in the window, which none of the LTEs has
     put(lake, USER_LTE, rows("uniform"))
     put(lake, USER_LTE, [*rows("recency"), ("d", [1.0, 0.0], 1, 0, BASIS, DS, "recency", "365-60")])
-    served = by_label(measure_slices(lake, without_models(deployment), DS, is_stale=True))
+    served = by_label(measure_slices(Day(lake, without_models(deployment), DS), is_stale=True))
     assert (served["uniform/365-60"].values["zero_share"], served["recency/365-60"].values["zero_share"]) == (1.0, 0.75)
     assert failing(served["uniform/365-60"]) == {"zero_share"}
     assert failing(served["recency/365-60"]) == set()
@@ -355,7 +358,7 @@ def test_zero_ltes_alone_are_a_headline_and_fail(lake, deployment) -> None:
 def test_zero_ltes_of_a_shop_younger_than_the_windows_end_are_right(lake, deployment) -> None:
     put_days(lake, {DS - timedelta(days=3): 3})
     put(lake, USER_LTE, [("a", [0.0, 0.0], 0, 0, BASIS, DS, method, "365-60") for method in ("uniform", "recency")])
-    served = by_label(measure_slices(lake, without_models(deployment), DS, is_stale=True))["uniform/365-60"]
+    served = by_label(measure_slices(Day(lake, without_models(deployment), DS), is_stale=True))["uniform/365-60"]
     assert served.skipped["zero_share"] == "no interaction in the window, or no users"
     assert failing(served) == set()
 
@@ -375,7 +378,7 @@ def test_users_who_are_lost_are_counted_and_shown(lake, deployment) -> None:
     rows = [(user, [1.0, 0.0], 1, 0, BASIS, day, "uniform", "365-60") for user, day in
             [("a", YESTERDAY), ("b", YESTERDAY), ("c", YESTERDAY), ("d", YESTERDAY), ("a", DS)]]  # fmt: skip
     put(lake, USER_LTE, rows)
-    served = by_label(measure_slices(lake, without_models(deployment), DS, is_stale=True))["uniform/365-60"]
+    served = by_label(measure_slices(Day(lake, without_models(deployment), DS), is_stale=True))["uniform/365-60"]
     assert (served.values["users_lost_share"], served.values["users_change_share"]) == (0.75, 0.75)
     assert "stale" in served.skipped["n_interactions_missing"]
     lost = next(o for o in GateRun(DS).measured(served) if "users_lost_share" in o.expectation)
@@ -390,7 +393,7 @@ def test_quantiles_are_of_active_fresh_users_at_one_day(lake, deployment) -> Non
 
     rows = [row("u1", 20, 0.9), row("u2", 20, 0.5), row("few", 19, -1.0), row("old", 99, -1.0, stale=True)]
     put(lake, LTE_DRIFT, [*rows, row("u1", 20, -1.0, offset=5)])
-    found = by_label(measure_drift(lake, deployment, DS))["uniform/365-60"]
+    found = by_label(measure_drift(Day(lake, deployment, DS)))["uniform/365-60"]
     assert found.values["n_active_users"] == 2
     assert found.values["cosine_p01"] == pytest.approx(0.504)  # 0.5 + 0.01 * 0.4
     assert found.values["drift_p99"] == pytest.approx(0.496)
@@ -405,7 +408,7 @@ def test_the_autoencoder_against_yesterday_and_uniform(engine_lake, deployment) 
     put(engine_lake, USER_LTE, rows(DS, "autoencoder", now))
     put(engine_lake, USER_LTE, rows(YESTERDAY, "autoencoder", {"same": [1.0, 0.0], "turned": [1.0, 0.0]}))
     put(engine_lake, USER_LTE, rows(DS, "uniform", {"same": [1.0, 0.0], "new": [0.0, 1.0], "left": [1.0, 0.0]}))
-    gates, *buckets = measure_autoencoder(engine_lake, deployment, DS)
+    gates, *buckets = measure_autoencoder(Day(engine_lake, deployment, DS))
     values = gates.values
     assert (values["autoencoder_n_users"], values["autoencoder_n_with_yesterday"]) == (3, 2)
     assert values["autoencoder_cosine_p01"] == pytest.approx(0.01)  # of 0 and 1
@@ -424,7 +427,7 @@ def test_the_autoencoder_against_yesterday_and_uniform(engine_lake, deployment) 
         "autoencoder_uniform_cosine_p50",
     }
     near = dataclasses.replace(GatesSection(), min_autoencoder_uniform_cosine_p50=0.09)
-    [better, *_] = measure_autoencoder(engine_lake, dataclasses.replace(deployment, gates=near), DS)
+    [better, *_] = measure_autoencoder(Day(engine_lake, dataclasses.replace(deployment, gates=near), DS))
     assert "autoencoder_uniform_cosine_p50" not in failing(better)
 
 
@@ -435,7 +438,7 @@ def test_drift_leaves_the_autoencoder_alone(lake, deployment) -> None:
         where = {"ds": day, "method": "autoencoder", "lte_window": "365-60"}
         rows = [(user, vector, 1, 0, BASIS, day, "autoencoder", "365-60") for user in "uvw"]
         lake.replace(lake.spark.createDataFrame(rows, schema_of(USER_LTE)), USER_LTE, where)
-    metrics = write_drift(lake, deployment, DS)
+    metrics = write_drift(Day(lake, deployment, DS))
     methods = {row["method"] for row in lake.read(LTE_DRIFT, where={"ds": DS}).select("method").distinct().collect()}
     assert methods == {"uniform", "recency"}
     assert metrics["norm_max", "autoencoder/365-60"] == 1.0
@@ -462,7 +465,9 @@ def test_rows_of_a_file_that_came_late_into_an_older_day_are_validated(lake, dep
     def files_read(day: date) -> tuple[set[str], ...]:
         matrix = load_matrix(key_of(lake))
         extent = basis_extent(matrix.vectors, matrix.known_ages(day) >= 0)
-        slices = {table: rows for table, rows, _ in table_checks(lake, deployment, day, BASIS, matrix, extent)}
+        slices = {
+            table: rows for table, rows, _ in table_checks(BasisDay(lake, deployment, day, BASIS), matrix, extent)
+        }
         of = ((INTERACTIONS, "user_id"), (INGEST_LOG, "source_file"), (QUARANTINE, "source_file"))
         return tuple({row[0] for row in slices[table].select(column).collect()} for table, column in of)
 
@@ -470,18 +475,18 @@ def test_rows_of_a_file_that_came_late_into_an_older_day_are_validated(lake, dep
     before, late, passed, new, newest = (DS + timedelta(days=n) for n in range(-2, 3))
     for day in (before, late, passed):
         land(day, "a.csv", f"u{day}")
-        ingest(lake, deployment, day)
+        ingest(Day(lake, deployment, day))
         put(lake, GATE_RESULTS, [("t", "e", True, "", "", None, None, None, day)])
     land(late, "late.csv", "late")
     land(new, "a.csv", "new")
-    ingest(lake, deployment, new)
-    ingest(lake, deployment, new)  # a rerun, which has no hole left to fill, may not forget
+    ingest(Day(lake, deployment, new))
+    ingest(Day(lake, deployment, new))  # a rerun, which has no hole left to fill, may not forget
     users = {f"u{late}", f"u{passed}", "late", "new"}
     names = [f"ds={late}/a.csv", f"ds={late}/late.csv", f"ds={passed}/a.csv", f"ds={new}/a.csv"]
     files = {f"interactions/{name}" for name in names}
     assert files_read(new) == (users, files, files)
     put(lake, GATE_RESULTS, [("t", "e", False, "", "", None, None, None, new)])
-    ingest(lake, deployment, newest)  # brings nothing; what the gates of the day before refused is read again
+    ingest(Day(lake, deployment, newest))  # brings nothing; what the gates of the day before refused is read again
     assert files_read(newest) == (users, files | {""}, files)
     lake.replace(lake.spark.createDataFrame([], schema_of(GATE_RESULTS)), GATE_RESULTS, {"ds": new})
     put(lake, GATE_RESULTS, [("t", "e", True, "", "", None, None, None, new)])

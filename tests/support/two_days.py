@@ -10,7 +10,7 @@ from jobs.compute_drift import write_drift
 from jobs.compute_lte import JOB as LTE_JOB
 from jobs.compute_lte import lte_metrics, write_lte
 from jobs.config.sections import AutoencoderSection, Deployment
-from jobs.lake.day import BasisDay
+from jobs.lake.day import BasisDay, Day
 from jobs.lake.lake import Lake
 from lte_builders import BASIS, DS, Event, put, put_basis, put_events
 from schemas import (
@@ -41,7 +41,7 @@ def fill(lake: Lake, deployment: Deployment) -> None:
     put_events(lake, [*events, Event("v", "ghost", 200)])
     run_lte(lake, deployment, YESTERDAY)
     run_lte(lake, deployment, DS)
-    lake.record_metrics(DS, DRIFT_JOB, write_drift(lake, deployment, DS))
+    lake.record_metrics(DS, DRIFT_JOB, write_drift(Day(lake, deployment, DS)))
 
 
 def without_models(deployment: Deployment) -> Deployment:

@@ -17,6 +17,7 @@ import pytest
 from checkout import ROOT
 from jobs.config.loading import load_deployment
 from jobs.ingest import ingest
+from jobs.lake.day import Day
 from jobs.lake.lake import Lake
 from schemas import INGEST_LOG, INTERACTIONS, ITEMS
 
@@ -104,7 +105,7 @@ def test_ingest_takes_every_row(source: Path, tmp_path: Path, lake: Lake) -> Non
     config = shutil.copy(ROOT / "configs" / "online_retail_ii.toml", tmp_path / "configs")
     deployment = load_deployment(Path(config), environ={})
     assert convert(source, Path(deployment.paths.landing)).returncode == 0
-    ingest(lake, deployment, date(2009, 12, 3))
+    ingest(Day(lake, deployment, date(2009, 12, 3)))
     assert (lake.read(INTERACTIONS).count(), lake.read(ITEMS).count()) == (4, 2)
     log = lake.read(INGEST_LOG).collect()
     assert sum(row["rows_quarantined"] + row["rows_duplicate"] for row in log) == 0
