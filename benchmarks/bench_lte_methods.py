@@ -1,6 +1,6 @@
 """LTE methods beside each other, without a ranker: how well z Eᵀ alone finds what users buy in the next 60 days.
 
-    python benchmarks/bench_lte_methods.py --config configs/online_retail_ii.toml --ends 2011-12-09 2011-08-31 2011-05-31
+    python benchmarks/bench_lte_methods.py --config configs/online_retail_ii.toml --ends 2011-12-09 2011-09-01
     python benchmarks/bench_lte_methods.py --config configs/complete_journey.toml --ends 2017-12-31 --methods behaviour
 
 Reads the landing files of the deployment (docs/landing.md). A period that ends on day E has the window [E - 365 d,
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,14 +31,18 @@ from scipy import sparse
 from jobs.basis.basis import encoder_config
 from jobs.config.loading import load_deployment
 from lte_models.arrays import Float32Array, Float64Array, IntArray
+from lte_models.autoencoder import Autoencoder, AutoencoderConfig, FittedParts, ItemHistories, autoencoder_loss
 from lte_models.averages.behaviour import behaviour_vectors
 from lte_models.averages.whitening import Whitening, whitening
 from lte_models.encoders.base import item_text
 from lte_models.encoders.loading import basis_version, load_encoder
 from lte_models.evaluation.metrics import query_metrics
+from lte_models.training.sampling import LogUniformSampler, negatives_for_share
+from lte_models.training.trainer import Task, TrainConfig, Trainer
 
 TEXTS = ("title", "description", "category", "brand")
 CACHE = Path(__file__).resolve().parent.parent / "build" / "lte-methods"
+BATCH_USERS = 256
 WINDOW_DAYS, LAG_DAYS, N_FOLDS, HIDDEN_SHARE, CUTOFF = 365, 60, 20, 0.2, 500
 
 
@@ -135,7 +141,6 @@ class Method:
     Attributes:
         encode: Counts and ages [U, V] to float32 [U, D].
         decoder: float32 [V, D].
-        mean: Mean of the items as the decoder sees them, for the cosine with the mean LTE.
     """
 
     encode: Encode
@@ -158,7 +163,7 @@ def decayed(ages: sparse.csr_array, counts: sparse.csr_array, half_life_days: fl
 def averages(vectors: Float32Array, map_: Whitening | None, decoder: Float32Array) -> Method:
     """Uniform averages of ``vectors``, whitened by ``map_``."""
     move = map_.averages if map_ else (lambda z: z)
-    return Method(lambda counts, ages: move(average(counts, vectors)), decoder)
+    return Method(lambda counts, _: move(average(counts, vectors)), decoder)
 
 
 def ndcg(scores: Float32Array, targets: sparse.csr_array) -> Float64Array:
@@ -171,8 +176,18 @@ def ndcg(scores: Float32Array, targets: sparse.csr_array) -> Float64Array:
     return query_metrics(ranks, users, len(scores), CUTOFF)["ndcg"]
 
 
+def cosines(left: Float32Array, right: Float32Array) -> Float64Array:
+    """Cosine of each pair of rows; 0 where a row is zero."""
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    products = np.einsum("ud,ud->u", left, right)
+    return np.divide(products, lengths, out=np.zeros(len(left)), where=lengths > 0)
+
+
 def measure(method: Method, cut: Period) -> dict[str, float]:
-    """NDCG of all and of new items, AUC on hidden items, cosine with the whitened mean, norms."""
+    """NDCG of all and of new items, AUC on hidden items, norms, cosine with the mean of the user's items.
+
+    The mean is that of the items as the decoder holds them: whitened, where it is.
+    """
     z = method.encode(cut.counts, cut.ages)
     scores = z @ method.decoder.T
     every = ndcg(scores, cut.targets)
@@ -186,6 +201,8 @@ def measure(method: Method, cut: Period) -> dict[str, float]:
         "ndcg": float(np.nanmean(every)),
         "ndcg_new": float(np.nanmean(new)),
         "auc_hidden": hidden_auc(method, cut),
+        "cosine_mean": float(np.median(cosines(z, average(cut.counts, method.decoder)))),
+        "norm_p50": float(np.median(norms)),
         "norm_p01": float(np.quantile(norms, 0.01)),
         "norm_p99": float(np.quantile(norms, 0.99)),
     }
@@ -243,7 +260,83 @@ def _behaviour(cut: Period, l2: float, rank: int, map_: Whitening | None) -> Met
     print(f"  l2 {l2:g}, rank {rank}: {time.monotonic() - started:.1f} s")
     decoder = map_.items(cut.vectors) if map_ else cut.vectors
     moved = np.asarray(vectors @ map_.matrix, np.float32) if map_ else vectors
-    return Method(lambda counts, ages: average(counts, moved), decoder)
+    return Method(lambda counts, _: average(counts, moved), decoder)
+
+
+MENDED = {"objective": "multinomial", "input": "root", "input_dropout": 0.5, "has_offset": True, "whitened": True}
+
+# Name to the form, and the number of steps.
+FORMS: dict[str, tuple[dict[str, Any], int]] = {
+    "paper, 150 steps": ({}, 150),
+    "paper, 600 steps": ({}, 600),
+    "+ offset": ({"has_offset": True}, 600),
+    "+ multinomial": ({"has_offset": True, "objective": "multinomial"}, 600),
+    "+ root input": ({"has_offset": True, "objective": "multinomial", "input": "root"}, 600),
+    "+ dropout": ({**MENDED, "whitened": False}, 600),
+    "mended T 1": (MENDED, 600),
+    "mended T 10": ({**MENDED, "temperature": 10.0}, 600),
+    "mended T 20": ({**MENDED, "temperature": 20.0}, 600),
+    "mended T 40": ({**MENDED, "temperature": 40.0}, 600),
+    "mended, tfidf": ({**MENDED, "temperature": 20.0, "input": "tfidf"}, 600),
+    "mended, 1200 steps": ({**MENDED, "temperature": 20.0}, 1200),
+}
+
+
+def histories_of(matrix: sparse.csr_array) -> ItemHistories:
+    """The rows of a matrix as flat histories."""
+    return ItemHistories(
+        torch.from_numpy(matrix.indices.astype(np.int64)), torch.from_numpy(matrix.indptr[:-1].astype(np.int64))
+    )
+
+
+def autoencoders(cut: Period, seed: int) -> dict[str, Callable[[], Method]]:
+    """The paper's form, then one change after the other."""
+    return {
+        f"autoencoder {name}": partial(_autoencoder, cut, form, steps, seed) for name, (form, steps) in FORMS.items()
+    }
+
+
+def _autoencoder(cut: Period, form: dict[str, Any], steps: int, seed: int) -> Method:
+    model = fitted(cut, form, seed)
+    started = time.monotonic()
+    train(model, cut.fit, steps, seed)
+    print(f"  trained in {time.monotonic() - started:.0f} s")
+    white = whitening(cut.vectors)
+    is_whitened = model.config.whitened
+
+    def encode(counts: sparse.csr_array, _: sparse.csr_array) -> Float32Array:
+        with torch.no_grad():
+            lte = model(histories_of(counts)).numpy()
+        return white.items(lte) if is_whitened else lte
+
+    return Method(encode, white.items(cut.vectors) if is_whitened else cut.vectors)
+
+
+def fitted(cut: Period, form: dict[str, Any], seed: int) -> Autoencoder:
+    """A new autoencoder of one form."""
+    n_items, dim = cut.vectors.shape
+    n_negatives = negatives_for_share(n_items, 0.2)
+    config = AutoencoderConfig(n_items=n_items, dim=dim, n_negatives=n_negatives, seed=seed, **form)
+    model = Autoencoder(config, torch.from_numpy(cut.vectors))
+    white = whitening(cut.vectors)
+    share = (np.asarray(cut.fit.sum(axis=0)).ravel() + 0.5) / (cut.fit.shape[0] + 1)
+    model.fit(FittedParts(torch.from_numpy(share), torch.from_numpy(white.mean), torch.from_numpy(white.matrix)))
+    return model
+
+
+def train(model: Autoencoder, users: sparse.csr_array, steps: int, seed: int) -> None:
+    """Train for a number of steps of 256 users; no early stop."""
+    sampler = LogUniformSampler(model.config.n_items, model.config.n_negatives)
+    per_epoch = max(1, users.shape[0] // BATCH_USERS)
+
+    def batches(epoch: int) -> list[ItemHistories]:
+        order = np.random.default_rng((seed, epoch)).permutation(users.shape[0])
+        return [histories_of(users[order[at * BATCH_USERS : (at + 1) * BATCH_USERS]]) for at in range(per_epoch)]
+
+    task = Task(model, lambda batch, rng: autoencoder_loss(model, sampler, batch, rng), batches, None, "bench")
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(task, TrainConfig(epochs=-(-steps // per_epoch), seed=seed), Path(folder)).run()
+    model.eval()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -251,8 +344,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--ends", type=date.fromisoformat, nargs="+", required=True)
-    parser.add_argument("--methods", default="", help="only methods whose name holds this text")
+    parser.add_argument("--methods", nargs="+", default=[""], help="only methods whose name holds one of these texts")
     parser.add_argument("--l2", type=float, nargs="+", default=[100.0])
+    parser.add_argument("--seed", type=int, default=0, help="of the autoencoders")
     parser.add_argument("--ranks", type=int, nargs="*", default=[])
     flags = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -260,8 +354,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for end in flags.ends:
         cut = period(shop, end)
         print(f"{end}: {cut.counts.shape[0]} users, {cut.counts.shape[1]} items, {cut.fit.shape[0]} fitted on")
-        for name, make in closed_forms(cut, flags.l2, flags.ranks).items():
-            if flags.methods in name:
+        methods = closed_forms(cut, flags.l2, flags.ranks) | autoencoders(cut, flags.seed)
+        for name, make in methods.items():
+            if any(part in name for part in flags.methods):
                 found.append({"end": str(end), "method": name, **measure(make(), cut)})
                 print(json.dumps(found[-1]), flush=True)
     table = pd.DataFrame(found).drop(columns="end").groupby("method", sort=False).mean()

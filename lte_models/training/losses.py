@@ -194,3 +194,38 @@ def sampled_bce_loss(
         return (sums / n_items).mean()
     n_terms = torch.bincount(positive_users, minlength=n_users) + keep.sum(dim=1)
     return (sums / n_terms.clamp(min=1)).mean()
+
+
+def sampled_multinomial_loss(
+    positive_logits: Tensor,
+    positive_users: Tensor,
+    negative_logits: Tensor,
+    hits: Tensor,
+    *,
+    log_expected: Tensor | None,
+) -> Tensor:
+    """Multinomial log-likelihood of each history, one softmax per user (arXiv 1802.05814), with sampled negatives.
+
+    A user's own items are all in the denominator, as they are. Each sampled item that is not among them stands for one
+    over its inclusion rate items: the rest of the denominator is estimated without bias. With all V items sampled this
+    is the full loss.
+
+    Args:
+        positive_logits: float [N], all items of all users.
+        positive_users: int [N], 0..B-1.
+        negative_logits: float [B, S].
+        hits: bool [B, S], True where the sampled item is in the user's history.
+        log_expected: float [S], log inclusion rate of the negatives; None for no correction.
+
+    Returns:
+        float scalar: the mean over a user's items of -log p, mean over users with items; 0 without any.
+    """
+    n_users = negative_logits.shape[0]
+    positive = positive_logits.float()
+    rest = negative_logits.float() - (0.0 if log_expected is None else log_expected)
+    own = grouped_logsumexp(positive, positive_users, n_users)
+    others = torch.logsumexp(torch.cat([own.unsqueeze(1), rest.masked_fill(hits, float("-inf"))], dim=1), dim=1)
+    n_items = torch.bincount(positive_users, minlength=n_users)
+    losses = others[positive_users] - positive  # [N]
+    sums = torch.zeros(n_users, device=positive.device).index_add(0, positive_users, losses)
+    return (sums / n_items.clamp(min=1)).sum() / (n_items > 0).sum().clamp(min=1)
