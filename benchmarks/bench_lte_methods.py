@@ -180,7 +180,8 @@ def cosines(left: Float32Array, right: Float32Array) -> Float64Array:
     """Cosine of each pair of rows; 0 where a row is zero."""
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     products = np.einsum("ud,ud->u", left, right)
-    return np.divide(products, lengths, out=np.zeros(len(left)), where=lengths > 0)
+    found: Float64Array = np.divide(products, lengths, out=np.zeros(len(left)), where=lengths > 0)
+    return found
 
 
 def measure(method: Method, cut: Period) -> dict[str, float]:

@@ -19,7 +19,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.basis.matrix import load_matrix, pinned_basis
-from jobs.drift.references import find_references
+from jobs.drift.references import References, find_references
 from jobs.drift.summaries import (
     SLICE,
     USER,
@@ -38,6 +38,8 @@ from jobs.lte.settings import BLOCK_USERS
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import parse_config
 from lte_models.averages import drift
+from lte_models.averages.behaviour import has_behaviour
+from lte_models.averages.pooling import BEHAVIOUR
 from schemas import LTE_DRIFT, METHODS, POOLED_METHODS, USER_LTE
 
 JOB = "compute_drift"
@@ -73,12 +75,22 @@ def write_drift(day: Day) -> Metrics:
     centres = lte_centres(of_basis.where(F.col("ds") == F.lit(day.ds)), extent.max_norm)
     changes = lake_turnover(day, references, basis)
     means = {key: centre.mean for key, centre in centres.items()}
-    task = JudgeTask(extent, means, frozenset(references.other_settings))
+    others = frozenset(references.other_settings), frozenset(references.other_behaviour)
+    task = JudgeTask(_extents(extent, references), means, *others)
     averages = day.lake.read(USER_LTE, where={"method": POOLED_METHODS})
     day.lake.replace(judged(averages, changes, day.ds, references.offsets, task), LTE_DRIFT, _whole(day.ds))
     metrics = drift_metrics(day.lake.read(LTE_DRIFT, where={"ds": day.ds}))
     shares = own_nearest_shares(of_basis, day.ds, references.offsets)
     return metrics | shares | references.metrics() | norm_metrics(centres) | {"basis_max_norm": extent.max_norm}
+
+
+def _extents(basis: drift.BasisExtent, references: References) -> dict[str, drift.BasisExtent]:
+    """Extent of the item vectors that each method averages."""
+    extents = dict.fromkeys(POOLED_METHODS, basis)
+    if references.behaviour is not None:
+        vectors = load_matrix(references.behaviour).vectors
+        extents[BEHAVIOUR] = drift.basis_extent(vectors, has_behaviour(vectors))
+    return extents
 
 
 def _whole(ds: date) -> dict[str, date | tuple[str, ...]]:
@@ -113,22 +125,28 @@ class JudgeTask:
     """Measures the drift of joined rows and compares it with the bounds.
 
     Attributes:
-        extent: Largest norm and extent of the basis.
+        extents: Largest norm and extent of the vectors that each method averages.
         centres: Mean LTE of each method and window.
         other_settings: Offsets whose LTEs were made with other settings; these are not judged.
+        other_behaviour: Offsets with other behaviour vectors; there, method behaviour is not judged.
     """
 
-    extent: drift.BasisExtent
+    extents: Mapping[str, drift.BasisExtent]
     centres: Mapping[Slice, NDArray[np.float64]]
     other_settings: frozenset[int]
+    other_behaviour: frozenset[int] = frozenset()
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Turn joined rows into rows of lte_drift, without ds."""
         for batch in batches:
-            for start in range(0, batch.num_rows, BLOCK_USERS):
-                yield self._judged(batch.slice(start, BLOCK_USERS))
+            methods = np.array(batch["method"].to_pylist())
+            for method in np.unique(methods):
+                rows = batch.filter(pa.array(methods == method))
+                for start in range(0, rows.num_rows, BLOCK_USERS):
+                    yield self._judged(rows.slice(start, BLOCK_USERS), str(method))
 
-    def _judged(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+    def _judged(self, rows: pa.RecordBatch, method: str) -> pa.RecordBatch:
+        extent = self.extents[method]
         changes = _turnover_of(rows)
         now, before = vectors_of(rows["vector_now"]), vectors_of(rows["vector_before"])
         centres = self._centres(rows, now.shape[1])
@@ -137,15 +155,15 @@ class JudgeTask:
         measured = {
             "tau": drift.paper_tau(changes),
             "drift": drift.distances(now, before),
-            "bound": drift.drift_bound(changes, self.extent.max_norm),
-            "tv_bound": drift.total_variation_bound(changes, self.extent),
+            "bound": drift.drift_bound(changes, extent.max_norm),
+            "tv_bound": drift.total_variation_bound(changes, extent),
             "cosine": _nullable(drift.cosines(now, before)),
             "centred_cosine": _nullable(centred),
             "activity": drift.activity_buckets(changes.n_now),
         }
-        is_stale = self._stale(rows, changes)
+        is_stale = self._stale(rows, changes, method)
         smallest = np.minimum(measured["bound"], measured["tv_bound"])
-        limit = smallest + drift.rounding_tolerance(changes.n_now, changes.n_before, self.extent.max_norm)
+        limit = smallest + drift.rounding_tolerance(changes.n_now, changes.n_before, extent.max_norm)
         flags = {"bound_ok": is_stale | (measured["drift"] <= limit), "reference_stale": is_stale}
         return _drift_batch(rows, changes, measured | flags)
 
@@ -154,11 +172,12 @@ class JudgeTask:
         keys = zip(*texts(rows, SLICE), strict=True)
         return np.array([self.centres.get(key, np.zeros(dim)) for key in keys]).reshape(rows.num_rows, dim)
 
-    def _stale(self, rows: pa.RecordBatch, changes: drift.Turnover) -> NDArray[np.bool_]:
-        """Mark rows whose LTEs were made from other interactions or with other settings."""
+    def _stale(self, rows: pa.RecordBatch, changes: drift.Turnover, method: str) -> NDArray[np.bool_]:
+        """Mark rows whose LTEs were made from other interactions, with other settings or other behaviour vectors."""
         stored_now, stored_before = (rows[f"stored_{side}"].to_numpy() for side in ("now", "before"))
         is_other: NDArray[np.bool_] = (stored_now != changes.n_now) | (stored_before != changes.n_before)
-        return is_other | np.isin(rows["offset_days"].to_numpy(), list(self.other_settings))
+        unlike = self.other_settings | (self.other_behaviour if method == BEHAVIOUR else frozenset())
+        return is_other | np.isin(rows["offset_days"].to_numpy(), list(unlike))
 
 
 def _turnover_of(rows: pa.RecordBatch) -> drift.Turnover:

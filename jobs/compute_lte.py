@@ -7,9 +7,10 @@ moves a user id and 8 bytes per row. Each worker multiplies sparse weights by th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from jobs.config.window import LteWindow
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.lake.vectors import list_column
+from jobs.lte.behaviour import ensure_behaviour, forget_behaviour, is_configured
 from jobs.lte.inputs import event_days, input_fingerprint_as_of
 from jobs.lte.packing import collected, packed_interactions
 from jobs.lte.settings import BLOCK_USERS, LteError, lte_settings, lte_windows, n_partitions, weightings
@@ -32,7 +34,9 @@ from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import parse_config
 from jobs.runtime.progress import warn
+from lte_models.averages.behaviour import has_behaviour
 from lte_models.averages.pooling import (
+    BEHAVIOUR,
     Float32Array,
     Histories,
     Pooled,
@@ -77,11 +81,28 @@ def write_lte(day: BasisDay) -> None:
     if not n_interactions:
         raise LteError(f"table event_days: no interaction in the windows {list(lte.windows)} of ds={day.ds}")
     partitions = n_partitions(n_interactions, day.deployment.engine.partitions)
-    embeddings = read_basis(day.lake, day.basis_version)
-    rows = user_lte(day.lake.read(INTERACTIONS), embeddings, day.ds, lte=lte, basis=basis, partitions=partitions)
+    rows = user_lte(
+        day.lake.read(INTERACTIONS),
+        read_basis(day.lake, day.basis_version),
+        day.ds,
+        lte=lte,
+        basis=basis,
+        partitions=partitions,
+        behaviour=_behaviour(day),
+    )
     slices = {"method": lte.methods, "lte_window": lte.windows}
     day.lake.replace(rows, USER_LTE, {"ds": day.ds, "method": POOLED_METHODS}, within=slices)
     _record_run(day, fingerprint)
+
+
+def _behaviour(day: BasisDay) -> BasisKey | None:
+    """The behaviour vectors of the day, in a file for the workers on this machine; None without method behaviour."""
+    if not is_configured(day.deployment):
+        forget_behaviour(day)
+        return None
+    behaviour = ensure_behaviour(day)
+    load_matrix(behaviour)
+    return behaviour
 
 
 def user_lte(
@@ -92,6 +113,7 @@ def user_lte(
     lte: LteSection,
     basis: BasisKey,
     partitions: int,
+    behaviour: BasisKey | None = None,
 ) -> DataFrame:
     """LTEs of all users with an interaction between the start of a window and the end of ds: rows of user_lte.
 
@@ -102,12 +124,25 @@ def user_lte(
         lte: Windows, methods, half-life, way to count.
         basis: The same basis, for the workers.
         partitions: Number of partitions of the shuffle. The result does not depend on this number.
+        behaviour: The behaviour vectors, where lte.methods holds behaviour.
     """
     windows = lte_windows(lte)
     codes = packed_interactions(interactions, known_items(item_embeddings, ds), ds, reach(windows))
-    task = LteTask(basis, tuple(windows), tuple(weightings(lte).values()))
+    task = LteTask(basis, tuple(windows), tuple(weightings(lte).values()), behaviour)
     rows = codes.repartition(partitions, "user_id").mapInArrow(task, _WORKER_SCHEMA)
     return rows.withColumns({"basis_version": F.lit(basis.basis_version), "ds": F.lit(ds)})
+
+
+class ItemVectors(NamedTuple):
+    """Item vectors of one method.
+
+    Attributes:
+        vectors: float32 [V, D], by item_index.
+        has_vector: bool [V], items that have one; None where each known item has.
+    """
+
+    vectors: Float32Array
+    has_vector: NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True)
@@ -118,27 +153,42 @@ class LteTask:
         basis: Basis to map into memory.
         windows: Windows to compute.
         weightings: Methods; each method is combined with each window.
+        behaviour: Behaviour vectors to map into memory, for method behaviour.
     """
 
     basis: BasisKey
     windows: tuple[LteWindow, ...]
     weightings: tuple[Weighting, ...]
+    behaviour: BasisKey | None = None
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Turn (user_id, code) rows into LTEs, a block of users at a time; all rows of a user are in ``batches``."""
         users, histories = collected(batches)
-        vectors = load_matrix(self.basis).vectors
+        vectors = self._vectors()
         for start in range(0, histories.n_users, BLOCK_USERS):
             stop = min(start + BLOCK_USERS, histories.n_users)
             yield from self._block(users.slice(start, stop - start), histories.block(start, stop), vectors)
 
-    def _block(self, users: pa.Array, histories: Histories, vectors: Float32Array) -> Iterator[pa.RecordBatch]:
+    def _vectors(self) -> dict[str, ItemVectors]:
+        """Item vectors of each method."""
+        basis = ItemVectors(load_matrix(self.basis).vectors, None)
+        found = {weighting.method: basis for weighting in self.weightings}
+        if self.behaviour is not None:
+            own = load_matrix(self.behaviour).vectors
+            found[BEHAVIOUR] = ItemVectors(own, has_behaviour(own))
+        return found
+
+    def _block(
+        self, users: pa.Array, histories: Histories, vectors: Mapping[str, ItemVectors]
+    ) -> Iterator[pa.RecordBatch]:
         newest = histories.newest_ages()
         for window in self.windows:
             pairs = window_pairs(histories, window_ages(window))
             is_present = newest < window.start_days
             for weighting in self.weightings:
-                lte = long_term_embeddings(pairs, vectors, weighting)
+                items, has_vector = vectors[weighting.method]
+                known = pairs if has_vector is None else window_pairs(histories, window_ages(window), has_vector)
+                lte = long_term_embeddings(known, items, weighting)
                 yield _lte_batch(users, lte, is_present, (weighting.method, str(window)))
 
 

@@ -3,7 +3,7 @@
 from schemas.experiments import EXPERIMENT_EXAMPLES, EXPERIMENTS
 from schemas.ingest import INGEST_LOG, QUARANTINE
 from schemas.interactions import EVENT_DAYS, INTERACTIONS
-from schemas.items import ITEM_EMBEDDINGS, ITEMS
+from schemas.items import ITEM_BEHAVIOUR, ITEM_EMBEDDINGS, ITEMS
 from schemas.lte import LTE_DRIFT, METHODS, POOLED_METHODS, USER_LTE
 from schemas.operations import ERASURE_REQUESTS, ERASURES, GATE_RESULTS, LIVE_SNAPSHOT, METRICS, MODEL_RUNS, RUNS
 from schemas.table import MAX_ID_BYTES, Table, column
@@ -18,6 +18,7 @@ TABLES: dict[str, Table] = {
         INGEST_LOG,
         ITEMS,
         ITEM_EMBEDDINGS,
+        ITEM_BEHAVIOUR,
         USER_LTE,
         LTE_DRIFT,
         USER_HISTORIES,
@@ -44,6 +45,7 @@ __all__ = [
     "INGEST_LOG",
     "INTERACTIONS",
     "ITEMS",
+    "ITEM_BEHAVIOUR",
     "ITEM_EMBEDDINGS",
     "LIVE_SNAPSHOT",
     "LTE_DRIFT",

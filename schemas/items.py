@@ -55,3 +55,27 @@ ITEM_EMBEDDINGS = Table(
     key=("basis_version", "item_id"),
     partition_by=("basis_version",),
 )
+
+ITEM_BEHAVIOUR = Table(
+    name="item_behaviour",
+    comment="Behaviour vectors of the items, method behaviour: EASE's item-item weights B times the basis E, fitted on "
+    "the interactions up to fit_ds. Immutable within a basis_version.",
+    schema=StructType(
+        [
+            column("item_id", StringType(), "Item."),
+            column("basis_version", StringType(), "Version of these vectors: of_basis, fit_ds and a hash of settings."),
+            column("item_index", IntegerType(), "Row of the item in B E; the same as in item_embeddings.", minimum=0),
+            column("of_basis", StringType(), "basis_version of E."),
+            column("fit_ds", DateType(), "Data day up to which interactions were read."),
+            column("first_ds", DateType(), "First landing day of the item."),
+            column(
+                "embedding",
+                ArrayType(FloatType()),
+                "Row of B E, D floats, no longer than the longest item vector; zeros where nobody had the item "
+                "together with another one.",
+            ),
+        ]
+    ),
+    key=("basis_version", "item_id"),
+    partition_by=("basis_version",),
+)

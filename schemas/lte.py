@@ -12,7 +12,7 @@ from pyspark.sql.types import (
 
 from schemas.table import Table, column
 
-POOLED_METHODS = ("uniform", "recency")
+POOLED_METHODS = ("uniform", "recency", "behaviour")
 METHODS = (*POOLED_METHODS, "autoencoder")
 
 

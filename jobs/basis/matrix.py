@@ -29,7 +29,7 @@ from jobs.lake.delta_files import ahead, arrow_batches
 from jobs.lake.lake import Lake
 from jobs.lake.vectors import FloatMatrix, VectorError, vector_matrix
 from lte_models.files import replacing
-from schemas import ITEM_EMBEDDINGS
+from schemas import ITEM_EMBEDDINGS, Table
 
 
 def item_ids(lake: Lake, basis_version: str) -> list[str]:
@@ -55,15 +55,17 @@ class BasisKey:
         version: Delta version of the table.
         commit: Time of that version's commit. A table that was deleted and made again can reach the same version.
         basis_version: The basis.
+        table: Name of the table: item_embeddings, or item_behaviour, whose vectors are versioned in the same way.
     """
 
     path: str
     version: int
     commit: str
     basis_version: str
+    table: str = ITEM_EMBEDDINGS.name
 
     def __str__(self) -> str:
-        return f"table item_embeddings (version {self.version}), basis_version {self.basis_version}"
+        return f"table {self.table} (version {self.version}), basis_version {self.basis_version}"
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,22 @@ class BasisMatrix:
         return day_number(ds) - self.first_day.astype(np.int64)
 
 
-def pinned_basis(lake: Lake, basis_version: str) -> BasisKey:
+def pinned_basis(lake: Lake, basis_version: str, table: Table = ITEM_EMBEDDINGS) -> BasisKey:
     """The key of a basis as the lake holds it now.
+
+    Args:
+        lake: The lake.
+        basis_version: The basis, or the version of the behaviour vectors.
+        table: ITEM_EMBEDDINGS or ITEM_BEHAVIOUR.
 
     Raises:
         BasisError: The table does not exist yet.
     """
-    if lake.version(ITEM_EMBEDDINGS) is None:
-        raise BasisError("table item_embeddings: not written yet: run embed_items first")
-    newest = lake.history(ITEM_EMBEDDINGS, 1)[0]
-    return BasisKey(lake.path(ITEM_EMBEDDINGS), newest["version"], str(newest["timestamp"]), basis_version)
+    if lake.version(table) is None:
+        writer = "embed_items" if table is ITEM_EMBEDDINGS else "compute_lte"
+        raise BasisError(f"table {table.name}: not written yet: run {writer} first")
+    newest = lake.history(table, 1)[0]
+    return BasisKey(lake.path(table), newest["version"], str(newest["timestamp"]), basis_version, table.name)
 
 
 def load_matrix(key: BasisKey) -> BasisMatrix:

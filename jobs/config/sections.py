@@ -44,6 +44,9 @@ UNREADABLE = (
 LteMode = Literal["none", "late_fusion", "feature_injection", "prefix_token"]
 
 Average = Annotated[str, only(("uniform", "recency").__contains__, "'uniform' or 'recency'")]
+LteMethod = Annotated[
+    str, only(("uniform", "recency", "behaviour").__contains__, "'uniform', 'recency' or 'behaviour'")
+]
 
 Offsets = Annotated[
     tuple[Count, ...],
@@ -194,15 +197,31 @@ class LteSection:
 
     Attributes:
         windows: Days before the end of ds, oldest-newest.
-        methods: ``uniform``, ``recency`` or both.
+        methods: ``uniform``, ``recency``, ``behaviour`` (section [behaviour]) or several of them.
         half_life_days: After so many days an interaction weighs half in ``recency``.
         count: ``each`` interaction, or each ``distinct`` item once.
     """
 
     windows: Annotated[tuple[Window, ...], EachOnce] = ("365-60",)
-    methods: Annotated[tuple[Average, ...], EachOnce] = ("uniform", "recency")
+    methods: Annotated[tuple[LteMethod, ...], EachOnce] = ("uniform", "recency")
     half_life_days: Positive = 90.0
     count: Literal["each", "distinct"] = "each"
+
+
+@section
+class BehaviourSection:
+    """Method ``behaviour``: averages of behaviour vectors, EASE's item-item weights times the basis (ADR 0013).
+
+    Attributes:
+        l2: Ridge of EASE, in users: an item needs about so many users before its weights count.
+        rank: Singular vectors of the histories that stand for them; 0 for the exact solution, which needs at most
+            20,000 users or 20,000 items.
+        refit_days: Days that one fit is used. LTEs of the days before and after a refit are not compared.
+    """
+
+    l2: Positive = 100.0
+    rank: Natural = 0
+    refit_days: Count = 28
 
 
 @section
@@ -467,6 +486,7 @@ class Deployment:
     landing: LandingSection = field(default_factory=LandingSection)
     basis: BasisSection = field(default_factory=BasisSection)
     lte: LteSection = field(default_factory=LteSection)
+    behaviour: BehaviourSection = field(default_factory=BehaviourSection)
     drift: DriftSection = field(default_factory=DriftSection)
     gates: GatesSection = field(default_factory=GatesSection)
     publish: PublishSection = field(default_factory=PublishSection)

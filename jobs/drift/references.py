@@ -10,12 +10,14 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.basis.basis import single_basis
+from jobs.basis.matrix import BasisKey, pinned_basis
 from jobs.config.sections import LteSection
 from jobs.lake.day import Day
 from jobs.lake.lake import Lake, Metrics
+from jobs.lte.behaviour import is_configured, used_behaviour
 from jobs.lte.settings import LteError, lte_settings
 from jobs.runtime.day import LTE_JOB
-from schemas import METRICS, POOLED_METHODS, USER_LTE
+from schemas import ITEM_BEHAVIOUR, METRICS, POOLED_METHODS, USER_LTE
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,23 @@ class References:
         other_settings: The subset of ``offsets`` whose LTEs were made with another half-life or another way to count.
             These days are not judged.
         other_basis: Offsets of days whose LTEs have another basis. Vectors of two bases cannot be compared.
+        behaviour: The behaviour vectors of ds; None without method behaviour.
+        other_behaviour: The subset of ``offsets`` with other behaviour vectors: method behaviour is not judged there.
     """
 
     basis_version: str
     offsets: tuple[int, ...]
     other_settings: tuple[int, ...]
     other_basis: tuple[int, ...]
+    behaviour: BasisKey | None = None
+    other_behaviour: tuple[int, ...] = ()
 
     def metrics(self) -> Metrics:
         """Number of reference days of each kind."""
         kinds = {"n_reference_days": self.offsets, "n_other_settings_days": self.other_settings}
         kinds["n_other_basis_days"] = self.other_basis
+        if self.behaviour is not None:
+            kinds["n_other_behaviour_days"] = self.other_behaviour
         return {name: float(len(offsets)) for name, offsets in kinds.items()}
 
 
@@ -67,7 +75,20 @@ def find_references(day: Day) -> References:
     same = {days[each] for each, basis_version in bases.items() if each != ds and basis_version == bases[ds]}
     others = {days[each] for each in bases if each != ds} - same
     changed = {offset for offset in same if recorded.get(ds - timedelta(days=offset)) != settings}
-    return References(bases[ds], tuple(sorted(same)), tuple(sorted(changed)), tuple(sorted(others)))
+    offsets = tuple(sorted(same))
+    behaviour, refitted = _behaviour(day, offsets)
+    return References(bases[ds], offsets, tuple(sorted(changed)), tuple(sorted(others)), behaviour, refitted)
+
+
+def _behaviour(day: Day, offsets: Sequence[int]) -> tuple[BasisKey | None, tuple[int, ...]]:
+    """The behaviour vectors of a day, and the offsets whose LTEs were made with others."""
+    if not is_configured(day.deployment):
+        return None, ()
+    version = used_behaviour(day.lake, day.ds)
+    if version is None:
+        raise LteError(f"table runs, ds={day.ds}: no version of the behaviour vectors: run compute_lte first")
+    others = [offset for offset in offsets if used_behaviour(day.lake, day.ds - timedelta(days=offset)) != version]
+    return pinned_basis(day.lake, version, ITEM_BEHAVIOUR), tuple(others)
 
 
 def _days(rows: DataFrame) -> list[date]:

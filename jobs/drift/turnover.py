@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,8 @@ from jobs.lte.packing import collected, packed_interactions
 from jobs.lte.settings import BLOCK_USERS, lte_windows, n_partitions, weightings
 from jobs.lte.windows import in_window, reach, window_ages
 from lte_models.averages import drift
-from lte_models.averages.pooling import Histories, Weighting, window_pairs
+from lte_models.averages.behaviour import has_behaviour
+from lte_models.averages.pooling import BEHAVIOUR, Histories, Weighting, window_pairs
 from schemas import EVENT_DAYS, INTERACTIONS
 
 _COUNTS = ("n_now", "n_before", "n_in", "n_out")
@@ -45,7 +47,8 @@ def lake_turnover(day: Day, references: References, basis: BasisKey) -> DataFram
     )
     items = known_items(read_basis(day.lake, references.basis_version), day.ds)
     codes = packed_interactions(day.lake.read(INTERACTIONS), items, day.ds, window)
-    task = TurnoverTask(basis, day.ds, tuple(windows), tuple(weightings(day.deployment.lte).values()), offsets)
+    weights = tuple(weightings(day.deployment.lte).values())
+    task = TurnoverTask(basis, day.ds, tuple(windows), weights, offsets, references.behaviour)
     partitions = n_partitions(total or 0, day.deployment.engine.partitions)
     return codes.repartition(partitions, "user_id").mapInArrow(task, _TURNOVER_SCHEMA)
 
@@ -60,6 +63,7 @@ class TurnoverTask:
         windows: Windows to compare.
         weightings: Methods; each method is combined with each window.
         offsets: Number of days from each earlier day to ``ds``.
+        behaviour: The behaviour vectors of ``ds``, for method behaviour: items without one do not count.
     """
 
     basis: BasisKey
@@ -67,24 +71,35 @@ class TurnoverTask:
     windows: tuple[LteWindow, ...]
     weightings: tuple[Weighting, ...]
     offsets: tuple[int, ...]
+    behaviour: BasisKey | None = None
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Turn (user_id, code) rows of whole users into turnover rows."""
         users, histories = collected(batches)
-        known_age = load_matrix(self.basis).known_ages(self.ds)
+        known_age = self._known_ages()
         for start in range(0, histories.n_users, BLOCK_USERS):
             stop = min(start + BLOCK_USERS, histories.n_users)
             yield from self._block(users.slice(start, stop - start), histories.block(start, stop), known_age)
 
-    def _block(self, users: pa.Array, histories: Histories, known_age: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
-        for window in self.windows:
-            ages = window_ages(window)
-            now = window_pairs(histories, ages)
+    def _known_ages(self) -> dict[str, NDArray[np.int64]]:
+        """Days that each item has been known, for each method: int64 [V]; -1 for an item without a vector."""
+        known_age = load_matrix(self.basis).known_ages(self.ds)
+        found = {weighting.method: known_age for weighting in self.weightings}
+        if self.behaviour is not None:
+            has = has_behaviour(load_matrix(self.behaviour).vectors)
+            found[BEHAVIOUR] = np.where(np.pad(has, (0, len(known_age) - len(has))), known_age, -1)
+        return found
+
+    def _block(
+        self, users: pa.Array, histories: Histories, known_ages: Mapping[str, NDArray[np.int64]]
+    ) -> Iterator[pa.RecordBatch]:
+        for window, weighting in product(self.windows, self.weightings):
+            ages, known_age = window_ages(window), known_ages[weighting.method]
+            now = window_pairs(histories, ages, known_age >= 0)
             for offset in self.offsets:
                 before = drift.earlier_window(histories, ages, offset_days=offset, known_age=known_age)
-                for weighting in self.weightings:
-                    changes = drift.turnover(now, before, weighting, len(known_age))
-                    yield _turnover_batch(users, (weighting.method, str(window)), offset, changes)
+                changes = drift.turnover(now, before, weighting, len(known_age))
+                yield _turnover_batch(users, (weighting.method, str(window)), offset, changes)
 
 
 def _turnover_batch(users: pa.Array, key: Slice, offset_days: int, changes: drift.Turnover) -> pa.RecordBatch:

@@ -12,12 +12,13 @@ from typing import Any
 from pyspark.sql import Row
 
 from jobs.basis.basis import known_items, read_basis
-from jobs.config.sections import Deployment, LteSection
+from jobs.config.sections import BehaviourSection, Deployment, LteSection
 from jobs.lake.day import BasisDay, Day
 from jobs.lake.reader import LakeReader
 from jobs.lte.settings import lte_windows
 from jobs.lte.windows import in_window, reach, window_days
 from jobs.runtime.day import LTE_JOB
+from lte_models.averages.pooling import BEHAVIOUR
 from schemas import EVENT_DAYS, INTERACTIONS, ITEM_EMBEDDINGS
 
 
@@ -28,7 +29,12 @@ def event_days(day: Day) -> list[Row]:
 
 
 def input_fingerprint(
-    event_days: Iterable[tuple[date, int, str]], *, lte: LteSection, basis_version: str, n_known: int
+    event_days: Iterable[tuple[date, int, str]],
+    *,
+    lte: LteSection,
+    basis_version: str,
+    n_known: int,
+    behaviour: BehaviourSection | None = None,
 ) -> str:
     """Hash of all inputs of LTEs: equal fingerprints mean equal LTEs.
 
@@ -37,9 +43,12 @@ def input_fingerprint(
         lte: Windows, methods, half-life, way to count.
         basis_version: Basis.
         n_known: Number of items of the basis that were known by ds; known items are never changed or deleted.
+        behaviour: Settings of method behaviour; they count only where lte.methods holds it.
     """
     days = sorted([day.isoformat(), n_events, checksum] for day, n_events, checksum in event_days)
     content = {"days": days, "lte": asdict(lte), "basis_version": basis_version, "n_known": n_known}
+    if behaviour is not None and BEHAVIOUR in lte.methods:
+        content["behaviour"] = asdict(behaviour)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -47,7 +56,8 @@ def input_fingerprint_as_of(day: BasisDay) -> str:
     """Fingerprint of the current tables for ``day``; a run that recorded another fingerprint is stale."""
     days = [(each["event_date"], each["n_events"], each["checksum"]) for each in event_days(day)]
     n_known = known_items(read_basis(day.lake, day.basis_version), day.ds).count()
-    return input_fingerprint(days, lte=day.deployment.lte, basis_version=day.basis_version, n_known=n_known)
+    lte, behaviour = day.deployment.lte, day.deployment.behaviour
+    return input_fingerprint(days, lte=lte, basis_version=day.basis_version, n_known=n_known, behaviour=behaviour)
 
 
 MAX_DAYS_SHOWN = 5
@@ -81,7 +91,9 @@ class Staleness:
         start, end = window_days(ds, reach(lte_windows(deployment.lte)))
         days = [day for day in self.event_days if start <= day[0] < end]
         n_known = sum(first <= ds for first in self.first_days.get(basis, ()))
-        return input_fingerprint(days, lte=deployment.lte, basis_version=basis, n_known=n_known)
+        return input_fingerprint(
+            days, lte=deployment.lte, basis_version=basis, n_known=n_known, behaviour=deployment.behaviour
+        )
 
     def _why(self, ds: date, start: date, end: date) -> str:
         late = sorted({day for day, landed in self.late if start <= day < end and landed > ds})

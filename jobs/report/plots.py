@@ -17,7 +17,7 @@ from jobs.lte.windows import window_days
 from jobs.report.facts import NORM_BINS, Facts, Row, coverage
 from lte_models.averages.drift import ACTIVITY_BUCKETS
 
-COLOURS = {"uniform": "#1f6f8b", "recency": "#c8553d", "autoencoder": "#6a4c93"}
+COLOURS = {"uniform": "#1f6f8b", "recency": "#c8553d", "autoencoder": "#6a4c93", "behaviour": "#4c8c4a"}
 GREY, BAD = "#8a8f98", "#b3261e"
 
 # Text stays text, and ids are the same in every run.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import linalg, sparse
 
 from lte_models.arrays import Float32Array, Float64Array, IntArray
@@ -57,7 +58,19 @@ def behaviour_vectors(users: sparse.csr_array, vectors: Float32Array, *, l2: flo
     found[~_has_company(x)] = 0  # exactly: without company B has only zeros, and rounding must not become a direction
     longest = _longest(found)
     scale = _longest(wide) / longest if longest > 0 else 0.0
-    return (found * scale).astype(np.float32)
+    return np.asarray(found * scale, dtype=np.float32)
+
+
+def has_behaviour(vectors: Float32Array) -> NDArray[np.bool_]:
+    """Which items have a behaviour vector: an item without company has only zeros, and is left out of averages.
+
+    Args:
+        vectors: float32 [V, D], from :func:`behaviour_vectors`.
+
+    Returns:
+        bool [V].
+    """
+    return np.asarray(vectors.any(axis=1))
 
 
 def cross_fitted(
@@ -93,7 +106,7 @@ def _checked(users: sparse.csr_array, vectors: Float32Array, l2: float) -> spars
     return x
 
 
-def _has_company(x: sparse.csr_array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _has_company(x: sparse.csr_array) -> NDArray[np.bool_]:
     """Whether some user had the item together with another item, bool [V]."""
     others = np.asarray(x.sum(axis=1)).ravel() > 1  # [U]
     return np.asarray(x.T @ others.astype(np.float64)).ravel() > 0

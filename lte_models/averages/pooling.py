@@ -24,7 +24,7 @@ MAX_AGE_DAYS = 2**AGE_BITS - 1
 MAX_ITEMS = 2**ITEM_BITS - 1
 MAX_USERS = 2**USER_BITS
 UNKNOWN_ITEM = -1
-UNIFORM, RECENCY = "uniform", "recency"
+UNIFORM, RECENCY, BEHAVIOUR = "uniform", "recency", "behaviour"
 EACH, DISTINCT = "each", "distinct"
 Int64Array = NDArray[np.int64]
 DoubleArray = NDArray[np.float64]
@@ -39,7 +39,8 @@ class Weighting:
     """How interactions are weighted.
 
     Attributes:
-        method: ``uniform``, or ``recency``: 2^(-age_days / half_life_days).
+        method: ``uniform``, or ``recency``: 2^(-age_days / half_life_days). ``behaviour`` weighs as ``uniform`` does,
+            and averages behaviour vectors.
         half_life_days: Age at which an interaction counts half; for ``recency`` only.
         count: ``each`` interaction counts, or ``distinct``: each item counts once, by its newest interaction.
     """
@@ -50,8 +51,8 @@ class Weighting:
 
     def __post_init__(self) -> None:
         """Refuse an unknown method, an unknown way to count, or an impossible half-life."""
-        if self.method not in (UNIFORM, RECENCY):
-            raise PoolingError(f"method {self.method!r}: use {UNIFORM} or {RECENCY}")
+        if self.method not in (UNIFORM, RECENCY, BEHAVIOUR):
+            raise PoolingError(f"method {self.method!r}: use {UNIFORM}, {RECENCY} or {BEHAVIOUR}")
         if self.count not in (EACH, DISTINCT):
             raise PoolingError(f"count {self.count!r}: use {EACH} or {DISTINCT}")
         if not self.half_life_days > 0:
@@ -173,7 +174,7 @@ class WindowPairs:
             weighting: Method, half-life, way to count.
             newest: Ages to count from, int64 [U]; by default the age of each user's newest interaction.
         """
-        if weighting.method == UNIFORM:
+        if weighting.method != RECENCY:
             return self.counts(weighting.count).astype(np.float64)
         decay, reference = _decay(weighting.half_life_days), self.newest if newest is None else newest
         if weighting.count == DISTINCT:
@@ -200,15 +201,20 @@ class WindowPairs:
         return _sums(self.histories.rows[self.starts], values, self.histories.n_users)
 
 
-def window_pairs(histories: Histories, ages: range) -> WindowPairs:
+def window_pairs(histories: Histories, ages: range, has_vector: NDArray[np.bool_] | None = None) -> WindowPairs:
     """Cut a window out of histories.
 
     Args:
         histories: Interactions of U users.
         ages: Ages in days that lie in the window: ``range(60, 365)`` is [365, 60).
+        has_vector: bool, of each item_index; an item beyond its end has none. None where all items have a vector.
     """
     in_window = histories.where((histories.ages >= ages.start) & (histories.ages < ages.stop))
     is_known = in_window.item_indices != UNKNOWN_ITEM  # an item without a vector is counted, never averaged
+    if has_vector is not None:
+        # the value at the end stands for every item beyond it, and index -1 reads it, too
+        marked = np.append(has_vector, False)
+        is_known &= marked[np.minimum(in_window.item_indices, len(has_vector))]
     n_unknown = np.bincount(in_window.rows[~is_known], minlength=histories.n_users)
     known = in_window.where(is_known)
     return WindowPairs(known, run_starts(known.keys >> AGE_BITS), n_unknown, known.newest_ages())

@@ -89,7 +89,7 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
             r"lte\.windows: expected at least one value, each once, got \['9-0', '9-0'\]",
         ),
         ('[lte]\nwindows = "365-60"', r"lte\.windows: expected a list, got '365-60'"),
-        ('[lte]\nmethods = ["median"]', r"lte\.methods: expected 'uniform' or 'recency', got 'median'"),
+        ('[lte]\nmethods = ["median"]', r"lte\.methods: expected 'uniform', 'recency' or 'behaviour', got 'median'"),
         ("[lte]\nhalf_life_days = 0", r"lte\.half_life_days: expected more than 0, got 0"),
         ("[lte]\nhalf_life_days = nan", r"lte\.half_life_days: expected more than 0, got nan"),
         ("[lte]\nhalf_life_days = true", r"lte\.half_life_days: expected a number, got True"),
