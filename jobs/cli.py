@@ -40,6 +40,7 @@ examples:
   lte recommend 2375                    what the live ranker would show this user
   lte items --like "red floral dress"   which items lie near some words: a contact sheet
   lte experiment integration            which LTE helps the ranker, with intervals, over seeds and days
+  lte serve                             recommendations over HTTP, on this machine
   lte export lte.parquet                the live snapshot as one Parquet file
   lte rollback --drill                  what would an earlier ranker lose today? changes nothing
   lte ab groups.csv --from 2017-11-01 --to 2017-11-28   an A/B test's uplifts with intervals
@@ -130,6 +131,12 @@ def _export(args: argparse.Namespace, deployment: Deployment) -> None:
     manifest = json.loads(done.manifest.to_json())
     text = f"{done.path}: {counted(done.manifest.row_count, 'user')} of ds={done.manifest.ds}"
     _print(args.json, {"file": str(done.path), "manifest": manifest}, text)
+
+
+def _serve(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.commands.serve import serve
+
+    serve(deployment, args.host, args.port)
 
 
 def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -293,6 +300,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    """Parse a port."""
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    return int(text)
+
+
 Command = Callable[[argparse.Namespace, Deployment], None]
 
 
@@ -331,6 +345,9 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "recommend", _recommend, best, user, *_recommend_flags())
     ab_help = "uplift of each KPI of an A/B test with its interval; without a table, the plan of a test (docs/ab.md)"
     _command(commands, "ab", _ab, ab_help, *_ab_flags())
+    host = ("--host", {"default": "127.0.0.1", "help": "address to listen on (127.0.0.1); others need LTE_SERVE_TOKEN"})
+    port = ("--port", {"type": _port, "default": 8000, "help": "port (8000); 0 for any free port"})
+    _command(commands, "serve", _serve, "serve recommendations over HTTP (docs/serving.md)", host, port)
     target = ("file", {"metavar": "FILE", "type": Path, "help": "Parquet file to write"})
     _command(commands, "export", _export, "write the live snapshot to a Parquet file (docs/serving.md)", target)
     _command(commands, "check-config", _check_config, "check the configuration and show what it amounts to")

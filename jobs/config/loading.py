@@ -27,6 +27,7 @@ RESERVED_ENV = frozenset(
         "LTE_RETRIES",
         "LTE_LAST_DAY",
         "LTE_LEASE",  # the run that a task belongs to, see jobs.ownership.lease
+        "LTE_SERVE_TOKEN",
         "LTE_WAIT_SECONDS",
     }
 )

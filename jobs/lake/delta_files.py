@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import deltalake
@@ -111,6 +112,14 @@ def table_version(path: str) -> int | None:
         return _delta(path).version()
     except TableNotFoundError:
         return None
+
+
+def newest_commit(path: str) -> dict[str, Any] | None:
+    """Newest commit of the Delta table at ``path``: ``version``, ``timestamp``; None if there is no table yet."""
+    if (version := table_version(path)) is None:
+        return None
+    commits = _delta(path, version).history(1)
+    return dict(commits[0])
 
 
 def last_write(path: str) -> datetime | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.config.sections import Deployment
-from jobs.lake.delta_files import arrow_batches, last_write, table_path, table_version
+from jobs.lake.delta_files import arrow_batches, last_write, newest_commit, table_path, table_version
 from jobs.lake.predicates import Predicate
 from schemas import Table
 
@@ -34,6 +34,14 @@ class LakeReader:
     ) -> list[dict[str, Any]]:
         """Rows of a slice; none if the table does not exist yet."""
         return [row for batch in self.batches(table, columns=columns, where=where) for row in batch.to_pylist()]
+
+    def path(self, table: Table) -> str:
+        """Folder of a table."""
+        return table_path(self.root, table)
+
+    def newest_commit(self, table: Table) -> dict[str, Any] | None:
+        """Newest commit of a table, with ``version`` and ``timestamp``; None if the table does not exist yet."""
+        return newest_commit(self.path(table))
 
     def last_write(self, table: Table) -> datetime | None:
         """When rows were last written to a table, UTC; None before the first time."""

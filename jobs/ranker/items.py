@@ -73,21 +73,40 @@ def load_candidates(lake: Lake, ds: date, basis_version: str, train_days: int) -
     is_known[known.toArrow()["item_index"].to_numpy()] = True
     if not is_known.any():
         raise ModelError(f"table item_embeddings, basis_version {basis_version}: no item is known on {last}")
-    by_day = np.zeros(((last - first).days + 2, len(ids)), dtype=np.int32)
-    np.add.at(by_day, (daily[0] + 1, daily[1]), daily[2])
-    by_day = by_day.cumsum(axis=0, dtype=np.int32)
-    counts = (by_day[-1] - by_day[-1 - LONG_DAYS]).astype(np.int64)
-    order = [index for index in rank_by_frequency(counts) if is_known[index]]
-    row_of_index = np.zeros(len(ids), dtype=np.int64)
-    row_of_index[order] = np.arange(1, len(order) + 1)
+    order, row_of_index, counts, cumulative = rows_by_frequency(daily, is_known, (last - first).days + 1)
     return CandidateItems(
         item_ids=[ids[index] for index in order],
         row_of_index=row_of_index,
         content=np.vstack([np.zeros((1, matrix.shape[1]), dtype=np.float32), matrix[order]]),
         metadata=_metadata(lake, last, [ids[index] for index in order]),
-        counts=np.concatenate([[0], counts[order]]),
-        daily=DailyCounts(day_number(first), torch.from_numpy(np.pad(by_day[:, order], ((0, 0), (1, 0))))),
+        counts=counts,
+        daily=DailyCounts(day_number(first), cumulative),
     )
+
+
+def rows_by_frequency(
+    daily: tuple[IntArray, ...], is_known: npt.NDArray[np.bool_], n_days: int
+) -> tuple[list[int], IntArray, IntArray, torch.Tensor]:
+    """Give each known item its row, most frequent first.
+
+    Args:
+        daily: Days from the first one, item indices and counts of interactions, one entry per day and item.
+        is_known: bool [n], by item_index.
+        n_days: Days that ``daily`` may hold.
+
+    Returns:
+        The item_index of each row, the row of each item_index (0 for an unknown item), the counts of the last year in
+        row order (int64 [V + 1]) and the cumulative counts by day (int32 [n_days + 1, V + 1]).
+    """
+    by_day = np.zeros((n_days + 1, len(is_known)), dtype=np.int32)
+    np.add.at(by_day, (daily[0] + 1, daily[1]), daily[2])
+    by_day = by_day.cumsum(axis=0, dtype=np.int32)
+    counts = (by_day[-1] - by_day[-1 - LONG_DAYS]).astype(np.int64)
+    order = [int(index) for index in rank_by_frequency(counts) if is_known[index]]
+    row_of_index = np.zeros(len(is_known), dtype=np.int64)
+    row_of_index[order] = np.arange(1, len(order) + 1)
+    cumulative = torch.from_numpy(np.pad(by_day[:, order], ((0, 0), (1, 0))))
+    return order, row_of_index, np.concatenate([[0], counts[order]]), cumulative
 
 
 def _daily_counts(interactions: DataFrame, known: DataFrame, first: date, last: date) -> tuple[IntArray, ...]:

@@ -12,25 +12,19 @@ import pytest
 from pyspark.sql import SparkSession
 
 from deployments import CONFIG
-from jobs.commands.recommend import (
-    ServedRanker,
-    events_of,
-    example_of,
-    recommend,
-    recommendations,
-    recommendations_text,
-    served_ranker,
-    serving_rows,
-)
+from jobs.commands.recommend import recommendations, recommendations_text
 from jobs.commands.rollback import roll_back, roll_back_ranker
 from jobs.config.sections import Deployment
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
+from jobs.lake.reader import lake_reader
 from jobs.landing.erased import user_hash
 from jobs.ranker.live import live_ranker, make_live
 from jobs.ranker.readers import ExampleReader, stage_examples, user_ids
 from jobs.ranker.scorers import ranker_scorer
 from jobs.registry.bundles import ModelError, bundle_folder
+from jobs.serving.history import serving_rows
+from jobs.serving.ranker import ServedRanker, events_of, example_of, recommend, served_ranker
 from jobs.store.opening import open_store
 from jobs.store.publish import SnapshotSource, publish
 from jobs.store.reader import SnapshotReader
@@ -82,7 +76,7 @@ def _published(deployment: Deployment, users: list[str], *, window: str = "365-6
 
 
 def _example(lake: Lake, deployment: Deployment, served: ServedRanker, user: str) -> ExampleBatch:
-    return example_of(deployment, served, user, events_of(lake, served, user))
+    return example_of(deployment, served, user, events_of(lake_reader(deployment), served, user))
 
 
 @pytest.fixture
@@ -97,7 +91,7 @@ def test_a_server_finds_what_the_evaluation_ranks_first(
     shop: tuple[Lake, Deployment], online: Deployment, tmp_path: Path, user: str
 ) -> None:
     lake, _ = shop
-    served = served_ranker(lake, online, ANCHOR)
+    served = served_ranker(lake_reader(online), online, ANCHOR)
     reader = _published(online, ["u00", "u12"])
     found = recommend(served, reader, user, _example(lake, online, served, user), 5)
     # the example that training and evaluation read, with the LTE of its own past
@@ -115,7 +109,7 @@ def test_the_command_shows_what_a_server_would_find_on_the_live_day(
     shop: tuple[Lake, Deployment], online: Deployment
 ) -> None:
     lake, _ = shop
-    served = served_ranker(lake, online, ANCHOR)
+    served = served_ranker(lake_reader(online), online, ANCHOR)
     expected = recommend(served, _published(online, ["u00"]), "u00", _example(lake, online, served, "u00"), 3)
     found = recommendations(online, "u00", k=3)
     assert (found["user_id"], found["ds"], found["ranker_ds"]) == ("u00", str(ANCHOR), str(DS))
@@ -147,7 +141,7 @@ def test_what_the_items_are_not_based_on_is_said(shop: tuple[Lake, Deployment], 
 
 def test_interactions_are_coded_as_the_ranker_was_trained(shop: tuple[Lake, Deployment], online: Deployment) -> None:
     lake, _ = shop
-    served = served_ranker(lake, online, ANCHOR)
+    served = served_ranker(lake_reader(online), online, ANCHOR)
     expected = _example(lake, online, served, "u00").types
     assert expected.unique().tolist() == [2]  # "purchase" comes second
     for types in (("purchase", "click"), ("cart", "click", "purchase")):  # as configured after the training
@@ -162,7 +156,7 @@ def test_interactions_are_coded_as_the_ranker_was_trained(shop: tuple[Lake, Depl
 def test_more_items_than_are_retrieved_by_default_can_be_wanted(
     shop: tuple[Lake, Deployment], online: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.commands.recommend.N_RETRIEVED", 3)  # the shop has 14 items, not 500
+    monkeypatch.setattr("jobs.serving.ranker.N_RETRIEVED", 3)  # the shop has 14 items, not 500
     _published(online, ["u00"])
     assert len(recommendations(online, "u00", k=2)["items"]) == 2
     assert len(recommendations(online, "u00", k=7)["items"]) == 7
@@ -172,14 +166,14 @@ def test_more_items_than_are_retrieved_by_default_can_be_wanted(
 
 def test_a_stranger_gets_recommendations_too(shop: tuple[Lake, Deployment], online: Deployment) -> None:
     lake, _ = shop
-    served = served_ranker(lake, online, ANCHOR)
+    served = served_ranker(lake_reader(online), online, ANCHOR)
     reader = _published(online, ["u00"])
     assert len(recommend(served, reader, "nobody", _example(lake, online, served, "nobody"), 3)) == 3
 
 
 def test_a_pair_that_does_not_match_is_not_served(shop: tuple[Lake, Deployment], online: Deployment) -> None:
     lake, _ = shop
-    served = served_ranker(lake, online, ANCHOR)
+    served = served_ranker(lake_reader(online), online, ANCHOR)
     batch = _example(lake, online, served, "u00")
     with pytest.raises(NoLiveSnapshotError):
         recommend(served, SnapshotReader(open_store(online)), "u00", batch, 3)
@@ -227,7 +221,7 @@ def test_a_ranker_rolls_back_where_nothing_was_published(online: Deployment, sho
 
 def test_nothing_is_served_before_a_ranker_is_live(shop: tuple[Lake, Deployment], deployment: Deployment) -> None:
     with pytest.raises(ModelError, match="no ranker is live"):
-        served_ranker(shop[0], deployment, ANCHOR)
+        served_ranker(lake_reader(deployment), deployment, ANCHOR)
 
 
 def test_an_example_to_serve_holds_nothing_after_its_day() -> None:
