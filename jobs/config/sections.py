@@ -417,21 +417,21 @@ class RankerSection:
 
 @section
 class ExperimentSection:
-    """How large the experiments are; each training must end within seconds (docs/results.md has what they found).
+    """How large the experiments are; a training takes a minute or two of one core (docs/results.md has the results).
 
     Attributes:
         seeds: One training of each variant per seed.
         test_days: Last days with interactions; nothing of them is trained on.
-        validation_days: Days with interactions before them that decide which epoch is kept.
+        validation_days: Days with interactions before them that no ranker is trained on.
         train_days: Days before those that training examples come from.
         stride_days: Of these, every n-th day with interactions is taken.
         max_examples: Training examples at most, chosen by a hash.
         max_test_examples: User-days of the test days at most, chosen by a hash.
-        epochs: Of each training; the best one on the validation days is kept.
+        epochs: Of each training; the learning rate falls to 0 over all of them, and the last one is kept.
         dim: Width of the ranker's towers.
         content_dim: Leading directions of the basis that the models read; a basis that has no more is read whole.
         batch_size: Examples per step.
-        learning_rate: Of Adam.
+        learning_rate: Of Adam in the first step.
         negatives_share: Share of the vocabulary that a step samples; 1 is the full softmax.
         sequence_days: Days of history that sequence-length tries; the first is its baseline.
         powers: Power factors of the autoencoder's negatives that are tried.
@@ -443,15 +443,15 @@ class ExperimentSection:
 
     seeds: Annotated[tuple[int, ...], EachOnce] = (0, 1, 2)
     test_days: Count = 7
-    validation_days: Count = 3
+    validation_days: Count = 7
     train_days: Count = 365
-    stride_days: Count = 7
-    max_examples: Count = 8_000
+    stride_days: Count = 1
+    max_examples: Count = 20_000
     max_test_examples: Count = 3_000
-    epochs: Count = 4
+    epochs: Count = 3
     dim: Width = 32
     content_dim: Count = 128
-    batch_size: Count = 32
+    batch_size: Count = 64
     learning_rate: Positive = 3e-3
     negatives_share: PositiveShare = 0.1
     sequence_days: Annotated[tuple[Count, ...], EachOnce] = (60, 120, 240, 360)

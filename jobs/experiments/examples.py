@@ -53,7 +53,7 @@ class Days:
 
     Attributes:
         train: Days whose interactions are training targets.
-        validation: Days that decide which epoch is kept.
+        validation: Days on which no ranker is trained.
         test: Days whose interactions give the results.
     """
 

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from lte_models.ranker.examples import ExampleBatch, Past
 from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.loss import Objective, ranker_loss
 from lte_models.ranker.model import Context, Ranker
-from lte_models.ranker.towers import Catalogue, LteStatistics
+from lte_models.ranker.towers import Catalogue, LteStatistics, RankerConfig
 from lte_models.training.sampling import LogUniformSampler
 from tiny_ranker import (
     CONFIG,
@@ -311,6 +311,8 @@ def test_one_item_has_no_spread_to_standardise_by() -> None:
 def test_without_the_new_parts_a_ranker_has_the_weights_it_had() -> None:
     old, new = (set(model_of(history_features=True, **each).state_dict()) for each in ({}, NEW_PARTS))
     assert new - old == {"affinity.scale", "affinity.precision", "affinity.covariance", "history.trust"}
+    saved = {name: value for name, value in asdict(CONFIG).items() if name not in NEW_PARTS}
+    assert RankerConfig(**saved) == CONFIG  # the configuration in an earlier bundle's manifest
     with pytest.raises(ValueError, match="repeat_expert = True cannot be"):
         replace(CONFIG, repeat_expert=True)
 
