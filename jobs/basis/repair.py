@@ -8,6 +8,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import functions as F
 
 from jobs.basis.basis import BasisError
+from jobs.lake.care import restore
 from jobs.lake.lake import Lake
 from schemas import ITEM_EMBEDDINGS
 
@@ -111,7 +112,7 @@ def repair_basis(lake: Lake) -> Repair:
         except PySparkException:  # vacuumed, or its log entries are gone
             continue
         if found and not any(each.problem() for each in found):
-            lake.restore(ITEM_EMBEDDINGS, version)
+            restore(lake, ITEM_EMBEDDINGS, version)
             return Repair(newest, version, n_before, sum(each.rows for each in found), problem)
     raise BasisError(
         f"{problem}; no earlier version of the table is good and still there: delete the folder of item_embeddings and "

@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.basis.repair import repair_basis
 from jobs.config.sections import Deployment
+from jobs.lake.care import compact, old_files, small_files, vacuum
 from jobs.lake.lake import open_lake
 from jobs.ownership.lease import break_lease, holders
 from jobs.ownership.objects import objects_of
@@ -28,9 +29,9 @@ def maintain(deployment: Deployment, *, is_dry_run: bool = False) -> dict[str, d
             if lake.version(table) is None:
                 continue
             if is_dry_run:
-                compacted, deleted = lake.small_files(table), lake.old_files(table)
+                compacted, deleted = small_files(lake, table), old_files(lake, table)
             else:
-                compacted, deleted = int(lake.compact(table)["numFilesRemoved"]), lake.vacuum(table)
+                compacted, deleted = int(compact(lake, table)["numFilesRemoved"]), vacuum(lake, table)
             done[table.name] = {"files_compacted": compacted, "files_deleted": len(deleted)}
     return done
 

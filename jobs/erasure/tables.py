@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
 from jobs.erasure.spellings import same_person, spellings
+from jobs.lake.care import forget_history
 from jobs.lake.lake import Lake
 from jobs.lake.predicates import standing_alone
 from jobs.lake.reader import LakeReader, lake_reader
@@ -100,7 +101,7 @@ def erase_from_tables(lake: Lake, deployment: Deployment, user_ids: Sequence[str
         done[text.table.name] = sum(redact)
     for table in (*USER_TABLES, *(text.table for text in TEXT_TABLES)):
         if lake.version(table) is not None:
-            lake.forget_history(table)
+            forget_history(lake, table)
     return done
 
 

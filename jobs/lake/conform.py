@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
@@ -134,3 +134,8 @@ def _through_arrow(df: DataFrame, table: Table) -> DataFrame:
     # The declared schema, not the nullable one: `_column` has refused nulls, and where a column may be null Sail adds a
     # check of its own. Planning these checks takes twice as long for each further column: 40 s for 24 of them.
     return df.mapInArrow(_same_batches, table.schema)
+
+
+def later_columns(table: Table, found: Sequence[str]) -> list[StructField]:
+    """Nullable columns that were declared after the table was written: null in every row of the table."""
+    return [field for field in table.schema if field.nullable and field.name not in found]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
+from pyspark.sql.types import StructField
 
 from jobs.config.addresses import is_url
 from jobs.lake.predicates import Predicate, TableError, _values
@@ -38,11 +40,27 @@ READ_BUFFER_BYTES = 1 << 20
 LOG_FOLDER = "_delta_log"
 LAST_CHECKPOINT = "_last_checkpoint"
 DELETION_VECTOR = "deletion_vector_"
+LOG_RETENTION = "delta.logRetentionDuration"
+MIN_LOG_DAYS = 30
 
 
 def table_path(lake: str, table: Table) -> str:
     """Folder of a table under the lake."""
     return f"{lake.rstrip('/')}/{table.name}"
+
+
+def retention(rollback_days: int) -> dict[str, str]:
+    """Properties of a table that keep what a rollback needs."""
+    return {
+        "delta.deletedFileRetentionDuration": f"interval {rollback_days} days",
+        LOG_RETENTION: f"interval {max(rollback_days, MIN_LOG_DAYS)} days",
+    }
+
+
+def delta_schema(fields: Iterable[StructField]) -> deltalake.Schema:
+    """Columns with their comments, as Delta writes them."""
+    columns = [field.jsonValue() | {"metadata": {"comment": field.metadata["comment"]}} for field in fields]
+    return deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": columns}))
 
 
 def engine_folder(root: str) -> str:

@@ -8,11 +8,9 @@ once and a refused write leaves the table as it was.
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -25,17 +23,17 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField
 
 from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
-from jobs.lake.conform import arrow_schema, conformed, fitted
+from jobs.lake.conform import arrow_schema, conformed, fitted, later_columns
 from jobs.lake.delta_files import (
     _delta,
     ahead,
     arrow_batches,
-    delete_unreferenced,
+    delta_schema,
     engine_folder,
+    retention,
     table_path,
     table_version,
 )
@@ -51,16 +49,11 @@ Metrics = dict[str | tuple[str, str], float]
 # Words of both engines for "another writer committed first".
 CONFLICT_WORDS = ("Failed to commit transaction", "ConcurrentAppend", "DELTA_CONCURRENT", "ConcurrentDelete")
 REFUSAL_WORDS = ("CONSTRAINT_VIOLATED", "DELTA_VIOLATE_CONSTRAINT")
-LOG_RETENTION = "delta.logRetentionDuration"
-MIN_LOG_DAYS = 30
 MAX_ATTEMPTS = 8
 
 # Sail holds each file that it writes in memory up to this size; Apache Spark writes each row group when it is full.
 FILE_OPTIONS = {"targetFileSize": str(32 << 20)}
 RETRY_SECONDS = 0.25
-
-# File size that deltalake's compaction aims at.
-COMPACTED_BYTES = 100 << 20
 
 
 class ConcurrentWriteError(RuntimeError):
@@ -160,7 +153,7 @@ class Lake:
             return self.spark.createDataFrame([], table.row_type())
         reader = self.spark.read.format("delta")
         df = (reader if version is None else reader.option("versionAsOf", version)).load(self.for_engine(table.name))
-        for field in _later_columns(table, df.columns):
+        for field in later_columns(table, df.columns):
             df = df.withColumn(field.name, F.lit(None).cast(field.dataType))
         if set(df.columns) != set(table.columns):
             raise TableError(
@@ -191,10 +184,10 @@ class Lake:
             self._create(table, "ignore")
             return
         delta = _delta(self.path(table))
-        later = _later_columns(table, [field.name for field in delta.schema().fields])
+        later = later_columns(table, [field.name for field in delta.schema().fields])
         if later:
             self.may_write()
-            schema = deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": _delta_fields(later)}))
+            schema = delta_schema(later)
             delta.alter.add_columns(list(schema.fields))
 
     def renew(self, table: Table) -> None:
@@ -214,12 +207,12 @@ class Lake:
             Path(self.root).mkdir(parents=True, exist_ok=True)
         delta = deltalake.DeltaTable.create(
             self.path(table),
-            schema=deltalake.Schema.from_json(json.dumps({"type": "struct", "fields": _delta_fields(table.schema)})),
+            schema=delta_schema(table.schema),
             mode=mode,
             partition_by=list(table.partition_by) or None,
             name=table.name,
             description=table.comment,
-            configuration=self._retention(),
+            configuration=retention(self.rollback_days),
         )
         for name, condition in table.checks:
             self._add_check(delta, name, condition)
@@ -467,86 +460,6 @@ class Lake:
     def history(self, table: Table, limit: int | None = None) -> list[dict[str, Any]]:
         """Commits of a table, newest first."""
         return _delta(self.path(table)).history(limit)
-
-    def restore(self, table: Table, version: int) -> None:
-        """Make an earlier version the newest; readers see it at once.
-
-        Raises:
-            TableError: The version was vacuumed or never existed.
-        """
-        self.may_write()
-        try:
-            _delta(self.path(table)).restore(version)
-        except DeltaError as error:
-            raise TableError(f"table {table.name}: cannot restore version {version}: {error}") from error
-
-    def compact(self, table: Table) -> dict[str, Any]:
-        """Rewrite small files into larger ones; rows stay as they are."""
-        self.may_write()
-        return dict(_delta(self.path(table)).optimize.compact())
-
-    def small_files(self, table: Table) -> int:
-        """Estimate from the log of how many files :meth:`compact` would join: files that share a partition."""
-        actions = pa.table(_delta(self.path(table)).get_add_actions(flatten=True))
-        keys = [name for name in actions.column_names if name.startswith("partition.")]
-        sizes: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for row in actions.to_pylist():
-            sizes[tuple(row[key] for key in keys)].append(row["size_bytes"])
-        small = [[size for size in files if size < COMPACTED_BYTES] for files in sizes.values()]
-        return sum(len(files) for files in small if len(files) > 1)
-
-    def old_files(self, table: Table) -> list[str]:
-        """Files that :meth:`vacuum` would delete."""
-        return _delta(self.path(table)).vacuum(
-            retention_hours=self.rollback_days * 24, dry_run=True, enforce_retention_duration=False
-        )
-
-    def _retention(self) -> dict[str, str]:
-        """Properties of a table that keep what a rollback needs."""
-        return {
-            "delta.deletedFileRetentionDuration": f"interval {self.rollback_days} days",
-            LOG_RETENTION: f"interval {max(self.rollback_days, MIN_LOG_DAYS)} days",
-        }
-
-    def vacuum(self, table: Table) -> list[str]:
-        """Delete files that no version within ``rollback_days`` needs; returns their names.
-
-        A table that was created with another horizon gets this one, so that engines that clean up by themselves use it.
-        """
-        self.may_write()
-        delta = _delta(self.path(table))
-        wanted = self._retention()
-        if any(delta.metadata().configuration.get(name) != value for name, value in wanted.items()):
-            delta.alter.set_table_properties(wanted)
-        return _delta(self.path(table)).vacuum(
-            retention_hours=self.rollback_days * 24, dry_run=False, enforce_retention_duration=False
-        )
-
-    def forget_history(self, table: Table) -> None:
-        """Delete every earlier version: its files, and its log entries, which hold smallest and largest values.
-
-        A file that the newest version does not name is deleted whatever its date. A machine whose clock is ahead writes
-        files that a vacuum keeps, and a killed writer leaves files that no version names. No job may run at the same
-        time. Afterwards the table cannot be restored to an earlier version.
-        """
-        self.may_write()
-        delta = _delta(self.path(table))
-        kept = delta.metadata().configuration.get(LOG_RETENTION, f"interval {MIN_LOG_DAYS} days")
-        delta.update_incremental()
-        delta.alter.set_table_properties({LOG_RETENTION: "interval 0 days"})
-        delta.create_checkpoint()
-        checkpoint = delta.version()
-        delta.alter.set_table_properties({LOG_RETENTION: kept})
-        delete_unreferenced(self.path(table), checkpoint)
-
-
-def _delta_fields(fields: Iterable[StructField]) -> list[dict[str, Any]]:
-    return [field.jsonValue() | {"metadata": {"comment": field.metadata["comment"]}} for field in fields]
-
-
-def _later_columns(table: Table, found: Sequence[str]) -> list[StructField]:
-    """Nullable columns that were declared after the table was written: null in every row of the table."""
-    return [field for field in table.schema if field.nullable and field.name not in found]
 
 
 @contextmanager

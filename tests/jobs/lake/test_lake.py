@@ -31,6 +31,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
+from jobs.lake.care import compact, forget_history, restore, vacuum
 from jobs.lake.delta_files import _file_batches, arrow_batches
 from jobs.lake.lake import ConcurrentWriteError, Lake
 from jobs.lake.predicates import TableError, predicate_sql
@@ -247,10 +248,10 @@ def test_time_travel_history_and_restore(engine_lake: Lake) -> None:
     engine_lake.append(frame(spark, row(2)), EVERY_TYPE)
     assert [r["id"] for r in engine_lake.read(EVERY_TYPE, version=old).collect()] == [1]
     assert engine_lake.history(EVERY_TYPE)[0]["version"] == engine_lake.version(EVERY_TYPE)
-    engine_lake.restore(EVERY_TYPE, old)
+    restore(engine_lake, EVERY_TYPE, old)
     assert [r[0] for r in contents(engine_lake)] == [1]
     with pytest.raises(TableError, match="cannot restore version 99"):
-        engine_lake.restore(EVERY_TYPE, 99)
+        restore(engine_lake, EVERY_TYPE, 99)
 
 
 def test_an_append_commits_as_many_rows_as_its_caller_counted(engine_lake: Lake) -> None:
@@ -275,12 +276,12 @@ def test_compaction_keeps_rows_and_vacuum_the_rollback_horizon(spark_engine: Spa
     for key in range(3):
         careful.append(frame(spark_engine, row(key)), EVERY_TYPE)
     before, version = contents(careful), careful.version(EVERY_TYPE)
-    assert careful.compact(EVERY_TYPE)["numFilesRemoved"] == 3
+    assert compact(careful, EVERY_TYPE)["numFilesRemoved"] == 3
     assert contents(careful) == before
-    assert careful.vacuum(EVERY_TYPE) == []  # the replaced files are younger than seven days
+    assert vacuum(careful, EVERY_TYPE) == []  # the replaced files are younger than seven days
     assert careful.read(EVERY_TYPE, version=version).count() == 3
     careless = Lake(spark_engine, str(tmp_path), rollback_days=0)
-    assert len(careless.vacuum(EVERY_TYPE)) == 3
+    assert len(vacuum(careless, EVERY_TYPE)) == 3
     assert contents(careful) == before
 
 
@@ -325,11 +326,11 @@ def test_forgotten_history_is_gone_from_files_and_log_and_the_table_lives_on(eng
     version = engine_lake.version(EVERY_TYPE)
     assert version is not None
     engine_lake.delete(EVERY_TYPE, {"name": "gone"})
-    engine_lake.forget_history(EVERY_TYPE)
+    forget_history(engine_lake, EVERY_TYPE)
     files = [path for path in Path(engine_lake.path(EVERY_TYPE)).rglob("*") if path.is_file()]
     assert not [path for path in files if b"gone" in path.read_bytes()]
     with pytest.raises(TableError, match="cannot restore"):
-        engine_lake.restore(EVERY_TYPE, version)
+        restore(engine_lake, EVERY_TYPE, version)
     engine_lake.append(frame(spark, row(3)), EVERY_TYPE)
     engine_lake.replace(frame(spark, row(4, NEXT)), EVERY_TYPE, {"ds": NEXT})
     assert [r[0] for r in contents(engine_lake)] == [2, 3, 4]
@@ -351,11 +352,11 @@ def test_comments_constraints_and_retention_are_in_the_table_itself(engine_lake:
 def test_maintenance_gives_a_table_the_horizon_that_is_configured_now(engine_lake: Lake) -> None:
     engine_lake.append(frame(engine_lake.spark, row(1)), EVERY_TYPE)
     longer = Lake(engine_lake.spark, engine_lake.root, rollback_days=45)
-    longer.vacuum(EVERY_TYPE)
+    vacuum(longer, EVERY_TYPE)
     kept = deltalake.DeltaTable(longer.path(EVERY_TYPE)).metadata().configuration
     assert kept["delta.deletedFileRetentionDuration"] == kept["delta.logRetentionDuration"] == "interval 45 days"
     version = longer.version(EVERY_TYPE)
-    longer.vacuum(EVERY_TYPE)
+    vacuum(longer, EVERY_TYPE)
     assert longer.version(EVERY_TYPE) == version
     engine_lake.append(frame(engine_lake.spark, row(2)), EVERY_TYPE)
     assert [r[0] for r in contents(longer)] == [1, 2]
@@ -505,10 +506,10 @@ def test_a_process_that_may_not_write_changes_nothing(sail: SparkSession, tmp_pa
         lambda: late.create(METRICS),
         lambda: late.delete(EVERY_TYPE, {"id": 1}),
         lambda: late.redact(EVERY_TYPE, ["name"], "name 1"),
-        lambda: late.restore(EVERY_TYPE, 0),
-        lambda: late.compact(EVERY_TYPE),
-        lambda: late.vacuum(EVERY_TYPE),
-        lambda: late.forget_history(EVERY_TYPE),
+        lambda: restore(late, EVERY_TYPE, 0),
+        lambda: compact(late, EVERY_TYPE),
+        lambda: vacuum(late, EVERY_TYPE),
+        lambda: forget_history(late, EVERY_TYPE),
     ]
     for write in writes:
         with pytest.raises(LeaseLostError):
