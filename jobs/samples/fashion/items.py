@@ -11,7 +11,8 @@ from multiprocessing import get_context
 import numpy as np
 import pandas as pd
 
-from jobs.samples.fashion.pictures import COLOURS, PATTERNS, Garment, draw_garment
+from jobs.samples.fashion.pictures import draw_garment
+from jobs.samples.fashion.sheet import COLOURS, PATTERNS, Garment
 
 STYLES = ("casual", "sporty", "elegant", "boho", "streetwear", "business", "romantic", "outdoor")
 TIERS = ("budget", "mid", "premium", "luxury")

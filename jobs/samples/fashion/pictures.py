@@ -1,4 +1,4 @@
-"""Draw the products of the made fashion shop: a garment's shape, filled with its colour, pattern and material.
+"""Draw the products of the made fashion shop: the shape of each kind of garment, on the canvas of ``sheet``.
 
 Coordinates are shares of the canvas: x in 0..1 from left to right, y in 0..1 from top to bottom, on a 3:4 picture.
 """
@@ -6,65 +6,12 @@ Coordinates are shares of the canvas: x in 0..1 from left to right, y in 0..1 fr
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+from PIL import Image
 
-WIDTH, HEIGHT = 144, 192
-_SCALE = 2  # drawn larger, then reduced, for smooth edges
-_W, _H = WIDTH * _SCALE, HEIGHT * _SCALE
-Point = tuple[float, float]
-Colour = tuple[int, int, int]
-Ink = Sequence[float] | NDArray[np.floating[Any]]
-
-COLOURS: dict[str, Colour] = {
-    "white": (244, 244, 240),
-    "black": (34, 34, 38),
-    "grey": (140, 144, 150),
-    "navy": (30, 42, 88),
-    "blue": (44, 98, 196),
-    "light blue": (148, 192, 232),
-    "green": (44, 132, 72),
-    "olive": (110, 112, 58),
-    "red": (200, 34, 44),
-    "burgundy": (112, 24, 46),
-    "pink": (240, 150, 180),
-    "purple": (118, 62, 152),
-    "yellow": (246, 206, 64),
-    "orange": (236, 126, 40),
-    "brown": (112, 70, 42),
-    "beige": (216, 194, 158),
-}
-
-PATTERNS = ("plain", "striped", "pinstriped", "checked", "dotted", "floral", "camouflage", "graphic")
-MATERIALS = ("cotton", "denim", "leather", "knit", "satin", "linen", "canvas", "suede")
-
-
-@dataclass(frozen=True)
-class Garment:
-    """What a picture shows.
-
-    Attributes:
-        kind: A key of :data:`SHAPES`.
-        cut: Variant of the kind: 0, 1 or 2 (sleeve, length, heel height).
-        colour: A key of :data:`COLOURS`.
-        accent: A second colour, for patterns and trimmings.
-        pattern: One of :data:`PATTERNS`.
-        material: One of :data:`MATERIALS`.
-        logo: Number of the brand's mark; -1 for none.
-    """
-
-    kind: str
-    cut: int
-    colour: str
-    accent: str
-    pattern: str
-    material: str
-    logo: int = -1
+from jobs.samples.fashion.sheet import HEIGHT, WIDTH, Garment, Point, Sheet, mirrored, rounded
 
 
 def draw_garment(garment: Garment, seed: int) -> bytes:
@@ -78,7 +25,7 @@ def draw_garment(garment: Garment, seed: int) -> bytes:
         A JPEG of 144x192 px. The same arguments give the same bytes (with one version of Pillow).
     """
     rng = np.random.default_rng(seed)
-    sheet = _Sheet(garment, rng)
+    sheet = Sheet(garment, rng)
     SHAPES[garment.kind](sheet, garment.cut)
     picture = sheet.image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -86,241 +33,10 @@ def draw_garment(garment: Garment, seed: int) -> bytes:
     return out.getvalue()
 
 
-def mirrored(half: Sequence[Point]) -> list[Point]:
-    """Close a right half (x >= .5) with its mirror image."""
-    return [*half, *((1 - x, y) for x, y in reversed(half))]
-
-
-def rounded(points: Sequence[Point], times: int = 2) -> list[Point]:
-    """Round the corners of a closed polygon (Chaikin's corner cutting)."""
-    corners = np.asarray(points, dtype=float)
-    for _ in range(times):
-        following = np.roll(corners, -1, axis=0)
-        cut = np.stack([0.8 * corners + 0.2 * following, 0.2 * corners + 0.8 * following], axis=1)
-        corners = cut.reshape(-1, 2)
-    return [(float(x), float(y)) for x, y in corners]
-
-
-class _Sheet:
-    """A canvas with the fabric of one garment."""
-
-    def __init__(self, garment: Garment, rng: np.random.Generator) -> None:
-        shade = int(rng.integers(238, 256))
-        self.image = Image.new("RGB", (_W, _H), (shade, shade, shade))
-        self.rng = rng
-        self.colour = np.array(COLOURS[garment.colour], dtype=float)
-        self.accent = np.array(COLOURS[garment.accent], dtype=float)
-        self.logo = garment.logo
-        self.graphic = garment.pattern == "graphic"
-        self.fabric = Image.fromarray(fabric(garment, rng))
-        self.zoom = rng.uniform(0.92, 1.04)
-        self.shift = rng.uniform(-0.025, 0.025, 2)
-
-    def pixels(self, points: Sequence[Point]) -> list[tuple[float, float]]:
-        centred = (np.asarray(points, dtype=float) - 0.5) * self.zoom + 0.5 + self.shift
-        return [(float(x * _W), float(y * _H)) for x, y in centred]
-
-    def part(self, points: Sequence[Point], *, light: float = 1.0, soft: int = 2) -> None:
-        """Cut a shape out of the fabric: shaded towards its edge, with a darker outline."""
-        mask = self._mask(rounded(points, soft))
-        self._paste(self.fabric, mask, light)
-        self.outline(rounded(points, soft), 0.55)
-
-    def plain(self, points: Sequence[Point], colour: Ink, *, soft: int = 2, light: float = 1.0) -> None:
-        """A shape in one flat colour, such as a sole or a button."""
-        solid = Image.new("RGB", (_W, _H), tuple(int(c) for c in colour))
-        self._paste(solid, self._mask(rounded(points, soft)), light)
-        self.outline(rounded(points, soft), 0.6, colour)
-
-    def trim(self, points: Sequence[Point], *, soft: int = 1, light: float = 0.85) -> None:
-        """A shape in the garment's colour without its pattern, such as a collar."""
-        self.plain(points, self.colour * light, soft=soft)
-
-    def outline(self, points: Sequence[Point], light: float, colour: Ink | None = None) -> None:
-        base = self.colour if colour is None else np.asarray(colour, dtype=float)
-        line = self.pixels([*points, points[0]])
-        ImageDraw.Draw(self.image).line(line, fill=_ink(base * light), width=2, joint="curve")
-
-    def seam(self, points: Sequence[Point], light: float = 0.6, width: int = 2) -> None:
-        """An open line in a darker (``light`` < 1) or lighter shade of the garment."""
-        ink = _ink(self.colour * light if light <= 1 else 255 - (255 - self.colour) / light)
-        ImageDraw.Draw(self.image).line(self.pixels(points), fill=ink, width=width, joint="curve")
-
-    def line(self, points: Sequence[Point], colour: Ink, width: int) -> None:
-        ImageDraw.Draw(self.image).line(self.pixels(points), fill=_ink(np.asarray(colour)), width=width, joint="curve")
-
-    def disc(self, x: float, y: float, radius: float, colour: Ink, outline: bool = False) -> None:
-        """A circle; ``radius`` as a share of the width."""
-        (px, py), reach = self.pixels([(x, y)])[0], radius * _W * self.zoom
-        edge = _ink(np.asarray(colour) * 0.5) if outline else None
-        box = (px - reach, py - reach, px + reach, py + reach)
-        ImageDraw.Draw(self.image).ellipse(box, fill=_ink(np.asarray(colour)), outline=edge, width=2)
-
-    def mark(self, x: float, y: float, size: float = 0.035) -> None:
-        """The brand's mark: one of twelve, six shapes in two inks."""
-        if self.logo < 0:
-            return
-        dark = self.colour.mean() > 120
-        ink = (20, 20, 24) if dark else (250, 250, 250)
-        ink = ink if self.logo % 2 else ((190, 30, 40) if dark else (250, 210, 60))
-        self.line(_MARKS[self.logo // 2 % len(_MARKS)](x, y, size), ink, 4)
-
-    def print_motif(self, x: float, y: float, size: float) -> None:
-        """A large print on the front of a garment with the pattern ``graphic``."""
-        if not self.graphic:
-            return
-        points, ink = int(self.rng.integers(3, 9)), self.accent
-        angles = np.linspace(0, 2 * np.pi, 2 * points, endpoint=False) - np.pi / 2
-        reach = np.where(np.arange(2 * points) % 2 == 0, 1.0, self.rng.uniform(0.35, 0.8)) * size
-        star = [(x + r * np.cos(a), y + 0.75 * r * np.sin(a)) for r, a in zip(reach, angles, strict=True)]
-        self.plain(star, ink, soft=0)
-        self.disc(x, y, size * 0.3, self.colour)
-
-    def _mask(self, points: Sequence[Point]) -> Image.Image:
-        mask = Image.new("L", (_W, _H), 0)
-        ImageDraw.Draw(mask).polygon(self.pixels(points), fill=255)
-        return mask
-
-    def _paste(self, filling: Image.Image, mask: Image.Image, light: float) -> None:
-        box = mask.getbbox()
-        if box is None:
-            return
-        mask, filling = mask.crop(box), filling.crop(box)
-        framed = ImageOps.expand(mask, 8)  # so that the blur sees the outside also where the shape ends
-        depth = framed.filter(ImageFilter.BoxBlur(7)).crop((8, 8, mask.width + 8, mask.height + 8))
-        shade = depth.point([int(255 * min(1.0, light) * (0.62 + 0.38 * value / 255)) for value in range(256)])
-        self.image.paste(ImageChops.multiply(filling, Image.merge("RGB", [shade] * 3)), box[:2], mask)
-
-
-_MARKS: tuple[Callable[[float, float, float], list[Point]], ...] = (
-    lambda x, y, s: [(x - s, y), (x - s / 3, y + s * 0.7), (x + s, y - s * 0.6)],  # tick
-    lambda x, y, s: [(x - s, y + s / 2), (x, y - s / 2), (x + s, y + s / 2), (x - s, y + s / 2)],  # triangle
-    lambda x, y, s: [
-        (x - s, y - s / 2),
-        (x + s, y - s / 2),
-        (x + s, y + s / 2),
-        (x - s, y + s / 2),
-        (x - s, y - s / 2),
-    ],
-    lambda x, y, s: [
-        (x - s, y + s / 2),
-        (x - s / 2, y - s / 2),
-        (x, y + s / 2),
-        (x + s / 2, y - s / 2),
-        (x + s, y + s / 2),
-    ],
-    lambda x, y, s: [(x, y - s * 0.8), (x + s * 0.7, y), (x, y + s * 0.8), (x - s * 0.7, y), (x, y - s * 0.8)],
-    lambda x, y, s: [(x - s, y), (x + s, y), (x, y), (x, y - s * 0.7), (x, y + s * 0.7)],  # cross
-)
-
-
-def _ink(colour: Ink) -> tuple[int, int, int]:
-    red, green, blue = (int(min(255, max(0, value))) for value in colour)
-    return red, green, blue
-
-
-# --- fabric ---------------------------------------------------------------------------------------------------------
-
-
-def fabric(garment: Garment, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A sheet of fabric, uint8 [384, 288, 3]: the pattern in two colours, then the look of the material."""
-    y, x = np.ogrid[0:_H, 0:_W]
-    share = _pattern_share(garment.pattern, _floats(x), _floats(y), rng)  # 1 where the accent shows
-    light = _material_light(garment.material, _floats(x), _floats(y), rng)
-    gloss = np.clip(light - 1, 0, 1) * np.float32(160)  # shiny materials show white lights even on black
-    tint = rng.uniform(-8, 8, 3)
-    sheet = np.empty((_H, _W, 3), dtype=np.uint8)
-    for channel, (colour, accent) in enumerate(zip(COLOURS[garment.colour], COLOURS[garment.accent], strict=True)):
-        base = np.float32(colour + tint[channel])
-        cloth = (base + (np.float32(accent) - base) * share) * light + gloss
-        sheet[..., channel] = np.clip(cloth, 0, 255)
-    return sheet
-
-
-_Grid = NDArray[np.floating[Any]]
-
-
-def _floats(values: NDArray[Any]) -> _Grid:
-    return values.astype(np.float32)
-
-
-def _pattern_share(pattern: str, x: _Grid, y: _Grid, rng: np.random.Generator) -> _Grid:
-    pitch = float(rng.uniform(0.85, 1.2))
-    if pattern == "striped":
-        return _floats((y // (14 * pitch)) % 2)
-    if pattern == "pinstriped":
-        return _floats((x % (15 * pitch)) < 3)
-    if pattern == "checked":
-        return _floats(0.5 * ((x // (16 * pitch)) % 2) + 0.5 * ((y // (16 * pitch)) % 2))
-    if pattern == "dotted":
-        return _dots(x, y, 24 * pitch)
-    if pattern == "floral":
-        return _flowers(rng)
-    if pattern == "camouflage":
-        return _blobs(rng)
-    return np.zeros((1, 1), dtype=np.float32)
-
-
-def _dots(x: _Grid, y: _Grid, pitch: float) -> _Grid:
-    across = (x + (y // pitch % 2) * pitch / 2) % pitch - pitch / 2
-    return _floats(across**2 + (y % pitch - pitch / 2) ** 2 < (pitch * 0.27) ** 2)
-
-
-def _flowers(rng: np.random.Generator) -> _Grid:
-    sheet = Image.new("L", (_W, _H), 0)
-    pen = ImageDraw.Draw(sheet)
-    for row in range(0, _H + 40, 40):
-        for column in range(0, _W + 40, 40):
-            x, y = np.array([column + 20 * (row // 40 % 2), row]) + rng.uniform(-7, 7, 2)
-            _flower(pen, x, y, turn=rng.uniform(0, 2 * np.pi), size=rng.uniform(5, 7.5))
-    share: _Grid = np.asarray(sheet, dtype=np.float32) / 255
-    return share
-
-
-def _flower(pen: ImageDraw.ImageDraw, x: float, y: float, *, turn: float, size: float) -> None:
-    for angle in turn + np.arange(5) * 2 * np.pi / 5:
-        px, py = x + 1.25 * size * np.cos(angle), y + 1.25 * size * np.sin(angle)
-        pen.ellipse((px - size, py - size, px + size, py + size), fill=255)
-    pen.ellipse((x - size / 2, y - size / 2, x + size / 2, y + size / 2), fill=60)
-
-
-def _blobs(rng: np.random.Generator) -> _Grid:
-    coarse = Image.fromarray(rng.integers(0, 256, (18, 13), dtype=np.uint8))
-    cloud = np.asarray(coarse.resize((_W, _H), Image.Resampling.BICUBIC))
-    share: _Grid = np.array([0, 0.45, 0.9], dtype=np.float32)[np.digitize(cloud, [100, 150])]
-    return share
-
-
-def _material_light(material: str, x: _Grid, y: _Grid, rng: np.random.Generator) -> _Grid:
-    grain: _Grid = rng.standard_normal((_H, _W), dtype=np.float32)
-    phase = float(rng.uniform(0, 6))
-    if material == "denim":
-        twill: _Grid = np.sign(np.sin((x + y) * 1.1))
-        return 0.97 + 0.07 * twill + 0.06 * grain
-    if material == "leather":
-        shine: _Grid = np.clip(np.sin(x / 31 + y / 67 + phase), 0, 1)
-        return 0.92 + 0.55 * shine**6 + 0.02 * grain
-    if material == "knit":
-        rows: _Grid = np.sign(np.sin(y * 0.35 + np.abs((x % 7) - 3.5) * 0.5))
-        columns: _Grid = np.sin(x * 0.9)
-        return 0.92 + 0.14 * columns * rows
-    if material == "satin":
-        folds: _Grid = np.sin(x / 26 + np.sin(y / 45) * 1.6 + phase)
-        return 0.95 + 0.32 * folds
-    if material == "linen":
-        across: _Grid = np.sin(x * 1.6)
-        down: _Grid = np.sin(y * 1.6)
-        light: _Grid = 0.97 + 0.06 * across + 0.06 * down + 0.05 * grain
-        return light
-    if material == "suede":
-        return 0.94 + 0.09 * grain
-    return 0.99 + (0.045 if material == "canvas" else 0.02) * grain
-
-
 # --- garments: tops -------------------------------------------------------------------------------------------------
 
 
-def _sleeves(sheet: _Sheet, reach: int, drop: float = 0.0) -> None:
+def _sleeves(sheet: Sheet, reach: int, drop: float = 0.0) -> None:
     """Both sleeves: ``reach`` 0 short, 1 to the elbow, 2 to the wrist."""
     cuff_y = (0.36, 0.50, 0.74)[reach] + drop
     cuff_x = (0.93, 0.95, 0.93)[reach]
@@ -333,12 +49,12 @@ def _sleeves(sheet: _Sheet, reach: int, drop: float = 0.0) -> None:
             sheet.seam(edge, 0.55, 3)
 
 
-def _torso(sheet: _Sheet, bottom: float, waist: float = 0.27, neck: float = 0.12) -> None:
+def _torso(sheet: Sheet, bottom: float, waist: float = 0.27, neck: float = 0.12) -> None:
     half = [(0.5 + neck, 0.14), (0.72, 0.175), (0.76, 0.24), (0.73, 0.36), (0.5 + waist - 0.02, 0.55)]
     sheet.part(mirrored([*half, (0.5 + waist, bottom)]), soft=1)
 
 
-def _crew_neck(sheet: _Sheet, depth: float = 0.055) -> None:
+def _crew_neck(sheet: Sheet, depth: float = 0.055) -> None:
     opening = mirrored([(0.5, 0.128), (0.56, 0.13), (0.615, 0.138), (0.58, 0.138 + depth * 0.7), (0.5, 0.14 + depth)])
     sheet.plain(opening, sheet.colour * 0.45, soft=2)
     rim = [(0.375, 0.135), (0.41, 0.14 + depth * 0.8), (0.5, 0.145 + depth * 1.15)]
@@ -346,12 +62,12 @@ def _crew_neck(sheet: _Sheet, depth: float = 0.055) -> None:
     sheet.seam(rim, 0.62, 4)
 
 
-def _v_neck(sheet: _Sheet, depth: float = 0.15) -> None:
+def _v_neck(sheet: Sheet, depth: float = 0.15) -> None:
     sheet.plain([(0.40, 0.135), (0.5, 0.12), (0.60, 0.135), (0.5, 0.135 + depth)], sheet.colour * 0.45, soft=0)
     sheet.seam([(0.39, 0.137), (0.5, 0.145 + depth), (0.61, 0.137)], 0.62, 4)
 
 
-def _tshirt(sheet: _Sheet, cut: int) -> None:
+def _tshirt(sheet: Sheet, cut: int) -> None:
     _sleeves(sheet, (0, 0, 2)[cut])
     _torso(sheet, 0.82)
     (_crew_neck, _v_neck, _crew_neck)[cut](sheet)
@@ -360,7 +76,7 @@ def _tshirt(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.61, 0.30)
 
 
-def _shirt(sheet: _Sheet, cut: int) -> None:
+def _shirt(sheet: Sheet, cut: int) -> None:
     _sleeves(sheet, (2, 0, 2)[cut])
     _torso(sheet, 0.85, waist=0.25)
     sheet.seam([(0.5, 0.20), (0.5, 0.845)], 0.55, 3)
@@ -374,7 +90,7 @@ def _shirt(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.625, 0.36, 0.03)
 
 
-def _sweater(sheet: _Sheet, cut: int) -> None:
+def _sweater(sheet: Sheet, cut: int) -> None:
     _sleeves(sheet, 2)
     _torso(sheet, 0.82, waist=0.26)
     (_crew_neck, _v_neck, _roll_neck)[cut](sheet)
@@ -384,12 +100,12 @@ def _sweater(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.62, 0.32)
 
 
-def _roll_neck(sheet: _Sheet) -> None:
+def _roll_neck(sheet: Sheet) -> None:
     sheet.trim(mirrored([(0.5, 0.07), (0.60, 0.075), (0.62, 0.165), (0.5, 0.185)]), light=0.85)
     sheet.seam([(0.40, 0.12), (0.60, 0.12)], 0.6)
 
 
-def _hoodie(sheet: _Sheet, cut: int) -> None:
+def _hoodie(sheet: Sheet, cut: int) -> None:
     sheet.part(mirrored([(0.5, 0.05), (0.61, 0.06), (0.67, 0.13), (0.64, 0.20), (0.5, 0.24)]), light=0.8)
     _sleeves(sheet, 2)
     _torso(sheet, 0.82, waist=0.27, neck=0.14)
@@ -405,7 +121,7 @@ def _hoodie(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.63, 0.33)
 
 
-def _top(sheet: _Sheet, cut: int) -> None:
+def _top(sheet: Sheet, cut: int) -> None:
     bottom = (0.76, 0.66, 0.80)[cut]
     strap = (0.035, 0.02, 0.07)[cut]
     half = [(0.58, 0.27), (0.60, 0.12), (0.60 + strap, 0.12), (0.66, 0.27), (0.71, 0.36), (0.69, 0.54)]
@@ -415,7 +131,7 @@ def _top(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.60, 0.36)
 
 
-def _jacket(sheet: _Sheet, cut: int) -> None:
+def _jacket(sheet: Sheet, cut: int) -> None:
     bottom = (0.76, 0.80, 0.95)[cut]  # zip jacket, blazer, coat
     _sleeves(sheet, 2)
     _torso(sheet, bottom, waist=0.265 + 0.02 * (cut == 2), neck=0.13)
@@ -432,7 +148,7 @@ def _jacket(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.63, 0.33)
 
 
-def _lapels(sheet: _Sheet, bottom: float) -> None:
+def _lapels(sheet: Sheet, bottom: float) -> None:
     sheet.seam([(0.5, 0.45), (0.5, bottom)], 0.5, 3)
     for side in (1, -1):
         sheet.trim([(0.5, 0.47), (0.5 + side * 0.13, 0.27), (0.5 + side * 0.145, 0.21), (0.5 + side * 0.10, 0.115)])
@@ -443,7 +159,7 @@ def _lapels(sheet: _Sheet, bottom: float) -> None:
 # --- garments: dresses and bottoms ----------------------------------------------------------------------------------
 
 
-def _dress(sheet: _Sheet, cut: int) -> None:
+def _dress(sheet: Sheet, cut: int) -> None:
     hem, flare = ((0.70, 0.30), (0.83, 0.33), (0.95, 0.36))[cut]
     if cut == 1:
         _short_cap_sleeves(sheet)
@@ -456,13 +172,13 @@ def _dress(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.56, 0.29, 0.025)
 
 
-def _short_cap_sleeves(sheet: _Sheet) -> None:
+def _short_cap_sleeves(sheet: Sheet) -> None:
     half = [(0.60, 0.075), (0.70, 0.10), (0.80, 0.22), (0.71, 0.25), (0.63, 0.22)]
     for points in (half, [(1 - x, y) for x, y in half]):
         sheet.part(points, light=0.92)
 
 
-def _skirt(sheet: _Sheet, cut: int) -> None:
+def _skirt(sheet: Sheet, cut: int) -> None:
     hem, flare = ((0.62, 0.31), (0.80, 0.20), (0.86, 0.38))[cut]  # mini, pencil, long
     sheet.part(mirrored([(0.5, 0.18), (0.64, 0.18), (0.67, 0.30), (0.5 + flare * 0.9, hem - 0.08), (0.5 + flare, hem)]))
     sheet.trim(mirrored([(0.5, 0.155), (0.645, 0.155), (0.65, 0.205), (0.5, 0.205)]), light=0.75)
@@ -472,7 +188,7 @@ def _skirt(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.58, 0.255, 0.025)
 
 
-def _legs(sheet: _Sheet, hem: float, ankle: float, flare: float) -> None:
+def _legs(sheet: Sheet, hem: float, ankle: float, flare: float) -> None:
     leg = [(0.50, 0.10), (0.67, 0.10), (0.715, 0.30), (0.66 + flare, hem), (0.66 + flare - ankle, hem), (0.505, 0.40)]
     sheet.part(leg, soft=1)
     sheet.part([(1 - x, y) for x, y in leg], soft=1, light=0.96)
@@ -486,21 +202,21 @@ def _legs(sheet: _Sheet, hem: float, ankle: float, flare: float) -> None:
     sheet.mark(0.62, 0.17, 0.022)
 
 
-def _trousers(sheet: _Sheet, cut: int) -> None:
+def _trousers(sheet: Sheet, cut: int) -> None:
     ankle, flare = ((0.10, -0.02), (0.14, 0.01), (0.22, 0.10))[cut]  # skinny, straight, wide
     _legs(sheet, 0.95, ankle, flare)
     for side in (1, -1):
         sheet.seam([(0.5 + side * 0.10, 0.24), (0.5 + side * (0.15 + flare - ankle / 2), 0.92)], 0.78)
 
 
-def _shorts(sheet: _Sheet, cut: int) -> None:
+def _shorts(sheet: Sheet, cut: int) -> None:
     _legs(sheet, (0.52, 0.60, 0.68)[cut], 0.24, 0.12)
 
 
 # --- garments: shoes ------------------------------------------------------------------------------------------------
 
 
-def _trainers(sheet: _Sheet, cut: int) -> None:
+def _trainers(sheet: Sheet, cut: int) -> None:
     collar = (0.36, 0.36, 0.22)[cut]
     upper = [(0.07, 0.60), (0.08, collar + 0.02), (0.20, collar), (0.34, collar + 0.02), (0.40, 0.43)]
     sheet.part([*upper, (0.62, 0.52), (0.86, 0.565), (0.94, 0.63), (0.93, 0.67), (0.07, 0.67)])
@@ -514,7 +230,7 @@ def _trainers(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.38, 0.58, 0.06)
 
 
-def _boots(sheet: _Sheet, cut: int) -> None:
+def _boots(sheet: Sheet, cut: int) -> None:
     top, heel = ((0.30, 0.02), (0.14, 0.03), (0.16, 0.075))[cut]  # ankle, tall, heeled
     ground = 0.80
     sole = ground - heel
@@ -535,7 +251,7 @@ def _boots(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.40, top + 0.12, 0.035)
 
 
-def _heels(sheet: _Sheet, cut: int) -> None:
+def _heels(sheet: Sheet, cut: int) -> None:
     height = (0.10, 0.17, 0.24)[cut]
     back = 0.70 - height
     upper = [(0.10, back), (0.22, back + 0.01), (0.40, back + height * 0.45), (0.60, 0.64), (0.84, 0.67), (0.95, 0.725)]
@@ -572,7 +288,7 @@ def _arc(x: float, y: float, rx: float, ry: float, start: float, stop: float) ->
     return [(float(x + rx * np.cos(a)), float(y + ry * np.sin(a))) for a in angles]
 
 
-def _handbag(sheet: _Sheet, cut: int) -> None:
+def _handbag(sheet: Sheet, cut: int) -> None:
     if cut == 2:  # shoulder bag with a long strap and a flap
         sheet.line(_arc(0.5, 0.50, 0.36, 0.42, 180, 360), sheet.colour * 0.6, 7)
         sheet.part(mirrored([(0.5, 0.47), (0.87, 0.47), (0.89, 0.80), (0.5, 0.81)]), soft=2)
@@ -588,7 +304,7 @@ def _handbag(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.5, 0.73, 0.05)
 
 
-def _backpack(sheet: _Sheet, cut: int) -> None:
+def _backpack(sheet: Sheet, cut: int) -> None:
     sheet.line(_arc(0.5, 0.20, 0.10, 0.07, 180, 360), sheet.colour * 0.5, 8)
     for side in (1, -1):
         sheet.line(
@@ -603,7 +319,7 @@ def _backpack(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.5, 0.70, 0.05)
 
 
-def _cap(sheet: _Sheet, cut: int) -> None:
+def _cap(sheet: Sheet, cut: int) -> None:
     if cut == 2:  # woollen hat
         sheet.part(mirrored([(0.5, 0.24), (0.66, 0.27), (0.76, 0.42), (0.78, 0.60), (0.5, 0.62)]))
         sheet.trim(mirrored([(0.5, 0.57), (0.80, 0.55), (0.81, 0.69), (0.5, 0.71)]), light=0.8)
@@ -619,7 +335,7 @@ def _cap(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.57, 0.50, 0.05)
 
 
-def _scarf(sheet: _Sheet, cut: int) -> None:
+def _scarf(sheet: Sheet, cut: int) -> None:
     length = (0.78, 0.86, 0.70)[cut]
     tail = [(0.52, 0.30), (0.68, 0.32), (0.70, length), (0.53, length)]
     sheet.part(tail, light=0.9, soft=1)
@@ -632,7 +348,7 @@ def _scarf(sheet: _Sheet, cut: int) -> None:
         sheet.seam([(float(x), length - 0.085), (float(x), length - 0.045)], 0.7)
 
 
-def _sunglasses(sheet: _Sheet, cut: int) -> None:
+def _sunglasses(sheet: Sheet, cut: int) -> None:
     lens = sheet.accent * 0.45
     for side in (1, -1):
         x = 0.5 + side * 0.22
@@ -650,7 +366,7 @@ def _sunglasses(sheet: _Sheet, cut: int) -> None:
     sheet.line([(0.44, 0.475), (0.5, 0.455), (0.56, 0.475)], sheet.colour, 9)
 
 
-def _watch(sheet: _Sheet, cut: int) -> None:
+def _watch(sheet: Sheet, cut: int) -> None:
     for sign in (1, -1):
         strap = [(0.40, 0.5), (0.60, 0.5), (0.575, 0.5 + sign * 0.40), (0.425, 0.5 + sign * 0.40)]
         sheet.part(strap, soft=1, light=0.95)
@@ -671,7 +387,7 @@ def _watch(sheet: _Sheet, cut: int) -> None:
     sheet.disc(0.5 + 0.225, 0.5, 0.02, case, outline=True)
 
 
-def _socks(sheet: _Sheet, cut: int) -> None:
+def _socks(sheet: Sheet, cut: int) -> None:
     top = (0.18, 0.36, 0.12)[cut]
     foot = [(0.60, 0.60), (0.64, 0.70), (0.86, 0.78), (0.90, 0.85), (0.84, 0.90), (0.50, 0.88), (0.36, 0.78)]
     for shift, light in ((0.02, 0.88), (-0.14, 1.0)):
@@ -682,7 +398,7 @@ def _socks(sheet: _Sheet, cut: int) -> None:
     sheet.mark(0.34, top + 0.16, 0.04)
 
 
-SHAPES: dict[str, Callable[[_Sheet, int], None]] = {
+SHAPES: dict[str, Callable[[Sheet, int], None]] = {
     "t-shirt": _tshirt,
     "shirt": _shirt,
     "sweater": _sweater,

@@ -31,7 +31,8 @@ from jobs.config.sections import BasisSection, Deployment
 from jobs.embed_items import extend_basis
 from jobs.lake.lake import Lake
 from jobs.samples import train_clip
-from jobs.samples.fashion.pictures import Garment, draw_garment
+from jobs.samples.fashion.pictures import draw_garment
+from jobs.samples.fashion.sheet import Garment
 from lte_models.encoders.base import EncoderError
 from schemas import ITEMS
 

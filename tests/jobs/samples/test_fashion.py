@@ -17,7 +17,8 @@ from jobs.runtime.entry import run_job
 from jobs.samples.fashion import items as fashion_items
 from jobs.samples.fashion import shop as job
 from jobs.samples.fashion.items import KINDS, TIERS, make_items
-from jobs.samples.fashion.pictures import COLOURS, PATTERNS, SHAPES, Garment, draw_garment
+from jobs.samples.fashion.pictures import SHAPES, draw_garment
+from jobs.samples.fashion.sheet import COLOURS, PATTERNS, Garment
 from jobs.samples.fashion.shop import catalogue_with_pictures
 from jobs.samples.fashion.users import (
     MARKETS,
