@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import DateType, LongType, StringType, StructField, StructType
+from pyspark.sql.types import StructField, StructType
 
 from jobs.landing.checks import FRACTION_ID, Checked, RowRules, checks_of, reasons_of
 from jobs.landing.erased import ERASED_USER, REDACTED, plain_id
@@ -60,14 +60,13 @@ class _Source:
 
 def value_columns(target: str) -> list[StructField]:
     """Columns of the target's table that a landing file brings, all nullable."""
-    return [StructField(f.name, f.dataType) for f in TARGET_TABLES[target].schema if f.name not in COMPUTED]
+    table = TARGET_TABLES[target]
+    return list(table.row_type([name for name in table.columns if name not in COMPUTED]))
 
 
 def staged_schema(target: str) -> StructType:
-    """Columns of :func:`landing_rows`."""
-    types = {"line": LongType(), "landing_ds": DateType()}
-    fields = [StructField(name, types.get(name, StringType())) for name in (*PLACE, *FAULT)]
-    return StructType([*fields, *value_columns(target)])
+    """Columns of :func:`landing_rows`: where a row stood and what is wrong with it, then its values."""
+    return StructType([*QUARANTINE.row_type([*PLACE, *FAULT]), *value_columns(target)])
 
 
 def landing_rows(

@@ -1,7 +1,7 @@
 """Train the catalogue CLIP on the pictures and texts of one or more catalogues, and write a checkpoint folder.
 
-The folder is in open_clip's own layout: name it as ``basis.weights`` of a deployment. Nothing is written until the
-training and the measurement have ended; an older checkpoint of that name stays until then.
+The folder has open_clip's own layout; ``basis.weights`` of a deployment can name the folder. Nothing is written before
+the training and the measurement have ended. Until then, an older checkpoint of the same name stays.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from lte_models.clip.train import (
     Pairs,
     encode_pairs,
     image_to_text_recall,
-    is_held_out,
+    in_test_set,
     train_clip,
 )
 
 MAX_MEASURED = 2000
-HELD_OUT_SHARE = 0.1
+TEST_SHARE = 0.1
 MAX_THREADS = 1024
 
 
@@ -63,7 +63,7 @@ class Catalogue:
         pixels: uint8 [N, 3, H, W].
         tokens: long [N, L], ids of open_clip's own table.
         texts: N texts.
-        held_out: bool [N].
+        is_test: bool [N], True for pairs that are measured and never trained on.
     """
 
     name: str
@@ -71,25 +71,26 @@ class Catalogue:
     pixels: Tensor
     tokens: Tensor
     texts: list[str]
-    held_out: Tensor
+    is_test: Tensor
 
 
 def load_catalogue(path: Path, open_config: dict[str, Any], seed: int) -> Catalogue:
     """Read, decode, resize and tokenise a catalogue, and split it 90 to 10 by a hash of each item id.
 
     Raises:
-        CatalogueError: See :mod:`jobs.landing.catalogue`. Also if the hash holds out no item, so that nothing could be
-            measured after the training.
+        CatalogueError: See :mod:`jobs.landing.catalogue`. Also if the hash makes no item a test item: then nothing
+            could be measured after the training.
     """
     # Each picture is resized as soon as it is decoded: a catalogue of photos does not fit into memory at full size.
     items = pictured_items(
         read_catalogue(path), picture_folder(path), lambda picture: resize_pictures([picture], open_config)[0]
     )
-    held_out = is_held_out(items.item_ids, HELD_OUT_SHARE, seed)
-    if not held_out.any():
+    is_test = in_test_set(items.item_ids, TEST_SHARE, seed)
+    if not is_test.any():
         raise CatalogueError(
-            f"catalogue {path}: with --seed {seed} none of its {len(held_out)} items with a picture is held out to "
-            f"measure recall (each has a chance of {HELD_OUT_SHARE}, by a hash of its id): more items or another --seed"
+            f"catalogue {path}: expected at least 1 test item to measure recall on, got 0 of {len(is_test)} items with "
+            f"a picture (a hash of --seed {seed} and the item id takes a share of {TEST_SHARE}): give more items or "
+            "another --seed"
         )
     pixels = np.stack(items.pictures)  # [N, 3, H, W]
     tokens = open_tokenizer(open_config["model_cfg"]["text_cfg"]["context_length"])(items.texts)
@@ -99,7 +100,7 @@ def load_catalogue(path: Path, open_config: dict[str, Any], seed: int) -> Catalo
         pixels=torch.from_numpy(pixels),
         tokens=tokens,
         texts=items.texts,
-        held_out=torch.from_numpy(held_out),
+        is_test=torch.from_numpy(is_test),
     )
 
 
@@ -111,22 +112,22 @@ def _content_digest(items: PicturedItems[Any], pixels: np.ndarray[Any, Any]) -> 
 
 def training_pairs(catalogues: Sequence[Catalogue], table: TokenTable) -> Pairs:
     """The training pairs of all catalogues, one after the other."""
-    pixels = torch.cat([cat.pixels[~cat.held_out] for cat in catalogues])
-    return Pairs(pixels, table.remap(torch.cat([cat.tokens[~cat.held_out] for cat in catalogues])))
+    pixels = torch.cat([cat.pixels[~cat.is_test] for cat in catalogues])
+    return Pairs(pixels, table.remap(torch.cat([cat.tokens[~cat.is_test] for cat in catalogues])))
 
 
 def token_table(catalogues: Sequence[Catalogue], original_size: int) -> TokenTable:
-    """Keep the word pieces of the training texts; pieces of only held-out texts are unknown, as in real life."""
-    return TokenTable.of_tokens(torch.cat([cat.tokens[~cat.held_out] for cat in catalogues]), original_size)
+    """Keep the word pieces of the training texts. Pieces of test texts alone are unknown, as in production."""
+    return TokenTable.of_tokens(torch.cat([cat.tokens[~cat.is_test] for cat in catalogues]), original_size)
 
 
 def measure(model: nn.Module, catalogue: Catalogue, table: TokenTable, open_config: dict[str, Any]) -> dict[str, Any]:
-    """Image-to-text recall among at most 2,000 held-out pairs, beside chance.
+    """Image-to-text recall among at most 2,000 test pairs, beside chance.
 
     ``recall_new_at_…`` counts only pairs whose text and whose exact picture no trained item has; None if there is no
     such pair.
     """
-    rows = torch.nonzero(catalogue.held_out).flatten()[:MAX_MEASURED]
+    rows = torch.nonzero(catalogue.is_test).flatten()[:MAX_MEASURED]
     pairs = Pairs(catalogue.pixels[rows], table.remap(catalogue.tokens[rows]))
     text_ids = torch.from_numpy(np.unique([catalogue.texts[row] for row in rows], return_inverse=True)[1])
     images, texts = encode_pairs(model, pairs, open_config)
@@ -137,7 +138,7 @@ def measure(model: nn.Module, catalogue: Catalogue, table: TokenTable, open_conf
         "catalogue": catalogue.name,
         "digest": catalogue.digest,
         "items": len(catalogue.texts),
-        "trained": int((~catalogue.held_out).sum()),
+        "trained": int((~catalogue.is_test).sum()),
         "measured": len(rows),
         "different_texts": int(text_ids.max()) + 1,
         **{f"recall_at_{k}": round(value, 4) for k, value in recall.items()},
@@ -149,7 +150,7 @@ def measure(model: nn.Module, catalogue: Catalogue, table: TokenTable, open_conf
 
 def never_trained(catalogue: Catalogue, rows: Tensor) -> Tensor:
     """Which of the ``rows`` share neither text nor pixels with a trained item: bool [len(rows)]."""
-    trained = torch.nonzero(~catalogue.held_out).flatten().tolist()
+    trained = torch.nonzero(~catalogue.is_test).flatten().tolist()
     texts = {catalogue.texts[row] for row in trained}
     pictures = {catalogue.pixels[row].numpy().tobytes() for row in trained}
     return torch.tensor(
@@ -163,7 +164,7 @@ def never_trained(catalogue: Catalogue, rows: Tensor) -> Tensor:
 def train_checkpoint(
     catalogues: Sequence[Catalogue], open_config: dict[str, Any], config: ClipTrainConfig, folder: Path
 ) -> dict[str, Any]:
-    """Train, write the checkpoint's files into an existing folder, and measure the model as it reads back from there.
+    """Train, write the checkpoint's files into an existing folder, read the files back, and measure that model.
 
     Returns:
         Settings, data, recall and digest, as shipped in ``training.json``.
@@ -199,15 +200,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--catalogue", type=Path, action="append", required=True, help="file or folder; may be repeated"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--model-config", type=Path, help="open_clip config file; default: ours")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads; another number may give another digest")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument(
+        "--model-config",
+        type=Path,
+        help="configuration file of open_clip; default: the configuration of the shipped model",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="threads of torch; another number may give another digest"
+    )
     for setting in fields(ClipTrainConfig):
         if setting.name != "bfloat16":
             kind = type(setting.default)
             parser.add_argument(f"--{setting.name.replace('_', '-')}", type=kind, default=setting.default)
     parser.add_argument(
-        "--note", action="append", default=[], help="line for the model card: licence, terms of the data"
+        "--note",
+        action="append",
+        default=[],
+        help="line for the model card, such as the licence of the data; may be repeated",
     )
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", action="store_true", help="as with every command; the answer is JSON anyway")
@@ -225,7 +235,7 @@ def _settings(args: argparse.Namespace) -> ClipTrainConfig:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and put the finished checkpoint in its place.
+    """Train, then move the finished checkpoint to ``--out``.
 
     Returns:
         What ``training.json`` holds.
@@ -254,7 +264,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def model_card(result: dict[str, Any]) -> str:
-    """The model card, from what was measured."""
+    """The model card with the measured values."""
     filled = result | {
         "rows": "\n".join(_card_row(measured) for measured in result["catalogues"]),
         "notes": "\n".join(f"- {note}" for note in result["notes"]),
@@ -265,11 +275,11 @@ def model_card(result: dict[str, Any]) -> str:
 def _card_row(measured: dict[str, Any]) -> str:
     name, digest = measured["catalogue"], measured["digest"][:16]
     counts = f"{measured['items']:,} | {measured['trained']:,}"
-    held_out = f"{measured['measured']:,} ({measured['different_texts']:,})"
+    test = f"{measured['measured']:,} ({measured['different_texts']:,})"
     recalls = [f"{measured[f'recall_at_{k}']:.3f} ({measured[f'chance_at_{k}']:.4f})" for k in RECALL_AT]
     recalls_new = [f"{measured[f'recall_new_at_{k}']:.3f}" for k in RECALL_AT if measured["measured_new"]]
     new = f"{measured['measured_new']:,}" + ": " * bool(recalls_new) + ", ".join(recalls_new)
-    return f"| {name} | {counts} | {held_out} | {' | '.join(recalls)} | {new} | `{digest}` |"
+    return f"| {name} | {counts} | {test} | {' | '.join(recalls)} | {new} | `{digest}` |"
 
 
 _CARD = """# Catalogue CLIP
@@ -277,29 +287,29 @@ _CARD = """# Catalogue CLIP
 A small CLIP (open_clip's own model, tokenizer, transforms and loss) trained from scratch on product pictures and texts.
 {parameters:,} parameters, D = 512, {tokens:,} of the tokenizer's 49,408 tokens; weights in half precision.
 
-| catalogue | items | trained | held out (text) | R@1 (chance) | R@5 (chance) | R@10 (chance) | new: R@1, 5, 10 | data |
+| catalogue | items | trained | tested (texts) | R@1 (chance) | R@5 (chance) | R@10 (chance) | new: R@1, 5, 10 | data |
 |---|---|---|---|---|---|---|---|---|
 {rows}
 
-Recall is image to text among held-out pairs: a picture counts if its own text is among the k nearest. Items with the
-same text tie; such a picture counts with the probability that a random order puts its own text in the first k. Items
-are held out by a hash of their id; another colour or size of the same model may have been trained on. "New" are those
-of them of which no trained item has the text or, to the pixel, the picture.
+Recall is image to text among test pairs: a picture counts if its own text is among the k nearest. Items with the same
+text tie. Such a picture counts with the probability that a random order puts its own text in the first k. A hash of the
+item id decides which items are test items. Another colour or size of the same product may have been trained on. A test
+pair is "new" if no trained item has the same text, and no trained item has exactly the same pixels.
 
 - Command: `{command}`
-- Time: {cpu_minutes} CPU minutes on {threads} threads, reading and measuring included
+- Time: {cpu_minutes} CPU minutes on {threads} threads, including reading and measuring
 - Digest (config, weights, token table): `{digest}`
 - Same seed, torch version ({torch}), kind of CPU and number of threads: same digest
 {notes}
 
 Files: `open_clip_config.json` and `open_clip_model.safetensors` in open_clip's `local-dir:` layout, `token_ids.json`
 (new id of each kept token: 0 padding, 1 any other token, then the kept ids in order, start and end of text).
-It knows the products and words that it was trained on, and nothing else.
+The model knows only the products and words that it was trained on.
 """
 
 
 def _put_in_place(finished: Path, target: Path) -> None:
-    """Rename the finished folder into place; an older checkpoint is deleted as a whole."""
+    """Rename the finished folder to its place; an older checkpoint is deleted as a whole."""
     older = finished.with_name(f"{finished.name}.older")
     if target.exists():
         target.rename(older)
@@ -308,7 +318,7 @@ def _put_in_place(finished: Path, target: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train a catalogue CLIP; prints its recall and digest."""
+    """Train a catalogue CLIP; print its recall and digest."""
     args = _parser().parse_args(argv)
     args.command = shlex.join(["lte", "train-clip", *(sys.argv[1:] if argv is None else argv)])
     print(json.dumps(run(args), indent=2))

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from jobs.config.window import ConfigError
 from jobs.store.rows import Buffer, RowChunk
 from jobs.store.snapshot import Pointer, SnapshotManifest, Switch
-
-T = TypeVar("T")
 
 
 class PinnedSnapshot(Protocol):

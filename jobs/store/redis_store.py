@@ -24,15 +24,14 @@ from binascii import crc32
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
+from jobs.config.addresses import redis_address, require_tls_files
 from jobs.store.protocol import require_own
 from jobs.store.rows import Buffer, RowChunk
 from jobs.store.snapshot import (
@@ -107,8 +106,8 @@ class RedisStore:
                 TLS, or a certificate is given without its key.
         """
         files = {"ca": ca_file, "cert": cert_file, "key": key_file}
-        self._place = _place(url)
-        _require_files(url, files)
+        self._place = redis_address(url)
+        require_tls_files(url, files)
         self._prefix = prefix
         self._deployment = deployment
         self._username = username
@@ -473,46 +472,6 @@ class RedisWriter:
         # checksum after the load show that.
         if holder not in (None, self._token):
             raise StoreLockedError(f"online store {self._store!r}: another process took the lock over")
-
-
-def _place(url: str) -> str:
-    """Address of the server for messages, without credentials.
-
-    Raises:
-        ValueError: See :class:`RedisStore`.
-    """
-    # No message shows the part of a URL that may contain a password.
-    parts = urlsplit(url)
-    if parts.username or parts.password:
-        raise ValueError(
-            "publish.redis_url: leave the credentials out, set redis_username and LTE_PUBLISH__REDIS_PASSWORD"
-        )
-    # redis-py reads every option from the query of a URL, ssl_cert_reqs=none and password included.
-    if parts.query or parts.fragment:
-        raise ValueError(
-            "publish.redis_url: expected no '?' and no '#', got one; redis_username, LTE_PUBLISH__REDIS_PASSWORD, "
-            "redis_ca_file, redis_cert_file and redis_key_file are settings of their own"
-        )
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        shown = f"***{url[url.rindex('@') :]}" if "@" in url else url
-        raise ValueError(f"publish.redis_url {shown!r}: redis://host:port/db or rediss://host:port/db expected")
-    return f"{parts.hostname}:{parts.port or 6379}{parts.path}"
-
-
-def _require_files(url: str, files: dict[str, str]) -> None:
-    """Check the TLS files before the first connection.
-
-    Raises:
-        ValueError: See :class:`RedisStore`.
-    """
-    for name, file in files.items():
-        if file and not url.startswith("rediss://"):
-            raise ValueError(f"publish.redis_{name}_file {file!r}: needs a rediss:// URL, got redis://")
-        if file and not Path(file).is_file():
-            raise ValueError(f"publish.redis_{name}_file {file!r}: no such file")
-    if bool(files["cert"]) != bool(files["key"]):
-        missing = "key" if files["cert"] else "cert"
-        raise ValueError(f"publish.redis_{missing}_file '': a client's certificate and its key go together")
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,4 +1,4 @@
-"""Train the catalogue CLIP with open_clip's loss, and measure it on held-out pairs. Arrays in, weights out."""
+"""Train the catalogue CLIP with open_clip's loss, and measure it on test pairs. Arrays in, weights out."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ class Pairs:
         return Pairs(self.pixels[rows], self.tokens[rows])
 
 
-def is_held_out(item_ids: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
-    """Decide by a hash of each item id whether it is held out, so that it never depends on the other items.
+def in_test_set(item_ids: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
+    """Decide by a hash of each item id which items are test items: no other item has an influence.
 
     Args:
         item_ids: N ids.
-        share: Expected share held out, in [0, 1].
+        share: Expected share of test items, in [0, 1].
         seed: Another seed gives another split.
 
     Returns:

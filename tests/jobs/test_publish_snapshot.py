@@ -413,7 +413,7 @@ def test_user_password_and_certificates_come_from_the_environment(
     ("changed", "message"),
     [
         ({"REDIS_CA_FILE": __file__}, r"publish\.redis_ca_file '.*': needs a rediss:// URL"),
-        ({"REDIS_URL": "foo"}, r"publish\.redis_url 'foo': redis://host:port/db or rediss://"),
+        ({"REDIS_URL": "foo"}, r"publish\.redis_url: expected redis://host:port/db or rediss://.*, got 'foo'"),
         (
             {"REDIS_URL": "rediss://h", "REDIS_KEY_FILE": "gone.pem"},
             r"publish\.redis_key_file 'gone.pem': no such file",

@@ -16,7 +16,8 @@ from jobs.landing.catalogue import CatalogueError, pictured_items, read_catalogu
 from jobs.runtime.entry import run_job
 from jobs.samples import train_clip as job
 from jobs.samples.fashion.items import make_items
-from jobs.samples.fashion.pictures import Garment, draw_garment
+from jobs.samples.fashion.pictures import draw_garment
+from jobs.samples.fashion.sheet import Garment
 from lte_models.clip import model as clip_model
 from lte_models.clip.model import (
     ClipConfigError,
@@ -36,7 +37,7 @@ from lte_models.clip.train import (
     epoch_batches,
     hide_words,
     image_to_text_recall,
-    is_held_out,
+    in_test_set,
     train_clip,
 )
 from lte_models.encoders.base import EncoderConfig
@@ -159,7 +160,7 @@ def test_new_items_share_neither_text_nor_picture_with_a_trained_one():
         pixels=pixels,
         tokens=torch.zeros(5, 4),
         texts=["a", "b", "c", "d", "b"],
-        held_out=torch.tensor([False, False, True, True, True]),
+        is_test=torch.tensor([False, False, True, True, True]),
     )
     assert job.never_trained(catalogue, torch.tensor([2, 3, 4])).tolist() == [True, False, False]
 
@@ -174,10 +175,10 @@ def test_recall_needs_the_own_text_among_the_first_ten():
 
 def test_hold_out_depends_on_the_id_alone():
     ids = [f"item-{number}" for number in range(20_000)]
-    held_out = is_held_out(ids, 0.1, seed=0)
-    assert held_out.mean() == pytest.approx(0.1, abs=0.008)  # four standard deviations
-    assert (is_held_out(ids[::-1], 0.1, seed=0)[::-1] == held_out).all()
-    assert (is_held_out(ids, 0.1, seed=1) != held_out).any()
+    is_test = in_test_set(ids, 0.1, seed=0)
+    assert is_test.mean() == pytest.approx(0.1, abs=0.008)  # four standard deviations
+    assert (in_test_set(ids[::-1], 0.1, seed=0)[::-1] == is_test).all()
+    assert (in_test_set(ids, 0.1, seed=1) != is_test).any()
 
 
 def test_hidden_words_leave_padding_start_and_end():
@@ -321,21 +322,21 @@ def test_photos_are_held_at_the_models_size(tmp_path, monkeypatch):
     assert (catalogue.pixels.numpy() == resize_pictures(photos, TINY_MODEL)).all()  # the same pixels as all at once
 
 
-def test_a_catalogue_of_which_nothing_is_held_out_is_refused_before_the_training(shop, monkeypatch):
+def test_a_catalogue_without_a_test_item_is_refused_before_the_training(shop, monkeypatch):
     few = pd.read_parquet(shop / "items.parquet").iloc[:8]
     few.to_parquet(shop / "items.parquet")
-    n_held_out = {seed: is_held_out(few["item_id"].tolist(), 0.1, seed).sum() for seed in range(40)}
-    none, one = (next(seed for seed, n in n_held_out.items() if n == wanted) for wanted in (0, 1))
+    n_test = {seed: in_test_set(few["item_id"].tolist(), 0.1, seed).sum() for seed in range(40)}
+    none, one = (next(seed for seed, n in n_test.items() if n == wanted) for wanted in (0, 1))
     with monkeypatch.context() as patched:
         patched.setattr(job, "train_clip", lambda *_, **__: pytest.fail("trained in vain"))
-        with pytest.raises(CatalogueError, match=rf"--seed {none} none of its 8 items .*another --seed"):
+        with pytest.raises(CatalogueError, match=rf"got 0 of 8 items .*--seed {none} .*another --seed"):
             train(shop, "clip", "--epochs", "1", "--seed", str(none))
     assert not (shop / "clip").exists()
     measured = train(shop, "clip", "--epochs", "1", "--seed", str(one))["catalogues"][0]
     assert (measured["trained"], measured["measured"], measured["chance_at_10"]) == (7, 1, 1.0)
 
 
-def test_where_no_held_out_pair_is_new_there_is_no_recall_of_new_ones(shop):
+def test_where_no_test_pair_is_new_there_is_no_recall_of_new_ones(shop):
     items = pd.read_parquet(shop / "items.parquet")
     items["title"] = items["category"] = "the same"
     items.to_parquet(shop / "items.parquet")
