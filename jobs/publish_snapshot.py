@@ -137,7 +137,7 @@ def publish_and_log(lake: Lake, store: OnlineStore, source: SnapshotSource, conf
 
 
 def require_gates(lake: Lake, ds: date) -> None:
-    """Refuse a day whose gates did not all pass.
+    """Refuse a day whose gates did not all pass; a failure that only refuses another method does not count.
 
     Raises:
         PublishRefusedError: The table gate_results has no row of ds, or a failed row. The message names it.
@@ -145,7 +145,8 @@ def require_gates(lake: Lake, ds: date) -> None:
     results = lake.read(GATE_RESULTS, where={"ds": ds})
     if not results.head(1):
         raise PublishRefusedError(f"table gate_results has no row of ds={ds}: validate this day first")
-    failed = results.where(~F.col("success")).orderBy("table", "expectation").limit(20).collect()
+    is_blocking = ~F.col("success") & F.col("refused_method").isNull()
+    failed = results.where(is_blocking).orderBy("table", "expectation").limit(20).collect()
     if failed:
         named = "; ".join(
             f"{row['table']}: {row['expectation']} (observed {row['observed']}, expected {row['expected']})"

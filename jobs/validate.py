@@ -23,6 +23,7 @@ from jobs.gates.autoencoder_measures import measure_autoencoder
 from jobs.gates.checkpoints import GateOutcome, GateRun
 from jobs.gates.measured import Measured, one_a_label
 from jobs.gates.measures import measure_basis, measure_catalogue, measure_drift, measure_input, measure_slices
+from jobs.gates.refusals import is_blocking, refusal_text, refusing
 from jobs.gates.suites import (
     basis_suite,
     drift_suite,
@@ -127,7 +128,7 @@ def validate_day(day: Day) -> list[GateOutcome]:
     checked = table_checks(in_basis, matrix, extent)
     outcomes = [outcome for check in checked for outcome in run.rows(*check)]
     measured = one_a_label(measures(in_basis))
-    outcomes += [outcome for each in measured for outcome in run.measured(each)]
+    outcomes += [refusing(outcome, each.label) for each in measured for outcome in run.measured(each)]
     require_unchanged(day, seen)
     if seen is not None:
         record_validated(day.lake, day.ds, in_basis.basis_version, seen)
@@ -202,7 +203,8 @@ def table_checks(day: BasisDay, matrix: BasisMatrix, extent: BasisExtent) -> Ite
 def last_passed(lake: Lake, ds: date) -> date | None:
     """The newest day before ds whose gates all passed."""
     days = lake.read(GATE_RESULTS).where(F.col("ds") < F.lit(ds)).groupBy("ds")
-    passed = days.agg(F.min(F.col("success").cast("int")).alias("held")).where("held = 1")
+    is_good = F.col("success") | F.col("refused_method").isNotNull()
+    passed = days.agg(F.min(is_good.cast("int")).alias("held")).where("held = 1")
     newest: date | None = passed.agg(F.max("ds").alias("ds")).collect()[0]["ds"]
     return newest
 
@@ -258,6 +260,7 @@ def gate_metrics(outcomes: Sequence[GateOutcome], measured: Sequence[Measured]) 
     counts = {
         "n_expectations": len(outcomes),
         "n_failed": sum(not outcome.success for outcome in outcomes),
+        "n_refused": sum(outcome.refused_method is not None for outcome in outcomes),
         "n_skipped": sum(outcome.skipped is not None for outcome in outcomes),
     }
     found: Metrics = {(name, ""): float(n) for name, n in counts.items()}
@@ -273,6 +276,7 @@ def summary(outcomes: Sequence[GateOutcome], ds: date, docs: Path) -> str:
     skipped = [outcome for outcome in outcomes if outcome.skipped]
     lines = [f"ds={ds}: {len(outcomes)} expectations, {n_failed} failed, {len(skipped)} skipped; Data Docs: {docs}"]
     lines += [f"HEADLINE: {headline}" for headline in headlines(outcomes)]
+    lines += [refusal_text(outcome) for outcome in outcomes if outcome.refused_method]
     lines += [f"skipped: {outcome.table}: {outcome.expectation}: {outcome.skipped}" for outcome in skipped]
     return "\n".join(lines)
 
@@ -294,12 +298,12 @@ def headlines(outcomes: Sequence[GateOutcome]) -> list[str]:
 
 
 def require_success(outcomes: Sequence[GateOutcome], ds: date) -> None:
-    """Stop the day if an expectation failed.
+    """Stop the day if an expectation failed, unless the failure only refuses a method that nothing published reads.
 
     Raises:
         GateError: Names each failed expectation, its table, ds, the observed and expected values, and some rows.
     """
-    failed = [outcome for outcome in outcomes if not outcome.success]
+    failed = [outcome for outcome in outcomes if is_blocking(asdict(outcome))]
     if not failed:
         return
     more = [f"and {len(failed) - FAILURES_SHOWN} more"] if len(failed) > FAILURES_SHOWN else []

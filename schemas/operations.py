@@ -84,6 +84,12 @@ GATE_RESULTS = Table(
             column("n_unexpected", LongType(), "Rows that broke it.", nullable=True, minimum=0),
             column("sample", StringType(), "Some of them, as JSON.", nullable=True),
             column("skipped", StringType(), "Why there was nothing to judge; success is true then.", nullable=True),
+            column(
+                "refused_method",
+                StringType(),
+                "LTE method that this failure refuses: nothing published reads it, so the day goes on without it.",
+                nullable=True,
+            ),
             column("ds", DateType(), "Data day."),
         ]
     ),

@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
+from jobs.gates.refusals import is_blocking
 from jobs.lake.reader import LakeReader, lake_reader
 from jobs.lte.inputs import read_staleness, stale_reason
 from jobs.ranker.live import live_ranker
@@ -176,8 +177,8 @@ def _existing(path: Path) -> str | None:
 
 
 def _run_status(lake: LakeReader, ds: date, rows: list[dict[str, Any]], stale: str | None) -> RunStatus:
-    gates = lake.rows(GATE_RESULTS, columns=["table", "expectation", "success", "skipped"], where={"ds": ds})
-    failed = tuple(sorted(f"{gate['table']}: {gate['expectation']}" for gate in gates if not gate["success"]))
+    gates = lake.rows(GATE_RESULTS, where={"ds": ds})
+    failed = tuple(sorted(f"{gate['table']}: {gate['expectation']}" for gate in gates if is_blocking(gate)))
     jobs = tuple(sorted(row["job"] for row in rows))
     skipped = sum(gate["skipped"] is not None for gate in gates)
     return RunStatus(ds, jobs, len(gates) - len(failed) - skipped, failed, stale, gates_skipped=skipped)

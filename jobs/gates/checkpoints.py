@@ -52,6 +52,7 @@ class GateOutcome:
     n_unexpected: int | None = None
     sample: str | None = None
     skipped: str | None = None
+    refused_method: str | None = None
 
 
 class GateRun:

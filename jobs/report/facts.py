@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError, LteWindow
+from jobs.gates.refusals import is_blocking
 from jobs.lake.array_scalars import without_arrays
 from jobs.lake.lake import Lake, open_lake
 from jobs.lake.predicates import Predicate, TableError
@@ -194,7 +195,7 @@ def _steps(
         *(() if deployment.autoencoder.enabled else ("train_autoencoder", "embed_users")),
         *(() if deployment.ranker.enabled else ("build_examples", "train_ranker", "evaluate_ranker")),
     }
-    n_failed = sum(not gate["success"] for gate in gates)
+    n_failed = sum(is_blocking(gate) for gate in gates)
     return [_step(task, wrote, off, n_failed, states.get(task)) for task in NEEDS]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from jobs.gates.refusals import is_blocking
 from jobs.report.facts import Facts
 
 CANDIDATE = "candidate"
@@ -42,11 +43,16 @@ def _published(facts: Facts) -> Answer:
 
 
 def _gates(facts: Facts) -> Answer:
-    question, failed = "Are the data healthy?", sum(not gate["success"] for gate in facts.gates)
+    question, failed = "Are the data healthy?", sum(is_blocking(gate) for gate in facts.gates)
+    refused = sorted({gate["refused_method"] for gate in facts.gates if gate.get("refused_method")})
     if not facts.gates:
         return Answer(question, "Not judged: validate left nothing", "neutral")
     if failed:
         return Answer(question, f"No: {failed} of {len(facts.gates)} expectations failed", "bad")
+    if refused:
+        return Answer(
+            question, f"Yes, but method {', '.join(refused)} is refused; nothing published reads it", "neutral"
+        )
     n_skipped = sum(gate["skipped"] is not None for gate in facts.gates)
     skipped = f"; {n_skipped} had nothing to judge" if n_skipped else ""
     return Answer(

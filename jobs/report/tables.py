@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from jobs.config.sections import Deployment
 from jobs.gates.addresses import docs_page
+from jobs.gates.refusals import is_blocking
 from jobs.report.facts import Facts, Row
 from jobs.runtime.pages import docs_index, report_page
 
@@ -25,7 +26,7 @@ def _link(target: Path, deployment: Deployment, ds: date) -> str:
 
 def verdict(facts: Facts) -> dict[str, str]:
     """The first line: the result of this day."""
-    failed = [gate for gate in facts.gates if not gate["success"]]
+    failed = [gate for gate in facts.gates if is_blocking(gate)]
     missing = [step.task for step in facts.steps if step.tone == "bad"]
     is_live = facts.live is not None and facts.live["ds"] == str(facts.ds)
     if failed:
