@@ -1,7 +1,7 @@
 """Failures that keep back one method and not the day: nothing that is published reads the method.
 
 The LTEs of the autoencoder are compared with yesterday's and with uniform ones. In a small shop a new encoder can fail
-this on the first day. The published slice and the ranker read other methods, because the configuration refuses a learned
+this on the first day. The published slice and the ranker read other methods, for the configuration refuses a learned
 one there. So they need not wait.
 """
 

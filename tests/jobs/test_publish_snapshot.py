@@ -83,7 +83,7 @@ def write_ltes(
 def write_gates(lake: Lake, ds: date, *, failed: tuple[str, ...] = ()) -> None:
     rows = [
         {"table": "user_lte", "expectation": name, "success": name not in failed, "observed": "0.31", "expected": "0.2",
-         "n_unexpected": 0, "sample": "[]", "skipped": None, "ds": ds}
+         "n_unexpected": 0, "sample": "[]", "skipped": None, "refused_method": None, "ds": ds}
         for name in ("norm at most 1", "drift p99", "no nulls")
     ]  # fmt: skip
     lake.replace(frame(lake.spark, GATE_RESULTS, rows), GATE_RESULTS, {"ds": ds})
