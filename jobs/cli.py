@@ -38,6 +38,7 @@ examples:
   lte status                            what is live, the last runs, failed gates, runs that late data made stale
   lte user 2375                         what the live LTE of one user looks like
   lte recommend 2375                    what the live ranker would show this user
+  lte why 2375 1070820                  why the live ranker ranks this item there for this user
   lte items --like "red floral dress"   which items lie near some words: a contact sheet
   lte experiment integration            which LTE helps the ranker, with intervals, over seeds and days
   lte serve                             recommendations over HTTP, on this machine
@@ -131,6 +132,13 @@ def _export(args: argparse.Namespace, deployment: Deployment) -> None:
     manifest = json.loads(done.manifest.to_json())
     text = f"{done.path}: {counted(done.manifest.row_count, 'user')} of ds={done.manifest.ds}"
     _print(args.json, {"file": str(done.path), "manifest": manifest}, text)
+
+
+def _why(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.commands.why import why, why_text
+
+    found = why(deployment, args.user_id, args.item_id)
+    _print(args.json, found, why_text(found))
 
 
 def _serve(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -345,6 +353,8 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "recommend", _recommend, best, user, *_recommend_flags())
     ab_help = "uplift of each KPI of an A/B test with its interval; without a table, the plan of a test (docs/ab.md)"
     _command(commands, "ab", _ab, ab_help, *_ab_flags())
+    item = ("item_id", {"metavar": "ITEM", "help": "item_id"})
+    _command(commands, "why", _why, "the score of an item for a user, in parts", user, item)
     host = ("--host", {"default": "127.0.0.1", "help": "address to listen on (127.0.0.1); others need LTE_SERVE_TOKEN"})
     port = ("--port", {"type": _port, "default": 8000, "help": "port (8000); 0 for any free port"})
     _command(commands, "serve", _serve, "serve recommendations over HTTP (docs/serving.md)", host, port)

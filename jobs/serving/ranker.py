@@ -133,12 +133,22 @@ def ranked(served: ServedRanker, stored: EmbeddingBatch, batch: ExampleBatch, k:
     Raises:
         ModelError: The ranker reads LTEs of another basis, window or method.
     """
+    context = paired_context(served, stored)
+    moved = batch.to(served.retriever.rows.device)
+    rows, scores = served.retriever.recommend(moved, context, min(k, len(served.shop.item_ids)))
+    return [(served.shop.item_ids[row - 1], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+
+
+def paired_context(served: ServedRanker, stored: EmbeddingBatch) -> Context:
+    """The LTEs of one read of the store and the items' popularity, as the ranker reads them.
+
+    Raises:
+        ModelError: The ranker reads LTEs of another basis, window or method.
+    """
     manifest = stored.manifest
     require_pair(served.manifest, LteKind(*(getattr(manifest, name) for name in LteKind._fields)), manifest.ds)
     lte = torch.from_numpy(stored.embeddings.copy())
     has_lte = torch.from_numpy(stored.n_items > 0)
     device = served.retriever.rows.device
     daily = served.shop.daily._replace(cumulative=served.shop.daily.cumulative.to(device))
-    context = Context(lte.to(device), has_lte.to(device), daily)
-    rows, scores = served.retriever.recommend(batch.to(device), context, min(k, len(served.shop.item_ids)))
-    return [(served.shop.item_ids[row - 1], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+    return Context(lte.to(device), has_lte.to(device), daily)
