@@ -102,13 +102,13 @@ def score_parts(served: ServedRanker, batch: ExampleBatch, context: Context, row
     empty = Past(*(part[:0] for part in batch.past))
     without_lte = context._replace(lte=torch.zeros_like(context.lte), has_lte=torch.zeros_like(context.has_lte))
     without_past = batch._replace(past=empty)
-    nothing = {name: torch.zeros_like(getattr(batch, name)) for name in ("items", "types", "ages")}
-    stranger = without_past._replace(**nothing)
+    items, types, ages = (torch.zeros_like(each) for each in (batch.items, batch.types, batch.ages))
+    stranger = without_past._replace(items=items, types=types, ages=ages)
     pairs = [(batch, context), (batch, without_lte), (without_past, without_lte), (stranger, without_lte)]
     scores = [_logit(served, each, seen, row) for each, seen in pairs]
     popular = _popularity(served, stranger, without_lte, row)
-    steps = [before - after for before, after in pairwise(scores)]
-    return Parts(*steps, popular, scores[-1] - popular)
+    lte, own_past, sequence = (before - after for before, after in pairwise(scores))
+    return Parts(lte, own_past, sequence, popular, scores[-1] - popular)
 
 
 def rank_of(served: ServedRanker, batch: ExampleBatch, context: Context, row: int) -> int:
