@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 # Names of jobs that others filter rows by.
 INGEST_JOB = "ingest"
 LTE_JOB = "compute_lte"
+AUTOENCODER_JOB = "train_autoencoder"
 
 # Each task and the tasks that must succeed before it, in a valid order; a test keeps the DAG equal.
 NEEDS: Mapping[str, Sequence[str]] = {

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -7,18 +10,18 @@ import pytest
 import torch
 from pyspark.sql import DataFrame
 
-import jobs.train_autoencoder as train_job
+import jobs.autoencoder.training as train_job
+from jobs.autoencoder.encoding import autoencoder_ltes, encode_task, knows_an_item
 from jobs.autoencoder.histories import user_histories, write_histories
+from jobs.autoencoder.training import NoKnownItemError, train, vocabulary
 from jobs.basis.basis import BasisError
 from jobs.basis.matrix import load_matrix, pinned_basis
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
-from jobs.embed_users import autoencoder_ltes, encode_task, knows_an_item
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.registry.bundles import bundle_folder
-from jobs.train_autoencoder import NoKnownItemError, train, vocabulary
 from lte_models.training.bundle import load_bundle
 from lte_models.training.manifest import BundleError
 from lte_models.training.trainer import STATE
@@ -269,3 +272,22 @@ def test_missing_input_is_named(lake: Lake, deployment_file: Path) -> None:
         vocabulary(_histories(lake), N_ITEMS, f"table user_histories, ds {DS}")
     with pytest.raises(BundleError, match="there is no bundle"):
         encode_task(lake, bundle_folder(deployment, "autoencoder", DS), BASIS, str(WINDOW))
+
+
+OFF = """
+import runpy, sys
+try:
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+except SystemExit as done:
+    assert done.code == 0, done.code
+print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("task", ["train_autoencoder", "embed_users", "build_examples"])
+def test_a_task_that_is_turned_off_does_not_load_torch(task: str, deployment_file: Path) -> None:
+    environment = os.environ | {"LTE_AUTOENCODER__ENABLED": "false", "LTE_RANKER__ENABLED": "false"}
+    command = [sys.executable, "-c", OFF, f"jobs.{task}", "--config", str(deployment_file), "--ds", str(DS)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+    assert "enabled = false, nothing to do" in done.stderr
