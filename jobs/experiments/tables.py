@@ -141,7 +141,7 @@ def _cell(rows: Sequence[Row], variant: str, history: str, metric: str, group: t
 
 
 def _other_table(rows: Sequence[Row], k: int) -> str:
-    """Values that are not ranking metrics: seconds, and how well an autoencoder finds hidden items."""
+    """Values that are not ranking metrics: seconds, and the scores of an autoencoder on hidden items."""
     other = [
         row
         for row in rows
@@ -155,7 +155,7 @@ def _other_table(rows: Sequence[Row], k: int) -> str:
 
 
 def signs(rows: Sequence[Row], k: int) -> str:
-    """Text that says where a sign differs from the sign in the paper, and where a difference does not hold.
+    """Lines that compare the sign of each uplift with the sign in the paper, and name uplifts that do not hold.
 
     Args:
         rows: Rows of one experiment.
@@ -176,7 +176,7 @@ def signs(rows: Sequence[Row], k: int) -> str:
 
 
 def write_csv(rows: Sequence[Row], columns: Sequence[str], path: Path) -> None:
-    """Write the rows as they are in table experiments.
+    """Write the rows of table experiments as CSV, unchanged.
 
     Args:
         rows: Rows of one experiment.
@@ -191,12 +191,12 @@ def write_csv(rows: Sequence[Row], columns: Sequence[str], path: Path) -> None:
 
 
 def write_plot(rows: Sequence[Row], k: int, path: Path) -> None:
-    """Plot the uplifts with their intervals, each seed's range and the paper's value.
+    """Plot each uplift with its interval, the range over seeds and the paper's value.
 
     Args:
-        rows: Of one experiment.
+        rows: Rows of one experiment.
         k: Cutoff.
-        path: PNG; its folder is made.
+        path: PNG file to write; its folder is created.
     """
     mpl.use("Agg")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""The made fashion shop's users: who comes when, what for, and what they click. Vectorised; no clock, one seed.
+"""Users of the made fashion shop: when each user comes, for which category, and what the user clicks.
+
+All draws come from one seed, and no clock is read.
 
 Axes: U users, N items, T days, S sessions, C clicks, F item features.
 """
@@ -50,18 +52,18 @@ _FIRST_DAYS = (date(1970, 1, 1), date(2200, 1, 1))
 
 
 class ShopError(ValueError):
-    """A shop that cannot be simulated; the message names the setting."""
+    """The shop cannot be simulated; the message names the setting."""
 
 
 class ShopSettingError(ShopError, ConfigError):
-    """A setting, or the flag with its name, that is out of its range."""
+    """A setting, or the flag of the same name, is out of its range."""
 
 
 def check_setting(name: str, value: float, low: float, high: float) -> None:
     """Refuse a number outside [low, high], and NaN.
 
     Raises:
-        ShopSettingError: It names the flag, the value and the range.
+        ShopSettingError: The number is outside; the message names the flag, the value and the range.
     """
     if not low <= value <= high:
         wanted = f"from {low:,} to {high:,}" if math.isfinite(high) else f"of at least {low:,}"
@@ -70,19 +72,19 @@ def check_setting(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class ShopConfig:
-    """What the simulated users do.
+    """Behaviour of the simulated users.
 
     Attributes:
-        users: Users that ever sign up.
-        days: Days of trading.
-        first_day: First day of trading, UTC.
+        users: Number of users that ever sign up.
+        days: Number of days on which the shop is open.
+        first_day: First day on which the shop is open, UTC.
         seed: The same seed gives the same shop.
         taste: Strength of the planted long-term taste; 0 for no taste.
-        sessions_per_day: Median user's sessions per day while active.
-        clicks_per_session: Mean clicks of a session.
+        sessions_per_day: Sessions per day of the median user, while the user is active.
+        clicks_per_session: Mean number of clicks per session.
         mission_share: Chance that a session within a week of the last session continues its mission.
-        stray_share: Clicks of a session outside its category.
-        burst_share: Sessions that are a burst of 30 to 80 random clicks.
+        stray_share: Share of the clicks of a session that are outside its category.
+        burst_share: Share of the sessions that are a burst of 30 to 80 random clicks.
     """
 
     users: int = 22_000
@@ -122,17 +124,17 @@ def _day(text: str) -> date | None:
 
 @dataclass(frozen=True)
 class Shelf:
-    """The items on sale, and the features that a taste can be for.
+    """The items on sale, and the features that a taste can be about.
 
     Attributes:
-        features: float32 [N, F], what tastes are about.
-        feature_scale: float32 [F], how strong a taste for each feature is.
+        features: float32 [N, F], features that a taste can be about.
+        feature_scale: float32 [F], strength of a taste for each feature.
         category: int [N], number of the category.
         n_categories: Number of categories.
-        popularity: float32 [N], before season and novelty.
-        peak_day: int [N], day of the year on which it sells best; ``ALL_YEAR`` for all year.
-        launched: int [N], first day on sale; below 0 for before the first day.
-        retired: int [N], first day no longer on sale.
+        popularity: float32 [N], without the effects of season and novelty.
+        peak_day: int [N], day of the year on which the item sells best; ``ALL_YEAR`` for no such day.
+        launched: int [N], first day on sale; below 0 if the item was on sale before the shop's first day.
+        retired: int [N], first day on which the item is no longer on sale.
     """
 
     features: Floats
@@ -146,10 +148,10 @@ class Shelf:
 
 
 def stock_shelf(items: pd.DataFrame, config: ShopConfig) -> Shelf:
-    """Give each item its features, popularity (a few sell most), launch and retirement.
+    """Give each item its features, popularity, first day and last day on sale. A few items sell most.
 
     Args:
-        items: A catalogue: category, brand, price_tier, season and, where there is one, style.
+        items: Catalogue with category, brand, price_tier, season and perhaps style.
         config: Settings.
     """
     rng = np.random.default_rng([config.seed, 2])
@@ -174,14 +176,14 @@ def stock_shelf(items: pd.DataFrame, config: ShopConfig) -> Shelf:
 
 
 def peak_days(seasons: pd.Series) -> Ints:
-    """Day of the year on which each item sells best, int [N]: in any case of letters, ``ALL_YEAR`` for other words."""
+    """Day of the year on which each item sells best, int [N]; ``ALL_YEAR`` for other words. Letter case is ignored."""
     named = seasons.astype("string").str.strip().str.casefold()
     days: Ints = named.map(SEASONS).astype("Int64").fillna(ALL_YEAR).to_numpy(np.int64)
     return days
 
 
 def item_features(items: pd.DataFrame) -> tuple[Floats, Floats]:
-    """What a taste can be about: style (or, without one, the words of the texts), brand, price tier.
+    """Features that a taste can be about: style, brand, price tier. Without a style, words of the texts stand in.
 
     Returns:
         float32 [N, F] features, float32 [F] strength of a taste for each.
@@ -203,7 +205,7 @@ def _one_hot(column: pd.Series) -> Floats:
 
 
 def _tiers(items: pd.DataFrame) -> Floats:
-    """One column per tier that occurs; the usual four overlap with their neighbours."""
+    """One column per tier that occurs; each of the usual four tiers overlaps with its neighbours."""
     tiers = items["price_tier"].astype("string")
     if not set(tiers.dropna()) <= set(TIERS):
         return _one_hot(tiers)
@@ -214,7 +216,7 @@ def _tiers(items: pd.DataFrame) -> Floats:
 
 
 def _word_features(items: pd.DataFrame, size: int = 16) -> Floats:
-    """A random projection of the words of title and description, rare words weighing more; float32 [N, size]."""
+    """Random projection of the words of title and description, float32 [N, size]; a rare word weighs more."""
     texts = (items["title"].fillna("") + " " + items["description"].fillna("")).str.lower().str.findall(r"\w+")
     words = texts.explode().dropna()
     codes, names = pd.factorize(words, sort=True)
@@ -228,14 +230,14 @@ def _word_features(items: pd.DataFrame, size: int = 16) -> Floats:
 
 
 def user_tastes(shelf: Shelf, config: ShopConfig) -> Floats:
-    """Each user's stable taste: float32 [U, F], a few features much liked; all zero at taste 0."""
+    """The stable taste of each user, float32 [U, F]: a user likes a few features a lot. All values are 0 at taste 0."""
     rng = np.random.default_rng([config.seed, 3])
     liking = rng.gamma(0.35, 1.0, (config.users, shelf.features.shape[1])).astype(np.float32)
     return config.taste * 1.5 * liking * shelf.feature_scale
 
 
 def market_of_users(config: ShopConfig) -> Ints:
-    """Number of each user's market, int [U]. Markets differ in size and clock only."""
+    """Number of the market of each user, int [U]. Markets differ only in size and clock."""
     rng = np.random.default_rng([config.seed, 4])
     share = np.array([weight for _, _, weight in MARKETS])
     return rng.choice(len(MARKETS), config.users, p=share / share.sum())
@@ -244,9 +246,9 @@ def market_of_users(config: ShopConfig) -> Ints:
 def session_days(config: ShopConfig) -> tuple[Ints, Ints]:
     """User and day of each session, int [S] each, ordered by user and day.
 
-    Users differ in how often they come (log-normal), when they sign up (45 % during the simulation: cold users),
-    whether they leave for good (15 %) or for two to seven months (25 %: returning users). Weekends are busy, and
-    November.
+    The number of sessions per day differs between users (log-normal). 45 % of the users sign up during the simulation
+    (cold users). 15 % leave and do not return. 25 % pause for two to seven months (returning users). Weekends and
+    November are busy.
     """
     rng = np.random.default_rng([config.seed, 5])
     users, days = config.users, config.days
@@ -274,13 +276,13 @@ def _busy(config: ShopConfig) -> NDArray[np.float64]:
 
 
 def season_factor(peak_day: Ints, day_of_year: int) -> NDArray[np.float64]:
-    """How well an item sells on a day of the year: 1 all year, else from 0.25 to 1.75 around its peak day."""
+    """Factor of an item's sales on a day of the year: 0.25 to 1.75, largest on the peak day; 1 without a peak day."""
     wave = 1 + 0.75 * np.cos(2 * np.pi * (day_of_year - peak_day) / 365.25)
     return np.where(peak_day < 0, 1.0, wave)
 
 
 def demand(shelf: Shelf, config: ShopConfig, day: int) -> Floats:
-    """Popularity of each item on a day, float32 [N]: season and novelty; 0 where it is not on sale."""
+    """Popularity of each item on a day with season and novelty, float32 [N]; 0 for an item that is not on sale."""
     season = season_factor(shelf.peak_day, int(_dates(config).dayofyear[day]))
     age = np.maximum(day - shelf.launched, 0)
     on_sale = (shelf.launched <= day) & (day < shelf.retired)
@@ -312,12 +314,12 @@ def mission_categories(user: Ints, day: Ints, tastes: Floats, shelf: Shelf, conf
 
 
 def choose_items(click: pd.DataFrame, tastes: Floats, shelf: Shelf, config: ShopConfig) -> Ints:
-    """Choose the item of each click, int [C]: softmax of log demand plus taste, among what is on sale in its category.
+    """Choose the item of each click, int [C]: softmax of log demand plus taste, over the items on sale in the category.
 
     Args:
-        click: user, day, category of each click; category -1 for anything on sale.
+        click: user, day, category of each click; category -1 for all items on sale.
         tastes: From :func:`user_tastes`.
-        shelf: What is on sale.
+        shelf: Items on sale.
         config: Settings.
     """
     rng = np.random.default_rng([config.seed, 7])
@@ -359,10 +361,10 @@ def simulate_interactions(items: pd.DataFrame, shelf: Shelf, config: ShopConfig)
 
     Returns:
         user_id, item_id, event_ts (UTC, milliseconds), interaction_type, market, session_id; ordered by time. Events
-        after the last day are cut off.
+        after the last day are left out.
 
     Raises:
-        ShopSettingError: There are so few users and days that nobody comes.
+        ShopSettingError: No user comes, because there are too few users, days or sessions per day.
     """
     tastes = user_tastes(shelf, config)
     user, day = session_days(config)
@@ -389,7 +391,7 @@ def _refuse_nobody(n_rows: int, config: ShopConfig) -> None:
 
 
 def _clicks(sessions: pd.DataFrame, config: ShopConfig, rng: np.random.Generator) -> pd.DataFrame:
-    """One row per click: session, user, day, mission, burst and category (-1 for a stray one, or in a burst)."""
+    """One row per click: session, user, day, mission, burst, category (-1 for a stray click, and in a burst)."""
     usual = rng.geometric(1 / config.clicks_per_session, len(sessions))
     count = np.where(sessions["burst"], rng.integers(30, 81, len(sessions)), np.minimum(usual, 30))
     clicks = sessions.loc[np.repeat(np.arange(len(sessions)), count)]
@@ -400,7 +402,7 @@ def _clicks(sessions: pd.DataFrame, config: ShopConfig, rng: np.random.Generator
 
 
 def _with_revisits(clicks: pd.DataFrame, shelf: Shelf, rng: np.random.Generator) -> Ints:
-    """A quarter of the clicks of a continued mission return to an earlier item of the mission that is still on sale."""
+    """Items of the clicks: a quarter of the clicks of a continued mission return to an item of the mission on sale."""
     mission, day = clicks["mission"].to_numpy(), clicks["day"].to_numpy()
     start = np.searchsorted(mission, mission)  # first click of the mission
     session = clicks["session"].to_numpy()
@@ -414,7 +416,7 @@ def _with_revisits(clicks: pd.DataFrame, shelf: Shelf, rng: np.random.Generator)
 
 
 def _with_times(clicks: pd.DataFrame, config: ShopConfig, rng: np.random.Generator) -> pd.DataFrame:
-    """Add ``ms``, milliseconds since the start of the first day: an evening hour of the market, a minute apart."""
+    """Add ``ms``, milliseconds since the start of the first day. Sessions begin in the market's evening."""
     session, first = np.unique(clicks["session"], return_index=True)
     hour = rng.triangular(5, 20.5, 23.99, len(session))  # of the market; 2 hours ahead at most
     ahead = np.array([hours for _, hours, _ in MARKETS])[market_of_users(config)]
@@ -427,7 +429,7 @@ def _with_times(clicks: pd.DataFrame, config: ShopConfig, rng: np.random.Generat
 
 
 def _with_funnel(clicks: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Add what follows a click: wishlist (9 %), cart (12 %), and checkout of just under half of the carts."""
+    """Add the events that follow a click: wishlist (9 %), cart (12 %), and checkout of 45 % of the carts."""
     draw = rng.random((len(clicks), 3))
     usual = ~clicks["burst"].to_numpy()
     wish, cart = usual & (draw[:, 0] < 0.09), usual & (draw[:, 1] < 0.12)
