@@ -8,11 +8,10 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.config.window import EPOCH_DAY, LONG_DAYS, day_number
 from jobs.lake.reader import LakeReader
-from jobs.ranker.examples import UNKNOWN, ExamplesOfUser, examples_batch
+from jobs.ranker.examples import UNKNOWN, ExamplesOfUser, IntArray, examples_batch
 from schemas import INTERACTIONS
 
 DAY_SECONDS = 86_400
@@ -24,14 +23,14 @@ class Numbers:
     """How a ranker numbers items and interaction types.
 
     Attributes:
-        ids: Item ids by item_index.
+        index_of: Item id to item_index.
         known_from: Day since 1970 from which each item is known, by item_index.
         types: Interaction types that the ranker was trained with; another type counts as unknown.
         last: Last day whose interactions count.
     """
 
-    ids: pa.Array
-    known_from: Sequence[int]
+    index_of: Mapping[str, int]
+    known_from: IntArray
     types: tuple[str, ...]
     last: date
 
@@ -56,11 +55,9 @@ def lake_events(lake: LakeReader, numbers: Numbers, user_id: str) -> list[Event]
     columns = ["item_id", "event_ts", "interaction_type", "landing_ds"]
     found: list[Event] = []
     for batch in lake.batches(INTERACTIONS, columns=columns, where={"event_date": days, "user_id": user_id}):
-        if batch.num_rows:
-            index = pc.index_in(batch["item_id"], value_set=numbers.ids).to_pylist()
-            for item, row in zip(index, batch.select(columns[1:]).to_pylist(), strict=True):
-                landed = (row["landing_ds"] - EPOCH_DAY).days
-                found.append(numbers.event(item, row["interaction_type"], int(row["event_ts"].timestamp()), landed))
+        for row in batch.to_pylist():
+            stamp, landed = int(row["event_ts"].timestamp()), (row["landing_ds"] - EPOCH_DAY).days
+            found.append(numbers.event(numbers.index_of.get(row["item_id"]), row["interaction_type"], stamp, landed))
     return found
 
 
@@ -75,15 +72,14 @@ def sent_events(numbers: Numbers, sent: Iterable[tuple[str, str, datetime]]) -> 
         sent: Item id, type and moment of each interaction, in any order.
     """
     ordered = sorted(sent, key=lambda each: each[2])
-    index = pc.index_in(pa.array([item for item, _, _ in ordered], pa.string()), value_set=numbers.ids).to_pylist()
     end = (day_number(numbers.last) + 1) * DAY_SECONDS
     stamps = [int(moment.astimezone(UTC).timestamp()) for _, _, moment in ordered]
     n_late = sum(stamp >= end for stamp in stamps)
     early = len(stamps) - n_late
     moments = [*stamps[:early], *range(end - n_late, end)]
     return [
-        numbers.event(item, kind, ts, ts // DAY_SECONDS)
-        for item, (_, kind, _), ts in zip(index, ordered, moments, strict=True)
+        numbers.event(numbers.index_of.get(item), kind, ts, ts // DAY_SECONDS)
+        for (item, kind, _), ts in zip(ordered, moments, strict=True)
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from jobs.serving.candidates import read_candidates
 from jobs.serving.history import Numbers, lake_events, serving_rows
 from jobs.store.reader import EmbeddingBatch, SnapshotReader
 from lte_models.ranker.examples import ExampleBatch
+from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.model import Context
 from lte_models.ranker.retrieval import N_RETRIEVED, Retriever
 from lte_models.training.bundle import load_bundle
@@ -52,10 +54,16 @@ class ServedRanker:
     ids: pa.Array
     known_from: IntArray
 
-    @property
+    @cached_property
     def numbers(self) -> Numbers:
         """How interactions are numbered: with the types of the training, not those configured now."""
-        return Numbers(self.ids, self.known_from.tolist(), tuple(self.manifest.config["types"]), self.ds)
+        index_of = {item_id: index for index, item_id in enumerate(self.ids.to_pylist())}
+        return Numbers(index_of, self.known_from, tuple(self.manifest.config["types"]), self.ds)
+
+    @cached_property
+    def daily(self) -> DailyCounts:
+        """Daily counts on the ranker's device: one object, by which the retriever knows that nothing changed."""
+        return self.shop.daily._replace(cumulative=self.shop.daily.cumulative.to(self.retriever.rows.device))
 
     @property
     def largest_k(self) -> int:
@@ -150,5 +158,4 @@ def paired_context(served: ServedRanker, stored: EmbeddingBatch) -> Context:
     lte = torch.from_numpy(stored.embeddings.copy())
     has_lte = torch.from_numpy(stored.n_items > 0)
     device = served.retriever.rows.device
-    daily = served.shop.daily._replace(cumulative=served.shop.daily.cumulative.to(device))
-    return Context(lte.to(device), has_lte.to(device), daily)
+    return Context(lte.to(device), has_lte.to(device), served.daily)

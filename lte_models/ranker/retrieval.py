@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lte_models.evaluation.metrics import top_items
 from lte_models.ranker.examples import ExampleBatch
+from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.model import Context, Ranker
 
 N_RETRIEVED = 500
@@ -35,6 +36,9 @@ class Retriever:
         self.rows = torch.arange(1, model.n_items + 1, device=model.item_tower.content.device)
         with torch.no_grad():
             self.embedded = model.embed(self.rows)
+            vectors, position = self.embedded
+            self._matrix = vectors[position[self.rows]]  # [V, W]: taken once, not copied per request
+        self._popular: tuple[DailyCounts | None, int, Tensor] | None = None
 
     def recommend(self, batch: ExampleBatch, context: Context, k: int) -> tuple[Tensor, Tensor]:
         """The k best items of one user, best first.
@@ -63,8 +67,20 @@ class Retriever:
 
     def _candidates(self, queries: Tensor, batch: ExampleBatch, context: Context) -> Tensor:
         own = batch.past.items
-        shared = self.model.shared_logits(queries, self.rows, batch, context, self.embedded)
+        shared = queries @ self._matrix.T + self._of_all_users(queries, batch, context)
         # own items may be among them and drop in rank, so n other items must be retrieved as well
         retrieved = self.rows[top_items(shared, self.n_retrieved + own.numel())[0]]
         candidates: Tensor = torch.unique(torch.cat([retrieved, own]))
         return candidates  # ascending: ties keep the vocabulary's order
+
+    def _of_all_users(self, queries: Tensor, batch: ExampleBatch, context: Context) -> Tensor:
+        """What the shared logits add to the inner product: popularity, the same for all users of a day. float [1, V].
+
+        It is computed once per day and set of counts: a service asks for the same day all day long.
+        """
+        day, known = int(batch.anchor_day[0]), self._popular
+        if known is None or known[0] is not context.popularity or known[1] != day:
+            nobody = torch.zeros_like(queries)
+            logits = self.model.shared_logits(nobody, self.rows, batch, context, self.embedded)
+            known = self._popular = (context.popularity, day, logits)
+        return known[2]

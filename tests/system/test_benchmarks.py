@@ -133,3 +133,8 @@ def test_simulated_ab_tests_cover_the_known_uplift():
     for kpi in found["A/B"]["kpis"].values():
         assert kpi["covers"] >= 20 / 30
     assert found["srm_found"]["0.51"] > found["srm_found"]["0.5"]
+
+
+def test_an_answer_of_the_service_is_measured():
+    found = json.loads(run("bench_serve.py", "--items", "600", "--requests", "3"))
+    assert 0 < found["processor_time"]["p50_ms"] <= found["processor_time"]["p99_ms"]
