@@ -33,7 +33,7 @@ from redis.retry import Retry
 
 from jobs.config.addresses import redis_address, require_tls_files
 from jobs.store.protocol import require_own
-from jobs.store.rows import Buffer, RowChunk
+from jobs.store.rows import Buffer, RowChunk, groups
 from jobs.store.snapshot import (
     NoLiveSnapshotError,
     OnlineStoreError,
@@ -341,7 +341,7 @@ class RedisWriter:
 
     def write(self, version: str, chunk: RowChunk) -> None:
         """Write rows, a few hundred per request."""
-        for rows in _groups(chunk.items(), KEYS_A_REQUEST):
+        for rows in groups(chunk.items(), KEYS_A_REQUEST):
             self._fenced(partial(self._fill, version, rows))
 
     def seal(self, manifest: SnapshotManifest) -> None:
@@ -351,7 +351,7 @@ class RedisWriter:
 
     def rows(self, version: str) -> Iterator[tuple[bytes, Buffer]]:
         """All rows, bucket by bucket."""
-        for keys in _groups(self._store.bucket_keys(version), BUCKETS_A_REQUEST):
+        for keys in groups(self._store.bucket_keys(version), BUCKETS_A_REQUEST):
             # No MULTI: only the holder of the lock changes a version, and the holder is this process.
             with self._client.pipeline(transaction=False) as pipe:
                 for key in keys:
@@ -380,7 +380,7 @@ class RedisWriter:
             raise OnlineStoreError(f"online store {self._store!r}: version {version} is kept, not removed")
         # The manifest goes first: a version without a manifest cannot be pinned while its rows disappear.
         names = [self._store.key(version, "manifest"), *self._store.bucket_keys(version)]
-        for keys in _groups(names, KEYS_A_REQUEST):
+        for keys in groups(names, KEYS_A_REQUEST):
             self._fenced(partial(_unlink, keys))
         self._fenced(lambda pipe: pipe.srem(self._store.key("versions"), version))
 
@@ -472,17 +472,6 @@ class RedisWriter:
         # checksum after the load show that.
         if holder not in (None, self._token):
             raise StoreLockedError(f"online store {self._store!r}: another process took the lock over")
-
-
-def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    group: list[Any] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _watch(pipe: Pipeline, *keys: str) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +28,7 @@ DIGEST_BYTES = 16
 CHECKSUM_MODULUS = 1 << (8 * DIGEST_BYTES)
 CHUNK_BYTES = 4 << 20
 Buffer = bytes | memoryview
+T = TypeVar("T")
 
 
 class BadRowError(ValueError):
@@ -183,3 +186,10 @@ def _matrix(column: pa.Array, user_ids: list[str]) -> NDArray[np.float32]:
             f"user_id {shown_user(user_ids[0])}, column embedding: expected a vector of 1 number or more, got 0"
         )
     return matrix
+
+
+def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Split ``items`` into lists of ``size``; the last list may be shorter."""
+    rest = iter(items)
+    while group := list(islice(rest, size)):
+        yield group
