@@ -11,20 +11,19 @@ import torch
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.autoencoder.building import build_autoencoder, sampled_loss
+from jobs.autoencoder.building import PAPER_FORM, build_autoencoder, fitted_parts, needs_parts, sampled_loss
 from jobs.autoencoder.histories import HistoryReader, IntArray, _partition
 from jobs.autoencoder.scores import CUTOFF, validation_scores
 from jobs.basis.matrix import item_ids, load_matrix, pinned_basis
 from jobs.config.sections import AutoencoderSection
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Metrics
+from jobs.lake.vectors import FloatMatrix
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.registry.finish import Trained, Training, finish, start
 from jobs.runtime.day import AUTOENCODER_JOB
 from jobs.runtime.entry import say
-from lte_models.autoencoder import (
-    Autoencoder,
-)
+from lte_models.autoencoder import Autoencoder, FittedParts
 from lte_models.training.bundle import Bundle
 from lte_models.training.sampling import rank_by_frequency
 from lte_models.training.stream import stage
@@ -51,10 +50,12 @@ class Vocabulary:
     Attributes:
         indices: int64 [V], item_index in rank order.
         rank_of_index: int64 [n], the inverse; -1 for other items.
+        n_users: int64 [V], users that have each item.
     """
 
     indices: IntArray
     rank_of_index: IntArray
+    n_users: IntArray
 
 
 def vocabulary(histories: DataFrame, n_indices: int, what: str, max_items: int | None = None) -> Vocabulary:
@@ -77,7 +78,7 @@ def vocabulary(histories: DataFrame, n_indices: int, what: str, max_items: int |
     indices = rank_by_frequency(counts)[: int((counts > 0).sum())][:max_items]
     ranks = np.full(n_indices, -1, dtype=np.int64)
     ranks[indices] = np.arange(len(indices))
-    return Vocabulary(indices, ranks)
+    return Vocabulary(indices, ranks, counts[indices])
 
 
 def train(day: BasisDay) -> Metrics:
@@ -101,7 +102,8 @@ def train(day: BasisDay) -> Metrics:
     parts = day.lake.batches(USER_HISTORIES, columns=("user_id", "items", "fold"), where=where)
     rows = stage(parts, ("user_id",), folder / "rows")
     reader = HistoryReader(rows.files, words.rank_of_index, settings).with_somebody_to_train_on()
-    model = build_autoencoder(settings, torch.from_numpy(matrix[words.indices]))
+    fitted = _parts(day, words, matrix) if needs_parts(settings) else None
+    model = build_autoencoder(settings, torch.from_numpy(matrix[words.indices]), fitted)
     model.to(best_device())
     names = item_ids(day.lake, day.basis_version)
     ids = [names[index] for index in words.indices]
@@ -118,6 +120,12 @@ def train(day: BasisDay) -> Metrics:
         asdict(model.config), settings.window, model.state_dict(), ids, curve, metrics, size_name="n_vocabulary"
     )
     return finish(training, begun, trained, [folder / "rows"])
+
+
+def _parts(day: BasisDay, words: Vocabulary, matrix: FloatMatrix) -> FittedParts:
+    """What the form takes from the histories of the day and from the basis."""
+    histories = day.lake.read(USER_HISTORIES, where=_partition(day.ds, day.deployment.autoencoder))
+    return fitted_parts(matrix, words.n_users, histories.where(F.size("items") > 0).count())
 
 
 def _run(
@@ -139,7 +147,13 @@ def _run(
 
 
 def _start_from(model: Autoencoder, ids: list[str], earlier: Bundle) -> int:
-    """Copy the weights of an earlier bundle of the same basis, item by item; returns the number of copied items."""
+    """Copy the weights of an earlier bundle of the same basis, item by item; returns the number of copied items.
+
+    An earlier version of this code wrote bundles without a form: they have the paper's.
+    """
+    form = {name: earlier.manifest.config.get(name, value) for name, value in PAPER_FORM.items()}
+    if form != {name: getattr(model.config, name) for name in PAPER_FORM}:
+        return 0  # weights of another form mean something else
     place = {item_id: row for row, item_id in enumerate(earlier.item_ids)}
     rows = {row: place[item_id] for row, item_id in enumerate(ids) if item_id in place}
     warm_start(model, earlier.tensors, {"first.weight": rows})

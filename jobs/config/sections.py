@@ -333,6 +333,13 @@ class AutoencoderSection:
             and down.
         n_workers: Processes that read histories; 0 reads in the training process.
         seed: Decides the result together with the data.
+        objective: bce (the paper's), or multinomial: one softmax over all items.
+        input: sum: the multi-hot history (the paper's); root: divided by the root of its number of items; tfidf: rare
+            items weigh more, and the history has length 1.
+        input_dropout: Share of the input that is dropped in training; 0 in the paper.
+        temperature: Divides the logits z Eᵀ; 1 in the paper. The larger, the longer z becomes.
+        has_offset: Whether each item's logit has a fixed offset, the log-odds of its share of users; not in the paper.
+        whitened: Whether the decoder is the whitened basis; not in the paper.
     """
 
     enabled: bool = True
@@ -348,6 +355,12 @@ class AutoencoderSection:
     patience: Count = 5
     n_workers: Natural = 0
     seed: int = 0
+    objective: Literal["bce", "multinomial"] = "bce"
+    input: Literal["sum", "root", "tfidf"] = "sum"
+    input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    temperature: Positive = 1.0
+    has_offset: bool = False
+    whitened: bool = False
 
 
 @section

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jobs.autoencoder.building import build_autoencoder, needs_average, sampled_loss
+from jobs.autoencoder.building import PAPER_FORM, build_autoencoder, needs_average, sampled_loss
 from jobs.autoencoder.histories import HistoryReader
 from jobs.autoencoder.scores import validation_scores
 from jobs.config.sections import AutoencoderSection, ExperimentSection
@@ -391,7 +391,9 @@ def _autoencoder_result(work: AutoencoderWork) -> dict[str, npt.NDArray[Any]]:
     shop, files = _shop(work.folder), sorted((work.folder / "histories").glob("*.parquet"))
     rows = frequent_rows(files, shop, work.settings.autoencoder_items)
     rank_of_index = _ranks(rows, len(shop.content))[shop.row_of_index]
-    settings = AutoencoderSection(**{**asdict(work.autoencoder), "seed": work.seed, "power": work.power})
+    # The experiment compares power factors of the paper's form, whatever form the daily training has.
+    fixed = {"seed": work.seed, "power": work.power, **PAPER_FORM}
+    settings = AutoencoderSection(**{**asdict(work.autoencoder), **fixed})
     reader = HistoryReader(files, rank_of_index, settings).with_somebody_to_train_on()
     model = build_autoencoder(settings, torch.from_numpy(shop.content[rows]))
     progress = fit(

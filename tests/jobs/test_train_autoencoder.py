@@ -134,6 +134,36 @@ def test_every_user_gets_a_vector_with_cold_start_and_fall_back(trained: tuple[L
     assert found["u0"] != pytest.approx(found["u1"])
 
 
+MENDED = {
+    "LTE_AUTOENCODER__OBJECTIVE": "multinomial",
+    "LTE_AUTOENCODER__INPUT": "tfidf",
+    "LTE_AUTOENCODER__INPUT_DROPOUT": "0.5",
+    "LTE_AUTOENCODER__TEMPERATURE": "2.5",
+    "LTE_AUTOENCODER__HAS_OFFSET": "true",
+    "LTE_AUTOENCODER__WHITENED": "true",
+}
+
+
+def test_another_form_starts_anew_and_its_ltes_lie_in_the_basis(
+    trained: tuple[Lake, Deployment], deployment_file: Path
+) -> None:
+    lake, papers = trained
+    environ = {"LTE_AUTOENCODER__EPOCHS": "2", "LTE_PATHS__LAKE": lake.root, "LTE_TRACKING__URI": "", **MENDED}
+    deployment = load_deployment(deployment_file, environ=environ)
+    ds = DS + timedelta(days=1)
+    write_histories(BasisDay(lake, deployment, ds, BASIS))
+    assert train(BasisDay(lake, deployment, ds, BASIS))["n_warm"] == 0  # yesterday's bundle has the paper's form
+    _append(lake, [("new", [0.0] * 4, 0, 0, BASIS, ds, "uniform", str(WINDOW))], USER_LTE)
+    task = encode_task(lake, bundle_folder(deployment, "autoencoder", ds), BASIS, str(WINDOW))
+    found = {row["user_id"]: row["embedding"] for row in autoencoder_ltes(lake, task, ds, str(WINDOW)).collect()}
+    # 1 is the longest average; a vector of the whitened space would be several times as long
+    assert max(np.linalg.norm(found[user]) for user in ("u0", "u1", "new")) < 2
+    ds += timedelta(days=1)
+    write_histories(BasisDay(lake, deployment, ds, BASIS))
+    assert train(BasisDay(lake, deployment, ds, BASIS))["n_warm"] > 0
+    assert papers.autoencoder.objective == "bce"
+
+
 def test_the_frozen_decoder_of_the_bundle_is_the_basis(trained: tuple[Lake, Deployment]) -> None:
     lake, deployment = trained
     bundle = load_bundle(bundle_folder(deployment, "autoencoder", DS), kind="autoencoder")
