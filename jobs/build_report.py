@@ -1,7 +1,9 @@
-"""Write the report page of a day: what was ingested and computed, the results of the gates, and what is live.
+"""Write the report of a day: what was ingested and computed, the results of the gates, what changed, and what is live.
 
 The page is one self-contained file, ``index.html`` under ``ds=…`` in ``paths.reports``. It needs no script and no
 network. It is built even when an earlier task failed; it shows the existing results and names the missing ones.
+``report.json`` beside it has the same facts for machines. ``index.html`` in ``paths.reports`` lists all days, and
+``metrics.prom`` there has the last run for Prometheus.
 """
 
 from __future__ import annotations
@@ -12,32 +14,28 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import jinja2
-
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.report.facts import Facts, coverage, gather
-from jobs.report.head import answers
-from jobs.report.plots import activity_plot, coverage_plot, curve_plot, drift_plot, n_items_plot, norm_plot
-from jobs.report.tables import (
-    _link,
-    autoencoder,
-    drifts,
-    gates,
-    ingest_totals,
-    main_metric,
-    ranker,
-    slices,
-    verdict,
+from jobs.report.front import REPORT_JSON, day_pages, environment, navigation, write_front
+from jobs.report.plots import (
+    Picture,
+    activity_plot,
+    coverage_plot,
+    curve_plot,
+    drift_plot,
+    n_items_plot,
+    norm_plot,
+    trend_plot,
 )
-from jobs.runtime.code_version import code_version
+from jobs.report.summary import Report, report_json, summarize
+from jobs.report.tables import _link, autoencoder, drifts, gates, ranker, slices
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import job_parser
-from jobs.runtime.pages import claim, docs_index, report_page, states_file
+from jobs.runtime.pages import claim, docs_index, locked, report_page, states_file
 from lte_models.files import write_atomically
 
 JOB = "build_report"
-TEMPLATES = Path(__file__).parent / "report" / "templates"
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,10 @@ class ReportConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the report of ``--ds`` and print its path."""
     config = parse_flags(argv)
-    path = report_page(config.deployment, config.ds)
     claim(Path(config.deployment.paths.reports), config.deployment, "paths.reports")
     if config.states:
         write_atomically(states_file(config.deployment, config.ds), json.dumps(config.states).encode())
-    write_atomically(path, page(gather(config.deployment, config.ds, config.states), config.deployment))
+    path = write_report(gather(config.deployment, config.ds, config.states), config.deployment)
     print(f"report: {path}", flush=True)
 
 
@@ -86,47 +83,59 @@ def _states(text: str) -> dict[str, str]:
     return {str(task): str(state) for task, state in states.items()}
 
 
-def page(facts: Facts, deployment: Deployment) -> str:
-    """The page as HTML; every text from tables is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": _number, "share": _share, "cosine": _cosine}
-    template = environment.get_template("report.html.j2")
+def write_report(facts: Facts, deployment: Deployment) -> Path:
+    """Write page, report.json, index and metrics of a day; a kill between two files is repaired by the next report.
+
+    Returns:
+        The page.
+    """
+    reports, path = Path(deployment.paths.reports), report_page(deployment, facts.ds)
+    report = summarize(facts)
+    with locked(reports):  # a report of another day renews the same links, index and metrics
+        days = [day.ds for day in day_pages(reports)]
+        write_atomically(path.with_name(REPORT_JSON), report_json(report))
+        write_atomically(path, page(facts, deployment, report, days))
+        write_front(reports, deployment.deployment.name)
+    return path
+
+
+def page(facts: Facts, deployment: Deployment, report: Report | None = None, days: Sequence[date] = ()) -> str:
+    """The page as HTML; every text from tables is escaped.
+
+    Args:
+        facts: Facts of the run.
+        deployment: The deployment.
+        report: Summary of the facts; made here if it is missing.
+        days: Days that have a page, for the links to the neighbours.
+    """
+    report = report or summarize(facts)
     docs = docs_index(deployment, facts.ds)
-    return template.render(
-        facts=facts,
-        verdict=verdict(facts),
-        answers=answers(facts, main_metric(facts.of_job("evaluate_ranker"))),
-        code_version=code_version(),
-        plots=plots(facts),
-        windows=[{"window": str(window), "coverage": coverage(facts, window)} for window in facts.windows],
-        ingest=ingest_totals(facts),
-        slices=slices(facts),
-        drifts=drifts(facts),
-        autoencoder=autoencoder(facts),
-        ranker=ranker(facts),
-        gates=gates(facts, deployment),
-        docs=_link(docs, deployment, facts.ds) if docs.exists() else None,
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            facts=facts,
+            report=report,
+            navigation=navigation(days, facts.ds),
+            verdict=report.verdict,
+            answers=report.answers,
+            steps=list(zip(facts.steps, report.tasks, strict=True)),
+            code_version=report.code_version,
+            plots=plots(facts),
+            windows=[{"window": str(window), "coverage": coverage(facts, window)} for window in facts.windows],
+            ingest=report.ingest,
+            slices=slices(facts),
+            drifts=drifts(facts),
+            autoencoder=autoencoder(facts),
+            ranker=ranker(facts),
+            gates=gates(facts, deployment),
+            docs=_link(docs, deployment, facts.ds) if docs.exists() else None,
+        )
     )
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2%}"
-
-
-def _cosine(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def plots(facts: Facts) -> dict[str, str]:
-    """Name of each plot to its data address; a plot without rows is left out."""
+def plots(facts: Facts) -> dict[str, list[Picture]]:
+    """Name of each plot to its pictures; a plot without rows is left out."""
     found = facts.distributions
     drawn = {
         "coverage": (coverage_plot, facts.event_days),
@@ -136,9 +145,9 @@ def plots(facts: Facts) -> dict[str, str]:
         "activity": (activity_plot, [row for row in found.activity if row["cosine_p01"] is not None]),
     }
     pictures = {name: draw(facts) for name, (draw, rows) in drawn.items() if rows}
+    pictures["trends"] = trend_plot(facts.points)
     for job in ("train_autoencoder", "train_ranker"):
-        if curves := facts.curves(job):
-            pictures[job] = curve_plot(curves)
+        pictures[job] = curve_plot(facts.curves(job))
     return pictures
 
 

@@ -36,6 +36,7 @@ examples:
   lte check-config                      is the configuration right, and what does it amount to?
   lte run 2017-12-31                    one data day: ingest, embed, average, train, compare, validate, publish, report
   lte status                            what is live, the last runs, failed gates, runs that late data made stale
+  lte report --text 2017-12-31          verdict, changes and alarms of one day in 20 lines
   lte user 2375                         what the live LTE of one user looks like
   lte recommend 2375                    what the live ranker would show this user
   lte why 2375 1070820                  why the live ranker ranks this item there for this user
@@ -92,6 +93,13 @@ def _status(args: argparse.Namespace, deployment: Deployment) -> None:
         sys.stdout.flush()
         time.sleep(args.watch)
         print()
+
+
+def _report(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.commands.report import day_report, text_of, value_of
+
+    report = day_report(deployment, args.ds)
+    _print(args.json, value_of(report), text_of(report, deployment))
 
 
 def _user(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -348,6 +356,9 @@ def _parser() -> argparse.ArgumentParser:
     future = ("--allow-future", {"action": "store_true", "help": "also take a day after today (made data)"})
     _command(commands, "run", _run, "run one data day without Airflow", day, future)
     _command(commands, "status", _status, "what is live, the last runs, their gates, and which are stale", last, watch)
+    text = ("--text", {"action": "store_true", "help": "as text (the default)"})
+    report_help = "one day in 20 lines: verdict, what changed, alarms"
+    _command(commands, "report", _report, report_help, day, text)
     _command(commands, "user", _user, "a user's live LTE: n_items, nearest items, drift since yesterday", user, nearest)
     best = "the live ranker's best items for a user, as a server would find them"
     _command(commands, "recommend", _recommend, best, user, *_recommend_flags())

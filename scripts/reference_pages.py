@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import sys
 import types
@@ -22,6 +23,7 @@ from unittest import mock
 
 from jobs import cli
 from jobs.config.sections import Deployment
+from jobs.report.summary import report_schema
 from schemas.docs import tables_markdown
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
@@ -172,6 +174,7 @@ def pages() -> dict[str, str]:
         "tables.md": tables_markdown(),
         "configuration.md": configuration_markdown(),
         "commands.md": commands_markdown(),
+        "report.schema.json": json.dumps(report_schema(), indent=2, ensure_ascii=False) + "\n",
     }
 
 

@@ -160,3 +160,20 @@ def table_rows(model: str, result: Scored, facts: DayFacts, shop: CandidateItems
     rows[f"coverage_at_{TOP}", model] = coverage(result.top, len(shop.item_ids))
     rows[f"popularity_bias_at_{TOP}", model] = popularity_bias(result.top, shop.counts[1:], facts.targets)
     return rows
+
+
+def group_sizes(result: Scored, facts: DayFacts, metric: str) -> Metrics:
+    """Users behind each mean of :func:`table_rows`: ("n_users", bucket or kind of target) to the number of users.
+
+    Args:
+        result: Scores of any model; all models are scored on the same users.
+        facts: Facts of the test day.
+        metric: Any metric of the scores.
+    """
+    rows: Metrics = {}
+    is_judged = ~np.isnan(result.values[metric, "all"])
+    for group in sorted(set(facts.groups)):
+        rows["n_users", group] = float(is_judged[np.asarray(facts.groups) == group].sum())
+    for kind in KINDS[1:]:
+        rows["n_users", kind] = float((~np.isnan(result.values[metric, kind])).sum())
+    return rows

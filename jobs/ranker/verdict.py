@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.lake.lake import Metrics
-from jobs.ranker.evaluation import DayFacts, Scored, table_rows
+from jobs.ranker.evaluation import DayFacts, Scored, group_sizes, table_rows
 from jobs.ranker.items import CandidateItems
 from jobs.ranker.scorers import TOP
 from lte_models.arrays import Float64Array
@@ -53,6 +53,7 @@ def judge(results: Mapping[str, Scored], facts: DayFacts, shop: CandidateItems, 
     metrics: Metrics = {("n_users", ""): float(facts.n_users)}
     for model, result in results.items():
         metrics |= table_rows(model, result, facts, shop)
+    metrics |= group_sizes(results["candidate"], facts, f"ndcg_at_{cutoff}")
     reasons = []
     ours = results["candidate"].values[f"ndcg_at_{cutoff}", "all"]
     for rival in [name for name in results if name != "candidate"]:

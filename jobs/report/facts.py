@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.config.sections import Deployment
-from jobs.config.window import ConfigError, LteWindow
+from jobs.config.window import ConfigError, LteWindow, ranker_window
 from jobs.gates.refusals import is_blocking
 from jobs.lake.array_scalars import without_arrays
 from jobs.lake.lake import Lake, open_lake
@@ -25,16 +25,20 @@ from jobs.lake.predicates import Predicate, TableError
 from jobs.lake.reader import LakeReader, lake_reader
 from jobs.lte.inputs import read_staleness, stale_reason
 from jobs.lte.windows import window_days
+from jobs.report.history import RunPoint, run_points
 from jobs.runtime.day import NEEDS
+from jobs.runtime.task_records import TaskRecord, read_records
 from jobs.store.opening import live_snapshot_values
 from jobs.store.snapshot import OnlineStoreError
 from schemas import (
     EVENT_DAYS,
+    EXPERIMENTS,
     GATE_RESULTS,
     INGEST_LOG,
     LIVE_SNAPSHOT,
     LTE_DRIFT,
     METRICS,
+    MODEL_RUNS,
     QUARANTINE,
     RUNS,
     TRAINING_EXAMPLES,
@@ -73,12 +77,25 @@ class Distributions:
 
 @dataclass(frozen=True)
 class Step:
-    """One task of the day: its state, a note on the state, and whether the state is good, bad or neutral."""
+    """One task of the day.
+
+    Attributes:
+        task: Name.
+        state: State in words.
+        detail: A note on the state.
+        tone: "good", "bad" or "neutral".
+        seconds: Duration; None where it was not recorded.
+        peak_mb: Largest memory of its process in MiB; None where it was not recorded.
+        error: The sentence that ended the task; empty where it did not fail.
+    """
 
     task: str
     state: str
     detail: str
     tone: str
+    seconds: float | None = None
+    peak_mb: float | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,10 @@ class Facts:
         distributions: Counts of the engine.
         distributions_problem: Why the engine counted nothing.
         runs: ds, stale, n_failed of the last runs.
+        points: The last runs up to ds, oldest first, for the trends.
+        stale: Why the run of ds is out of date; empty if it is up to date.
+        refusal: Why the ranker of ds did not go live; empty where it was not refused.
+        lte_uplift: Row of table experiments: the configured LTE against no LTE; None if it was not measured.
     """
 
     deployment: str
@@ -118,6 +139,10 @@ class Facts:
     distributions: Distributions
     distributions_problem: str
     runs: Rows
+    points: Sequence[RunPoint] = ()
+    stale: str = ""
+    refusal: str = ""
+    lte_uplift: Row | None = None
 
     def of_job(self, job: str) -> dict[tuple[str, str], float]:
         """(metric, label) to value of one job."""
@@ -132,20 +157,22 @@ class Facts:
         return {metric: sorted(points) for metric, points in found.items()}
 
 
-def gather(deployment: Deployment, ds: date, states: Mapping[str, str]) -> Facts:
+def gather(deployment: Deployment, ds: date, states: Mapping[str, str], *, is_counting: bool = True) -> Facts:
     """Read all facts of a run.
 
     Args:
         deployment: The deployment.
         ds: Data day.
         states: Task to its state in the scheduler; without a state, the tables show whether the task wrote rows.
+        is_counting: Whether to start an engine for the counts that need a pass over all LTEs.
     """
     lake = lake_reader(deployment)
     live, live_problem = _live(deployment)
     metrics = {(row["job"], row["metric"], row["label"]): row["value"] for row in lake.rows(METRICS, where={"ds": ds})}
     gates = sorted(lake.rows(GATE_RESULTS, where={"ds": ds}), key=lambda row: (row["table"], row["expectation"]))
     rejected = lake.rows(QUARANTINE, where={"landing_ds": ds})
-    distributions, problem = _distributions(deployment, ds)
+    distributions, problem = _distributions(deployment, ds) if is_counting else (Distributions(), "")
+    runs = _runs(lake, deployment)
     return Facts(
         deployment=deployment.deployment.name,
         ds=ds,
@@ -161,8 +188,36 @@ def gather(deployment: Deployment, ds: date, states: Mapping[str, str]) -> Facts
         gates=gates,
         distributions=distributions,
         distributions_problem=problem,
-        runs=_runs(lake, deployment),
+        runs=runs,
+        points=run_points(lake, deployment, ds),
+        stale=next((str(run["stale"]) for run in runs if run["ds"] == ds and run["stale"]), ""),
+        refusal=_refusal(lake, ds),
+        lte_uplift=_lte_uplift(lake, deployment),
     )
+
+
+def _refusal(lake: LakeReader, ds: date) -> str:
+    """Why the ranker of ds was refused."""
+    rows = lake.rows(MODEL_RUNS, columns=["outcome", "reason"], where={"ds": ds, "job": "evaluate_ranker"})
+    return next((str(row["reason"]) for row in rows if row["outcome"] == "refused"), "")
+
+
+def _lte_uplift(lake: LakeReader, deployment: Deployment) -> Row | None:
+    """The newest result of experiment integration for the configured LTE, over all user-days and items."""
+    ranker = deployment.ranker
+    if not ranker.enabled or ranker.lte == "none":
+        return None
+    window = ranker_window(is_lagged=ranker.lagged).replace("-", ",")
+    wanted = {
+        "experiment": "integration",
+        "variant": f"{ranker.lte.replace('_', ' ')}, {ranker.method}, [{window}]",
+        "baseline": "no LTE",
+        "history": "on" if ranker.history_features else "off",
+        "targets": "all",
+        "short_history": "all",
+    }
+    rows = [row for row in lake.rows(EXPERIMENTS, where=wanted) if row["metric"].startswith("ndcg_at_")]
+    return max(rows, key=lambda row: row["ds"], default=None)
 
 
 def _live(deployment: Deployment) -> tuple[Row | None, str]:
@@ -196,10 +251,22 @@ def _steps(
         *(() if deployment.ranker.enabled else ("build_examples", "train_ranker", "evaluate_ranker")),
     }
     n_failed = sum(is_blocking(gate) for gate in gates)
-    return [_step(task, wrote, off, n_failed, states.get(task)) for task in NEEDS]
+    records = read_records(deployment, ds)
+    steps = [_step(task, wrote, off, n_failed, states.get(task)) for task in NEEDS]
+    return [_timed(step, records.get(step.task), states.get(step.task)) for step in steps]
 
 
 _GOOD, _BAD = ("success",), ("failed", "upstream_failed")
+KILLED = "it ended without an error message: it was killed, or it still runs"
+
+
+def _timed(step: Step, record: TaskRecord | None, state: str | None) -> Step:
+    """Add duration and error, unless the record is of an earlier run of the day: the task did not start in this one."""
+    if record is None or state in ("upstream_failed", "skipped"):
+        return step
+    error = KILLED if record.state == "running" and step.tone == "bad" else record.error
+    failed = {"tone": "bad", "state": "failed"} if record.state == "failed" and state is None else {}
+    return replace(step, **failed, seconds=record.seconds, peak_mb=record.peak_mb, error=error)
 
 
 def _step(task: str, wrote: set[str], off: set[str], n_failed: int, state: str | None) -> Step:

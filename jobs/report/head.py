@@ -1,4 +1,4 @@
-"""The answers at the top of the page, from the tables: published? healthy? is the ranker better, and how certain?"""
+"""The answers at the top of the page, from the tables: published? healthy? is the ranker better? does the LTE help?"""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jobs.gates.refusals import is_blocking
-from jobs.report.facts import Facts
-
-CANDIDATE = "candidate"
-NOT_BASELINES = (CANDIDATE, "live")
+from jobs.report.facts import Facts, Row
+from jobs.report.history import CANDIDATE, best_baseline, headline, ndcg_of_models
 
 
 @dataclass(frozen=True)
@@ -21,14 +19,10 @@ class Answer:
     tone: str
 
 
-def answers(facts: Facts, headline: str) -> list[Answer]:
-    """The first questions of a reader, with answers.
-
-    Args:
-        facts: Facts of the run.
-        headline: Metric that models are compared by: ``ndcg_at_500``.
-    """
-    return [_published(facts), _gates(facts), _ranker(facts.of_job("evaluate_ranker"), headline)]
+def answers(facts: Facts) -> list[Answer]:
+    """The first questions of a reader, with answers."""
+    measured = facts.of_job("evaluate_ranker")
+    return [_published(facts), _gates(facts), _ranker(measured), _lte(facts.lte_uplift)]
 
 
 def _published(facts: Facts) -> Answer:
@@ -60,17 +54,16 @@ def _gates(facts: Facts) -> Answer:
     )
 
 
-def _ranker(measured: Mapping[tuple[str, str], float], headline: str) -> Answer:
+def _ranker(measured: Mapping[tuple[str, str], float]) -> Answer:
     """Compare with the best baseline; the result is certain if the 95 % interval of the uplift does not hold 0."""
     question = "Does the ranker beat the best baseline?"
-    values = {label: value for (metric, label), value in measured.items() if metric == headline and "/" not in label}
-    baselines = {label: value for label, value in values.items() if label not in NOT_BASELINES}
-    if CANDIDATE not in values or not baselines:
+    values = ndcg_of_models(measured)
+    best = best_baseline(values)
+    if CANDIDATE not in values or not best:
         return Answer(question, "Not judged: no ranker was measured on this day", "neutral")
-    best = max(sorted(baselines), key=lambda label: baselines[label])
-    ours, theirs = values[CANDIDATE], baselines[best]
+    ours, theirs = values[CANDIDATE], values[best]
     is_better = ours > theirs
-    against = f"{headline} {ours:.4f} against {theirs:.4f} of {best}"
+    against = f"{headline(measured)} {ours:.4f} against {theirs:.4f} of {best}"
     share = f", {ours / theirs - 1:+.1%}" if theirs else ""
     certainty = _certainty(measured, f"{CANDIDATE} over {best}")
     text = f"{'Yes' if is_better else 'No'}: {against}{share}{certainty}"
@@ -83,3 +76,16 @@ def _certainty(measured: Mapping[tuple[str, str], float], label: str) -> str:
         return ", not certain: no interval was measured"
     is_certain = low > 0 or high < 0
     return f", {'certain' if is_certain else 'not certain'}: 95 % interval {low:+.1%} to {high:+.1%}"
+
+
+def _lte(found: Row | None) -> Answer:
+    """Whether the LTE helps the ranker: the daily run trains no ranker without it, so an experiment has to answer."""
+    question = "Does the LTE help?"
+    if found is None or found["uplift"] is None:
+        return Answer(question, "Not measured: lte experiment integration measures it", "neutral")
+    low, high = found["uplift_low"], found["uplift_high"]
+    is_certain = low > 0 or high < 0
+    word = ("Yes" if low > 0 else "No") if is_certain else "Not certain"
+    against = f"{found['metric']} {found['uplift']:+.1%} over no LTE, 95 % interval {low:+.1%} to {high:+.1%}"
+    text = f"{word}: {against}, experiment of {found['ds']}"
+    return Answer(question, text, "good" if word == "Yes" else "bad" if word == "No" else "neutral")

@@ -14,6 +14,7 @@ from jobs.config.sections import Deployment
 from jobs.gates.addresses import docs_page
 from jobs.gates.refusals import is_blocking
 from jobs.report.facts import Facts, Row
+from jobs.report.history import CANDIDATE, LIVE, headline, ndcg_of_models
 from jobs.runtime.pages import docs_index, report_page
 
 SAMPLE_ROWS = 5
@@ -94,36 +95,86 @@ def ranker(facts: Facts) -> dict[str, Any] | None:
     measured, trained = facts.of_job("evaluate_ranker"), facts.of_job("train_ranker")
     if not measured and not trained:
         return None
-    headline = main_metric(measured)
-    models = [label for metric, label in measured if metric == headline and "/" not in label]
-    names = list(dict.fromkeys(metric for metric, label in measured if label in models))
-    rows = [{"model": model, "values": [measured.get((name, model)) for name in names]} for model in models]
+    models = _models(measured)
+    names = sorted({metric for metric, label in measured if label in models}, key=_by_metric)
     compared = [
         {"label": label, **{name: measured.get((name, label)) for name in ("uplift", "uplift_low", "uplift_high", "p")}}
         for metric, label in measured
         if metric == "uplift"
     ]
-    groups = _groups(measured, models, headline)
     plain = {metric: value for (metric, label), value in trained.items() if not label}
     day = {metric: value for (metric, label), value in measured.items() if not label}
-    return {"names": names, "rows": rows, "compared": compared, "groups": groups, "trained": plain, "day": day}
+    return {
+        "titles": [metric_title(name) for name in names],
+        "rows": _with_best(models, [{model: measured.get((name, model)) for model in models} for name in names], names),
+        "main": metric_title(headline(measured)),
+        "compared": compared,
+        "groups": _groups(measured, models),
+        "trained": plain,
+        "day": day,
+    }
 
 
-def main_metric(measured: Mapping[tuple[str, str], float]) -> str:
-    """NDCG at the largest cutoff, which models are compared by."""
-    cutoffs = {int(metric.removeprefix("ndcg_at_")) for metric, _ in measured if metric.startswith("ndcg_at_")}
-    return f"ndcg_at_{max(cutoffs, default=0)}"
+def _models(measured: Mapping[tuple[str, str], float]) -> list[str]:
+    """The candidate, the live ranker, then the baselines, best first."""
+    ndcg = ndcg_of_models(measured)
+    return sorted(ndcg, key=lambda model: (model != CANDIDATE, model != LIVE, -ndcg[model], model))
 
 
-def _groups(measured: Mapping[tuple[str, str], float], models: Sequence[str], headline: str) -> dict[str, Any]:
-    """NDCG by the length of the short history, and separately for repeated and new items."""
-    names = list(
-        dict.fromkeys(label.split("/", 1)[1] for metric, label in measured if metric == headline and "/" in label)
-    )
-    rows = [
-        {"model": model, "values": [measured.get((headline, f"{model}/{name}")) for name in names]} for model in models
+# The main metric stands first, then the other ranking metrics, then what describes the shown items.
+METRIC_ORDER = ("ndcg", "recall", "mrr", "precision", "hit", "next_item", "coverage", "popularity")
+
+
+def _by_metric(metric: str) -> tuple[int, int, str]:
+    place = next((n for n, name in enumerate(METRIC_ORDER) if metric.startswith(name)), len(METRIC_ORDER))
+    cutoff = metric.rpartition("_at_")[2]
+    return place, -int(cutoff) if cutoff.isdecimal() else 0, metric
+
+
+def metric_title(metric: str) -> str:
+    """Name of a metric for a person: ``NDCG@500``."""
+    name, _, cutoff = metric.rpartition("_at_")
+    name = (name or metric).replace("_", " ")
+    shown = name.upper() if name in ("ndcg", "mrr") else name
+    return f"{shown}@{cutoff}" if cutoff.isdecimal() else metric.replace("_", " ")
+
+
+def _with_best(
+    models: Sequence[str], columns: Sequence[Mapping[str, float | None]], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One row per model; the highest value of a column is marked, unless a high value of it is no merit."""
+    best = [
+        None if name.startswith("popularity") else max((v for v in column.values() if v is not None), default=None)
+        for name, column in zip(names, columns, strict=True)
     ]
-    return {"names": names, "rows": rows}
+    return [
+        {
+            "model": model,
+            "cells": [
+                {"value": column[model], "is_best": top is not None and column[model] == top}
+                for column, top in zip(columns, best, strict=True)
+            ],
+        }
+        for model in models
+    ]
+
+
+# Buckets of the short history in their order, then the kinds of items.
+GROUP_ORDER = ("0", "1-5", "6-20", ">20", "repeated", "new")
+GROUP_TITLES = {"repeated": "repeated items", "new": "new items"}
+
+
+def _groups(measured: Mapping[tuple[str, str], float], models: Sequence[str]) -> dict[str, Any]:
+    """NDCG by the length of the short history, and separately for repeated and new items, with the users behind it."""
+    metric = headline(measured)
+    found = {label.split("/", 1)[1] for name, label in measured if name == metric and "/" in label}
+    names = sorted(found, key=lambda name: (GROUP_ORDER.index(name) if name in GROUP_ORDER else len(GROUP_ORDER), name))
+    columns = [{model: measured.get((metric, f"{model}/{name}")) for model in models} for name in names]
+    return {
+        "titles": [GROUP_TITLES.get(name, f"{name} events") for name in names],
+        "rows": _with_best(models, columns, names),
+        "sizes": [measured.get(("n_users", name)) for name in names],
+    }
 
 
 def gates(facts: Facts, deployment: Deployment) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import NoReturn
 from jobs.config.window import ConfigError
 from jobs.runtime.faults import sentence_of
 from jobs.runtime.progress import say, show_progress, tell
+from jobs.runtime.task_records import begin_task, end_task
 
 CONFIG_EXIT_CODE = 2
 FAILED_EXIT_CODE = 1
@@ -32,30 +33,34 @@ def run_job(main: Callable[[], object]) -> NoReturn:
             wrong, 130 after an interrupt, 141 when nobody reads standard output any more.
     """
     show_progress()
+    task, error = begin_task(sys.argv), "the process ended before the task had a result"
     try:
-        sys.exit(_exit_code(main))
+        code, error = _end_of(main)
+        sys.exit(code)
     finally:
+        end_task(task, error)
         _flush()
 
 
-def _exit_code(main: Callable[[], object]) -> int:
+def _end_of(main: Callable[[], object]) -> tuple[int, str]:
+    """Exit code of ``main``, and the sentence that ended it; the sentence is empty for a success."""
     try:
         main()
     except KeyboardInterrupt:
-        return INTERRUPTED_EXIT_CODE
+        return INTERRUPTED_EXIT_CODE, "interrupted"
     except ConfigError as error:
         tell(f"ConfigError: {error}")
-        return CONFIG_EXIT_CODE
+        return CONFIG_EXIT_CODE, f"ConfigError: {error}"
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_unread():
-            return BROKEN_PIPE_EXIT_CODE
+            return BROKEN_PIPE_EXIT_CODE, "nobody reads standard output"
         sentence = sentence_of(error)
         if sentence is None:
             _show_trace(error)
         else:
             tell(sentence)
-        return FAILED_EXIT_CODE
-    return 0
+        return FAILED_EXIT_CODE, sentence or f"{type(error).__name__}: {error}"
+    return 0, ""
 
 
 def _flush() -> None:

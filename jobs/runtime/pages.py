@@ -51,7 +51,7 @@ def claim_for(folder: Path, name: str, key: str, what: str = "pages") -> None:
     """Mark a folder with a deployment's name, see :func:`claim` and :func:`require_owner`."""
     folder.mkdir(parents=True, exist_ok=True)
     # If two jobs find no mark, they write one after the other, and the second job reads the mark of the first.
-    with _locked(folder):
+    with locked(folder):
         require_owner(folder, name, key, what)
         if read_owner(folder) is None:
             if (folder / OWNER).exists():
@@ -90,8 +90,8 @@ def read_owner(folder: Path) -> str | None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder; the kernel frees it when the process ends."""
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which must exist; the kernel frees it when the process ends."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -18,18 +18,21 @@ from PIL import Image
 from pyspark.sql import SparkSession
 
 from deployments import CONFIG
-from jobs.build_report import main, page, parse_flags
+from jobs.build_report import main, page, parse_flags, write_report
+from jobs.commands.report import UnknownDayError, day_report
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError, LteWindow
 from jobs.lake.day import Day
 from jobs.lake.lake import Lake, Metrics
+from jobs.lake.reader import lake_reader
 from jobs.report.facts import Distributions, Facts, count_distributions, coverage, gather
+from jobs.report.summary import read_report, report_text
 from jobs.report.tables import verdict
 from jobs.runtime.pages import claim, docs_index, report_page
 from jobs.validate import validate_day
 from lte_builders import BASIS, DS, put, schema_of
-from schemas import GATE_RESULTS, INGEST_LOG, LTE_DRIFT, QUARANTINE, USER_LTE
+from schemas import EXPERIMENTS, GATE_RESULTS, INGEST_LOG, LIVE_SNAPSHOT, LTE_DRIFT, METRICS, QUARANTINE, USER_LTE
 from two_days import fill, without_models
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
@@ -84,7 +87,9 @@ def shop(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     groups |= {("n_next_items", ""): 640.0, ("n_next_items_unknown", ""): 3.0}
     lake.record_metrics(DS, "evaluate_ranker", ranked | compared | groups)
     lake.record_metrics(DS, "train_ranker", {("loss", f"epoch {n}"): 1 / n for n in (1, 2, 3)})
-    return deployment, page(found := gather(deployment, DS, {}), deployment), found
+    claim(Path(deployment.paths.reports), deployment, "paths.reports")
+    written = write_report(found := gather(deployment, DS, {}), deployment)
+    return deployment, written.read_text(encoding="utf-8"), found
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +127,14 @@ def test_nothing_on_the_page_is_markup_of_the_data_or_needs_a_network(shop, read
     assert "script" not in read.tags
     assert [a for a in read.addresses if a.startswith("http")] == ["https://arxiv.org/abs/2604.08181"]  # a link to read
     pictures = [a for a in read.addresses if a.startswith("data:")]
-    assert len(pictures) == 6  # coverage, n_items, norms, drift, activity, training curves
+    # Trends: users, interactions, unknown share, drift, cosine, NDCG. Then coverage and n_items; norms, drift and
+    # activity of two methods; and one training curve.
+    assert len(pictures) == 6 + 2 + 6 + 1
     assert all(a.startswith("data:image/svg+xml;base64,") for a in pictures)
     assert 'lang="en"' in source
     assert all("alt=" in image for image in re.findall(r"<img[^>]*>", source))
-    assert "drift = bound" in base64.b64decode(pictures[3].partition(",")[2]).decode()
+    drawn = [base64.b64decode(picture.partition(",")[2]).decode() for picture in pictures]
+    assert sum("drift = bound" in picture for picture in drawn) == 2
 
 
 def test_the_ranker_and_its_curves(read: Text) -> None:
@@ -143,7 +151,7 @@ def test_a_day_of_which_nothing_is_there_says_so(deployment, deployment_file, ca
     assert str(report_page(deployment, DS)) in capsys.readouterr().out
     text = Text(report_page(deployment, DS).read_text()).text
     assert "Incomplete: ingest, embed_items" in text
-    assert "ingest failed left nothing of this day" in text
+    assert "ingest failed – – left nothing of this day" in text
     for missing in (
         "Table ingest_log has no row of this landing day: ingest did not finish.",
         "There are no interactions yet.",
@@ -209,7 +217,7 @@ def test_a_browser_shows_text_and_pictures(shop, tmp_path: Path) -> None:
     whole, bare = (np.asarray(_screenshot(tmp_path / f"{name}.html").convert("L"), int) for name in ("page", "bare"))
     assert np.ptp(whole) > 200  # dark text on a light page
     shown = np.flatnonzero((np.abs(whole - bare) > 30).any(axis=1))
-    assert len(shown) > 6 * 50, "six pictures, each at least 50 pixels high"
+    assert len(shown) > 6 * 50, "six rows of pictures, each at least 50 pixels high"
 
 
 def _screenshot(path: Path) -> Image.Image:
@@ -247,3 +255,33 @@ def test_a_sample_of_which_a_user_was_erased_still_shows(shop, sail: SparkSessio
     assert "erased" in Text(page(dataclasses.replace(facts, gates=gates), deployment)).text
     assert docs_index(deployment, DS).exists()
     assert schema_of(GATE_RESULTS).fieldNames()[-1] == "ds"
+
+
+def test_each_answer_of_the_head_against_the_tables(shop) -> None:
+    deployment, source, _ = shop
+    lake = lake_reader(deployment)
+    gates = lake.rows(GATE_RESULTS, where={"ds": DS})
+    n_failed = sum(not gate["success"] for gate in gates)
+    ndcg = {row["label"]: row["value"] for row in lake.rows(METRICS, where={"ds": DS, "metric": "ndcg_at_500"})}
+    assert lake.rows(LIVE_SNAPSHOT) == lake.rows(EXPERIMENTS) == []
+    text = Text(source).text
+    assert f"Not published: {n_failed} of {len(gates)} expectations failed" in text
+    assert "Is this day live? No: nothing was ever published" in text
+    assert f"Are the data healthy? No: {n_failed} of {len(gates)} expectations failed" in text
+    ours, theirs = f"{ndcg['candidate']:.4f}", f"{ndcg['popularity_7d']:.4f} of popularity_7d"
+    better = f"Yes: ndcg_at_500 {ours} against {theirs}, +47.1%, certain: 95 % interval +25.0% to +25.0%"
+    assert f"Does the ranker beat the best baseline? {better}" in text
+    assert "Does the LTE help? Not measured" in text
+
+
+def test_the_file_for_machines_says_what_the_page_says(shop) -> None:
+    deployment, source, _ = shop
+    report = read_report(report_page(deployment, DS).with_name("report.json").read_bytes())
+    assert report == day_report(deployment, DS)  # lte report reads the same tables, without an engine
+    text = Text(source).text
+    assert report.verdict.text in text
+    assert all(" ".join(alarm.split()) in text for alarm in report.alarms)
+    assert len(report_text(report, "x").splitlines()) <= 20
+    assert [point.ds for point in report.trend] == [DS - timedelta(days=1), DS]
+    with pytest.raises(UnknownDayError, match=r"expected a day with a run, got 2025-07-01: the last day.*2025-06-30"):
+        day_report(deployment, DS + timedelta(days=1))

@@ -7,31 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobs.report.facts import Distributions, Facts
 from jobs.report.head import answers
-
-DS = date(2017, 1, 2)
-
-
-def facts(**changes: Any) -> Facts:
-    whole: dict[str, Any] = {
-        "deployment": "shop",
-        "ds": DS,
-        "steps": [],
-        "live": {"ds": "2017-01-02", "row_count": 1234},
-        "live_problem": "",
-        "ingest": [],
-        "quarantine": {},
-        "quarantined": [],
-        "event_days": {},
-        "windows": (),
-        "metrics": {},
-        "gates": [{"success": True, "skipped": None}, {"success": True, "skipped": "no earlier day"}],
-        "distributions": Distributions(),
-        "distributions_problem": "",
-        "runs": [],
-    }
-    return Facts(**(whole | changes))
+from report_facts import facts
 
 
 def measured(candidate: float, *, low: float | None = None, high: float | None = None) -> dict[Any, float]:
@@ -43,7 +20,7 @@ def measured(candidate: float, *, low: float | None = None, high: float | None =
 
 
 def said(**changes: Any) -> list[tuple[str, str]]:
-    return [(answer.text, answer.tone) for answer in answers(facts(**changes), "ndcg_at_500")]
+    return [(answer.text, answer.tone) for answer in answers(facts(**changes))]
 
 
 @pytest.mark.parametrize(
@@ -80,3 +57,23 @@ def test_whether_the_ranker_beats_the_best_baseline_and_whether_that_is_certain(
     assert worse[0].startswith("No: ndcg_at_500 0.3600 against 0.4000 of frequency_365d, -10.0%, certain")
     assert worse[1] == "neutral"
     assert said()[2] == ("Not judged: no ranker was measured on this day", "neutral")
+
+
+def uplift(value: float, low: float, high: float) -> dict[str, Any]:
+    found = {"metric": "ndcg_at_500", "uplift": value, "uplift_low": low, "uplift_high": high}
+    return found | {"ds": date(2017, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("found", "begins", "tone"),
+    [
+        (None, "Not measured", "neutral"),
+        (uplift(0.012, 0.004, 0.02), "Yes: ndcg_at_500 +1.2% over no LTE, 95 % interval +0.4% to +2.0%", "good"),
+        (uplift(0.003, -0.001, 0.007), "Not certain: ndcg_at_500 +0.3%", "neutral"),
+        (uplift(-0.01, -0.02, -0.001), "No: ndcg_at_500 -1.0%", "bad"),
+    ],
+)
+def test_whether_the_lte_helps(found: dict[str, Any] | None, begins: str, tone: str) -> None:
+    text, colour = said(lte_uplift=found)[3]
+    assert text.startswith(begins)
+    assert colour == tone
