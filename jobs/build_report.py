@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
+from jobs.report.alerts import AlertError, send
 from jobs.report.facts import Facts, coverage, gather
 from jobs.report.front import REPORT_JSON, day_pages, environment, navigation, write_front
 from jobs.report.plots import (
@@ -33,6 +34,7 @@ from jobs.report.tables import _link, autoencoder, drifts, gates, ranker, slices
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import job_parser
 from jobs.runtime.pages import claim, docs_index, locked, report_page, states_file
+from jobs.runtime.progress import say, warn
 from lte_models.files import write_atomically
 
 JOB = "build_report"
@@ -59,8 +61,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     claim(Path(config.deployment.paths.reports), config.deployment, "paths.reports")
     if config.states:
         write_atomically(states_file(config.deployment, config.ds), json.dumps(config.states).encode())
-    path = write_report(gather(config.deployment, config.ds, config.states), config.deployment)
+    facts = gather(config.deployment, config.ds, config.states)
+    path = write_report(facts, config.deployment)
     print(f"report: {path}", flush=True)
+    tell_people(config.deployment, summarize(facts))
+
+
+def tell_people(deployment: Deployment, report: Report) -> None:
+    """Send the message of the day; a webhook that does not answer must not fail the day."""
+    try:
+        for way in send(deployment, report):
+            say(JOB, f"ds {report.ds}: the message of the day was sent by {way}")
+    except AlertError as error:
+        warn(JOB, str(error))
 
 
 def parse_flags(argv: Sequence[str] | None) -> ReportConfig:

@@ -96,10 +96,13 @@ def _status(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _report(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.report import day_report, text_of, value_of
+    from jobs.commands.report import day_report, send_report, text_of, value_of
 
     report = day_report(deployment, args.ds)
     _print(args.json, value_of(report), text_of(report, deployment))
+    if args.is_sent:
+        ways = send_report(deployment, report)
+        tell(f"sent by {' and '.join(ways)}" if ways else "nothing new to send by the settings of [alerts]")
 
 
 def _user(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -175,8 +178,8 @@ def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
 def asdict_plain(deployment: Deployment) -> dict[str, dict[str, Any]]:
     """Settings as plain values. The password of Redis, credentials in addresses and secrets in conf are hidden."""
     sections = {name: dict(vars(section)) for name, section in vars(deployment).items()}
-    password = sections["publish"]["redis_password"]
-    sections["publish"]["redis_password"] = "set" if password else "not set"
+    for name, key in (("publish", "redis_password"), ("alerts", "webhook"), ("alerts", "smtp_password")):
+        sections[name][key] = "set" if sections[name][key] else "not set"
     return {name: {key: _plain(value) for key, value in values.items()} for name, values in sections.items()}
 
 
@@ -357,8 +360,9 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "run", _run, "run one data day without Airflow", day, future)
     _command(commands, "status", _status, "what is live, the last runs, their gates, and which are stale", last, watch)
     text = ("--text", {"action": "store_true", "help": "as text (the default)"})
+    sent = ("--send", {"dest": "is_sent", "action": "store_true", "help": "also send it by the settings of [alerts]"})
     report_help = "one day in 20 lines: verdict, what changed, alarms"
-    _command(commands, "report", _report, report_help, day, text)
+    _command(commands, "report", _report, report_help, day, text, sent)
     _command(commands, "user", _user, "a user's live LTE: n_items, nearest items, drift since yesterday", user, nearest)
     best = "the live ranker's best items for a user, as a server would find them"
     _command(commands, "recommend", _recommend, best, user, *_recommend_flags())

@@ -7,6 +7,7 @@ from datetime import date
 
 from jobs.config.sections import Deployment
 from jobs.lake.reader import lake_reader
+from jobs.report.alerts import send
 from jobs.report.facts import gather
 from jobs.report.history import run_days
 from jobs.report.summary import Report, report_json, report_text, summarize
@@ -41,6 +42,15 @@ def _states(deployment: Deployment, ds: date) -> dict[str, str]:
     except (FileNotFoundError, ValueError):
         return {}
     return states if isinstance(states, dict) else {}
+
+
+def send_report(deployment: Deployment, report: Report) -> list[str]:
+    """Send the message of a report by the settings of ``[alerts]``; returns the ways that delivered it.
+
+    Raises:
+        jobs.report.alerts.AlertError: A way did not deliver.
+    """
+    return send(deployment, report)
 
 
 def text_of(report: Report, deployment: Deployment) -> str:

@@ -28,7 +28,7 @@ from jobs.config.checks import (
     only,
     section,
 )
-from jobs.config.window import LONGEST_DAYS, MAX_SEQUENCE, ranker_window
+from jobs.config.window import LONGEST_DAYS, MAX_SEQUENCE, ConfigError, ranker_window
 
 MASTER = re.compile(r"sail|local(\[(\*|\d+)(,\d+)?\])?|yarn|(spark|k8s|sc)://\S+")
 
@@ -38,6 +38,9 @@ UNREADABLE_PATH = re.compile(r"[\[\]|^\\?#\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
 UNREADABLE = (
     r"a folder without [ ] | ^ \ ? # and % before two hex digits in its path, which Delta cannot read; rename it"
 )
+
+# A message names no user, but its webhook is a secret: it goes over TLS, or stays on this machine.
+WEBHOOK = re.compile(r"https://[^\s/]+|http://(localhost|127\.0\.0\.1|\[::1\])([:/]|$)")
 
 # lte_models.ranker.towers.LTE_MODES repeats these names, because a configuration must load without torch. A test
 # compares the two lists.
@@ -489,6 +492,50 @@ class TrackingSection:
 
 
 @section
+class AlertsSection:
+    """Who is told about a day; nothing is sent unless ``webhook`` or ``email_to`` is set.
+
+    Attributes:
+        webhook: Address that a message is posted to. It is secret: ``LTE_ALERTS__WEBHOOK`` keeps it out of files.
+        format: Form of the webhook's message: ``slack``, ``teams`` (Workflows) or ``json`` (title and text).
+        when: ``alarm``: days with an alarm. ``always``: every day.
+        page_url: Address under which readers of the message find ``paths.reports``; empty for the path on this machine.
+        email_to: Addresses of the e-mail.
+        email_from: Its sender.
+        smtp_host: Server that takes the e-mail.
+        smtp_port: Its port.
+        smtp_tls: Whether the connection is encrypted (STARTTLS).
+        smtp_username: User at the server; empty for none.
+        smtp_password: Its password; ``LTE_ALERTS__SMTP_PASSWORD`` keeps it out of files.
+    """
+
+    webhook: str = field(default="", repr=False)
+    format: Literal["slack", "teams", "json"] = "slack"
+    when: Literal["alarm", "always"] = "alarm"
+    page_url: str = ""
+    email_to: tuple[str, ...] = ()
+    email_from: str = ""
+    smtp_host: str = "localhost"
+    smtp_port: Annotated[int, Field(ge=1, le=65535)] = 25
+    smtp_tls: bool = True
+    smtp_username: str = ""
+    smtp_password: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a webhook that would send the report unencrypted to another machine, and an e-mail without sender."""
+        if self.webhook and not WEBHOOK.match(self.webhook):
+            # The address is secret, so it is not shown.
+            raise ConfigError(
+                "alerts.webhook must begin with https:// or http://localhost, and the present value does not"
+            )
+        if self.email_to:
+            expect("@" in self.email_from, "alerts.email_from", "an address, because email_to is set", self.email_from)
+        if self.smtp_password:
+            what = "true, because a password must not be sent unencrypted"
+            expect(self.smtp_tls, "alerts.smtp_tls", what, self.smtp_tls)
+
+
+@section
 class Deployment:
     """Everything that a deployment sets; see ``configs/complete_journey.toml`` for one with comments."""
 
@@ -508,6 +555,7 @@ class Deployment:
     ranker: RankerSection = field(default_factory=RankerSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)
     experiment: ExperimentSection = field(default_factory=ExperimentSection)
+    alerts: AlertsSection = field(default_factory=AlertsSection)
 
     def __post_init__(self) -> None:
         """Refuse to publish a slice that no job computes, and models that read other LTEs than there are."""
