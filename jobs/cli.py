@@ -110,6 +110,11 @@ def _user(args: argparse.Namespace, deployment: Deployment) -> None:
 
     view = user_view(deployment, args.user_id, n_nearest=args.nearest)
     _print(args.json, view.as_json(), user_text(view))
+    if args.page:
+        from jobs.commands.user_page import write_user_page
+
+        write_user_page(deployment, args.user_id, args.page)
+        tell(f"page: {args.page} (it holds personal data)")
 
 
 def _recommend(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -363,7 +368,12 @@ def _parser() -> argparse.ArgumentParser:
     sent = ("--send", {"dest": "is_sent", "action": "store_true", "help": "also send it by the settings of [alerts]"})
     report_help = "one day in 20 lines: verdict, what changed, alarms"
     _command(commands, "report", _report, report_help, day, text, sent)
-    _command(commands, "user", _user, "a user's live LTE: n_items, nearest items, drift since yesterday", user, nearest)
+    page = (
+        "--page",
+        {"metavar": "HTML", "type": Path, "help": "also write a page: why does the user see this?"},
+    )
+    user_help = "a user's live LTE: n_items, nearest items, drift since yesterday"
+    _command(commands, "user", _user, user_help, user, nearest, page)
     best = "the live ranker's best items for a user, as a server would find them"
     _command(commands, "recommend", _recommend, best, user, *_recommend_flags())
     ab_help = "uplift of each KPI of an A/B test with its interval; without a table, the plan of a test (docs/ab.md)"

@@ -1,14 +1,19 @@
 """lte user: one line per title, and the categories of the user's own window."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from jobs.basis.nearest import NearItem
-from jobs.commands.user import _by_title, user_text, user_view
+from jobs.commands.user import UserView, _by_title, user_text, user_view
+from jobs.commands.user_page import parts_of, write_user_page
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
+from jobs.lake.reader import lake_reader
 from jobs.store.opening import open_store
 from jobs.store.publish import SnapshotSource, publish
 from lte_builders import values_of
@@ -60,6 +65,25 @@ def test_the_view_of_a_user(lake: Lake, deployment: Deployment) -> None:
     assert "  1.000  a  red dress (2 items)" in text
     assert "categories  dresses 1, gowns 1, no category 1" in text
     assert json.loads(json.dumps(view.as_json()))["categories"]["gowns"] == 1
+    assert_that_the_page_explains_the_vector(deployment, view)
+
+
+def assert_that_the_page_explains_the_vector(deployment: Deployment, view: UserView) -> None:
+    """Part of the test above, on the same tables."""
+    parts = parts_of(lake_reader(deployment), deployment, view)
+    third = pytest.approx(1 / 3)
+    assert parts.categories == {"dresses": third, "gowns": third, "no category": third}
+    assert (parts.months, parts.n_unknown) == ({"2024-02": 1.0}, 0)
+    assert (parts.entered, parts.left) == (["red dress", "hat"], ["d"])  # the newest day; the day before the oldest
+    # Half-life 1 day, before the end of 2024-03-01: ages are 4 days for a, 1 day for b and c: weights 1/16, 1/2, 1/2.
+    halving = replace(deployment, lte=replace(deployment.lte, half_life_days=1.0))
+    recent = parts_of(lake_reader(deployment), halving, replace(view, method="recency"))
+    assert recent.categories["gowns"] == pytest.approx((1 / 16) / (1 / 16 + 1))
+    page = Path(deployment.paths.lake).parent / "ann.html"
+    write_user_page(deployment, "ann", page)
+    text = page.read_text(encoding="utf-8")
+    assert "33.33%" in text
+    assert "No ranker is live." in text
 
 
 def _item(item_id: str, title: str, category: str | None, landing_ds: date = date(2024, 1, 1)) -> tuple[object, ...]:
