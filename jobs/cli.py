@@ -35,6 +35,7 @@ logs go to standard error. Exit codes: 0 done, 1 an input, a gate or the store f
 examples:
   lte check-config                      is the configuration right, and what does it amount to?
   lte run 2017-12-31                    one data day: ingest, embed, average, train, compare, validate, publish, report
+  lte plan 2017-12-31                   what that run would do, without doing it
   lte status                            what is live, the last runs, failed gates, runs that late data made stale
   lte report --text 2017-12-31          verdict, changes and alarms of one day in 20 lines
   lte user 2375                         what the live LTE of one user looks like
@@ -80,6 +81,13 @@ def _run(args: argparse.Namespace, deployment: Deployment) -> None:
     _print(args.json, value, "\n".join(lines))
     if any(result.exit_code != 0 for result in results):
         sys.exit(FAILED_EXIT_CODE)
+
+
+def _plan(args: argparse.Namespace, deployment: Deployment) -> None:
+    from jobs.commands.plan import plan_day, plan_text
+
+    plan = plan_day(deployment, args.ds)
+    _print(args.json, plan.as_json(), plan_text(plan))
 
 
 def _status(args: argparse.Namespace, deployment: Deployment) -> None:
@@ -363,6 +371,8 @@ def _parser() -> argparse.ArgumentParser:
     nearest = ("--nearest", {"type": _count, "default": 10, "help": "how many items to show (10)"})
     future = ("--allow-future", {"action": "store_true", "help": "also take a day after today (made data)"})
     _command(commands, "run", _run, "run one data day without Airflow", day, future)
+    plan_help = "what a run of one day would do: days to ingest, items to encode, examples to build; changes nothing"
+    _command(commands, "plan", _plan, plan_help, day)
     _command(commands, "status", _status, "what is live, the last runs, their gates, and which are stale", last, watch)
     text = ("--text", {"action": "store_true", "help": "as text (the default)"})
     sent = ("--send", {"dest": "is_sent", "action": "store_true", "help": "also send it by the settings of [alerts]"})

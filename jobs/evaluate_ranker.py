@@ -31,6 +31,7 @@ from jobs.ranker.scorers import BATCH_USERS, TOP, Scorer, baseline_scorers, rank
 from jobs.ranker.verdict import Verdict, judge, nobody_came
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.registry.records import record_model
+from jobs.registry.tracking import track_test_day
 from jobs.runtime.entry import is_off, run_job, say
 from jobs.runtime.flags import RUN_TYPES, job_parser
 from jobs.runtime.text import counted
@@ -81,9 +82,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         lake.record_metrics(config.ds, JOB, verdict.metrics | counts | {"went_live": float(outcome.name == "live")})
         manifest = read_manifest(bundle_folder(config.deployment, "ranker", config.ds))
         record_model(lake, JOB, manifest, outcome.name, outcome.text)
+        track_test_day(config.deployment, manifest, of_models(verdict))
     if outcome.name == "refused":
         raise ModelError(outcome.text)
     print(outcome.text, flush=True)
+
+
+def of_models(verdict: Verdict) -> dict[tuple[str, str], float]:
+    """(metric, model) to value over all users, for MLflow: the candidate beside the live ranker and the baselines."""
+    labelled = {key: value for key, value in verdict.metrics.items() if isinstance(key, tuple) and value is not None}
+    models = {label for metric, label in labelled if metric == f"coverage_at_{TOP}"}
+    return {(metric, label): float(value) for (metric, label), value in labelled.items() if label in models}
 
 
 def next_items(day: BasisDay) -> dict[str, float]:

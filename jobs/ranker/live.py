@@ -16,6 +16,7 @@ from typing import NamedTuple
 from jobs.config.addresses import is_url
 from jobs.config.sections import Deployment
 from jobs.registry.bundles import ModelError, models_folder
+from jobs.registry.tracking import follow_live
 from lte_models.files import write_atomically
 from lte_models.training.manifest import MANIFEST, Manifest, read_manifest
 
@@ -107,7 +108,7 @@ def make_live(deployment: Deployment, bundle: Path) -> LiveRanker:
         return before
     _copy(bundle, folder / name)
     pointer = LiveRanker(name, manifest.ds, manifest.weights_sha256, before.bundle if before else "")
-    write_atomically(folder / POINTER, json.dumps(asdict(pointer), indent=2).encode())
+    _point(deployment, pointer)
     for path in folder.glob("ds=*"):
         if path.name not in (pointer.bundle, pointer.previous):
             shutil.rmtree(path)
@@ -130,8 +131,14 @@ def switch_back(deployment: Deployment) -> LiveRanker:
         raise ModelError("there is no earlier ranker to switch back to")
     manifest = read_manifest(live_folder(deployment) / live.previous)
     pointer = LiveRanker(live.previous, manifest.ds, manifest.weights_sha256, live.bundle)
-    write_atomically(live_folder(deployment) / POINTER, json.dumps(asdict(pointer), indent=2).encode())
+    _point(deployment, pointer)
     return pointer
+
+
+def _point(deployment: Deployment, pointer: LiveRanker) -> None:
+    """Switch the pointer, then the alias in MLflow, which nothing but people reads."""
+    write_atomically(live_folder(deployment) / POINTER, json.dumps(asdict(pointer), indent=2).encode())
+    follow_live(deployment, "ranker", pointer.weights_sha256)
 
 
 def _copy(bundle: Path, target: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ class Start:
     Attributes:
         name: Hash of everything that decides the result; a checkpoint with another name is discarded, not resumed.
         n_warm: Items whose weights came from the earlier bundle.
+        at: When this process started the training, Unix time in seconds. Only MLflow's page shows it.
     """
 
     name: str
     n_warm: int
+    at: float = field(default_factory=time.time, compare=False)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def finish(training: Training, started: Start, trained: Trained, staged: Sequenc
         lte_models.training.manifest.BundleError: A weight is not finite.
     """
     written = save_bundle(training.folder, _manifest(training, trained), trained.weights, trained.item_ids)
-    track(training.day.deployment, _tracking_record(training, started, trained))
+    track(training.day.deployment, _tracking_record(training, started, trained, written))
     record_model(training.day.lake, training.job, written, "trained")
     prune_bundles(training.day.deployment, training.kind, training.day.ds)
     for folder in staged:
@@ -143,7 +146,7 @@ def _manifest(training: Training, trained: Trained) -> Manifest:
     )
 
 
-def _tracking_record(training: Training, started: Start, trained: Trained) -> TrainingRecord:
+def _tracking_record(training: Training, started: Start, trained: Trained, written: Manifest) -> TrainingRecord:
     sizes = {"basis_version": training.day.basis_version, trained.size_name: len(trained.item_ids)}
     return TrainingRecord(
         kind=training.kind,
@@ -153,4 +156,7 @@ def _tracking_record(training: Training, started: Start, trained: Trained) -> Tr
         curve=trained.curve,
         metrics=trained.metrics,
         artefact=training.folder / MANIFEST,
+        weights_sha256=written.weights_sha256,
+        started=started.at,
+        source=f"jobs.{training.job}",
     )

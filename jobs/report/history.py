@@ -175,9 +175,14 @@ def changes(points: Sequence[RunPoint]) -> list[Change]:
     found = []
     for name, title in TITLES.items():
         old, new = _value(before, name), _value(now, name)
-        if old is not None and new is not None and old != new:
+        if old is not None and new is not None and number(old) != number(new):
             found.append(Change(name, title, old, new))
     return found + _seconds_change(before, now)
+
+
+def number(value: float) -> str:
+    """A count with separators, or four significant digits; two values that look equal count as equal."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def _value(point: RunPoint, name: str) -> float | None:

@@ -27,6 +27,7 @@ GREY, BAD, GOOD, SECOND = "#6b7079", "#b3261e", "#1e6b3a", "#c8553d"
 # Size of a panel in inches. On a phone of 390 px it is scaled by 0.8, and its text is still 11 px high.
 PANEL = (4.4, 2.9)
 MOST_TASKS = 6
+MOST_BARS = 40
 
 # Text stays text, and ids are the same in every run.
 STYLE: dict[Any, Any] = {
@@ -150,15 +151,26 @@ def norm_plot(facts: Facts) -> list[Picture]:
     for key in _slices(rows):
         mine = _of_slice(rows, key)
         with _panel(pictures, f"Histogram of the norms of {'/'.join(key)}") as axes:
-            at = [(row["bin"] + 0.5) / NORM_BINS for row in mine]
-            axes.bar(at, [row["n_users"] for row in mine], width=0.9 / NORM_BINS, color=_colour(key[0]))
-            # A lone bar would fill the panel, so the axis shows five bins at least.
-            margin = max(1.0, 2.5 - len(mine) / 2) / NORM_BINS
+            bars, width = _wider_bins(mine)
+            axes.bar(list(bars), list(bars.values()), width=0.9 * width, color=_colour(key[0]))
             axes.set(title="/".join(key), xlabel="norm of the LTE", ylabel="users")
-            axes.set_xlim(min(at) - margin, max(at) + margin)
+            # A lone bar would fill the panel, so the axis shows five bins at least.
+            margin = max(1.0, 2.5 - len(bars) / 2) * width
+            axes.set_xlim(min(bars) - margin, max(bars) + margin)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             _count_axis(axes)
     return pictures
+
+
+def _wider_bins(rows: Sequence[Row]) -> tuple[dict[float, int], float]:
+    """Middle of each bar to its users, and the width of a bar: neighbouring bins are joined until the bars are few."""
+    first, last = min(row["bin"] for row in rows), max(row["bin"] for row in rows)
+    joined = (last - first) // MOST_BARS + 1
+    bars: dict[float, int] = {}
+    for row in rows:
+        middle = (row["bin"] // joined + 0.5) * joined / NORM_BINS
+        bars[middle] = bars.get(middle, 0) + row["n_users"]
+    return bars, joined / NORM_BINS
 
 
 def drift_plot(facts: Facts) -> list[Picture]:
@@ -293,8 +305,11 @@ def _trend_panel(
         axes.set_title(title)
         axes.ticklabel_format(axis="y", useOffset=False, style="plain")
         _run_axis(axes, sorted({ds for _, series, _ in lines for ds, _ in series}))
-        if len(lines) > 1:
-            axes.legend(loc="best", ncols=2 if len(lines) > 3 else 1)
+        if title.startswith(("users", "interactions", "seconds")):
+            axes.set_ylim(bottom=0)
+        if len(lines) > 1:  # below the panel, where it hides no point
+            figure: Any = axes.get_figure(root=True)
+            figure.legend(loc="outside lower center", ncols=3)
 
 
 def _run_axis(axes: Axes, days: Sequence[date]) -> None:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from jobs.report.facts import Facts, Step
 from jobs.report.head import Answer, answers
-from jobs.report.history import Change, RunPoint, best_baseline, changes, headline, ndcg_of_models
+from jobs.report.history import Change, RunPoint, best_baseline, changes, headline, ndcg_of_models, number
 from jobs.report.tables import ingest_totals, verdict
 from jobs.runtime.code_version import code_version
 from jobs.runtime.text import counted
@@ -297,11 +297,6 @@ def _first(lines: list[str], most: int) -> list[str]:
 
 def _change_lines(report: Report) -> list[str]:
     return [f"  {change.title}: {number(change.before)} -> {number(change.now)}" for change in report.changes]
-
-
-def number(value: float) -> str:
-    """A count with separators, or four significant digits."""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def _time_line(report: Report) -> str:
