@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from jobs.basis.nearest import item_titles
-from jobs.commands.recommend import JOB, events_of, example_of, recommend, served_ranker
 from jobs.commands.user import UserView, user_view
 from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
-from jobs.lake.lake import open_lake
 from jobs.lake.reader import LakeReader, lake_reader
 from jobs.lte.windows import window_days
 from jobs.ranker.live import live_bundle_folder
 from jobs.registry.bundles import ModelError
 from jobs.report.front import environment
+from jobs.serving.ranker import events_of, example_of, ranked, served_ranker
 from jobs.store.opening import open_store
 from jobs.store.reader import SnapshotReader
 from lte_models.files import write_atomically
-from lte_models.ranker.model import Context
 from schemas import INTERACTIONS, ITEM_EMBEDDINGS, ITEMS, LTE_DRIFT
 
 SHOWN = 10
@@ -186,22 +184,20 @@ def shown_items(deployment: Deployment, user_id: str) -> Shown:
         return Shown((), "The configuration has turned off the ranker.")
     if live_bundle_folder(deployment) is None:
         return Shown((), "No ranker is live.")
-    store = open_store(deployment)
+    lake, reader = lake_reader(deployment), SnapshotReader(open_store(deployment))
     try:
-        reader = SnapshotReader(store)
-        with open_lake(deployment, JOB, is_reading=True) as lake:
-            served = served_ranker(lake, deployment, reader.manifest().ds, SHOWN)
-            batch = example_of(deployment, served, user_id, events_of(lake, served, user_id))
-        with_lte = [item_id for item_id, _ in recommend(served, reader, user_id, batch, SHOWN)]
-        dim = reader.manifest().dim
-        context = Context(torch.zeros(1, dim), torch.zeros(1, dtype=torch.bool), served.shop.daily)
-        rows, _ = served.retriever.recommend(batch, context, min(SHOWN, len(served.shop.item_ids)))
-        without = [served.shop.item_ids[row - 1] for row in rows.tolist()]
+        stored = reader.get_many([user_id])
+        served = served_ranker(lake, deployment, stored.manifest.ds, SHOWN)
+        batch = example_of(deployment, served, user_id, events_of(lake, served, user_id))
+        nobody = replace(stored, embeddings=np.zeros_like(stored.embeddings), n_items=np.zeros_like(stored.n_items))
+        with_lte, without = (
+            [item_id for item_id, _ in ranked(served, each, batch, SHOWN)] for each in (stored, nobody)
+        )
     except ModelError as error:
         return Shown((), str(error))
     finally:
-        store.close()
-    return Shown(_places(with_lte, without, item_titles(lake_reader(deployment), sorted({*with_lte, *without}))))
+        reader.close()
+    return Shown(_places(with_lte, without, item_titles(lake, sorted({*with_lte, *without}))))
 
 
 def _places(

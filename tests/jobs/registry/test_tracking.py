@@ -60,7 +60,8 @@ def test_a_training_is_logged_once_with_its_curve_and_manifest(deployment: Deplo
     assert (run.info.start_time, run.info.status) == (int(STARTED * 1000), "FINISHED")
     assert run.info.end_time > run.info.start_time
     assert run.data.tags["mlflow.source.name"] == "jobs.train_ranker"
-    assert client.get_experiment_by_name("test").tags["mlflow.experimentKind"] == "custom_model_development"
+    kind = client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"
     assert_that_the_alias_follows_what_is_live(deployment, client, capsys)
     assert_that_the_test_day_stands_beside_the_baselines(deployment, client, run_id)
     assert_that_a_copied_lake_leaves_the_original_alone(deployment, tmp_path, run_id)
