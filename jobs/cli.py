@@ -9,14 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs.config.loading import default_config, load_deployment
-from jobs.config.secrets import MASK, is_secret, masked
 from jobs.config.sections import Deployment
+from jobs.config.shown import asdict_plain
 from jobs.config.window import ConfigError
 from jobs.lake.engine.exposure import exposure
 from jobs.ownership.lease import hold_lease
@@ -188,26 +187,6 @@ def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
     _print(args.json, settings, "\n".join(lines))
 
 
-def asdict_plain(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    """Settings as plain values. The password of Redis, credentials in addresses and secrets in conf are hidden."""
-    sections = {name: dict(vars(section)) for name, section in vars(deployment).items()}
-    for name, key in (("publish", "redis_password"), ("alerts", "webhook"), ("alerts", "smtp_password")):
-        sections[name][key] = "set" if sections[name][key] else "not set"
-    return {name: {key: _plain(value) for key, value in values.items()} for name, values in sections.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, str):
-        return masked(value)
-    if isinstance(value, int | float | bool):
-        return value
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, date):
-        return str(value)
-    return {key: MASK if is_secret(key) else _plain(each) for key, each in value.items()}
-
-
 def _items(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.commands.items import found_text, search_items, write_sheet
 
@@ -374,16 +353,7 @@ def _parser() -> argparse.ArgumentParser:
     plan_help = "what a run of one day would do: days to ingest, items to encode, examples to build; changes nothing"
     _command(commands, "plan", _plan, plan_help, day)
     _command(commands, "status", _status, "what is live, the last runs, their gates, and which are stale", last, watch)
-    text = ("--text", {"action": "store_true", "help": "as text (the default)"})
-    sent = ("--send", {"dest": "is_sent", "action": "store_true", "help": "also send it by the settings of [alerts]"})
-    report_help = "one day in 20 lines: verdict, what changed, alarms"
-    _command(commands, "report", _report, report_help, day, text, sent)
-    page = (
-        "--page",
-        {"metavar": "HTML", "type": Path, "help": "also write a page: why does the user see this?"},
-    )
-    user_help = "a user's live LTE: n_items, nearest items, drift since yesterday"
-    _command(commands, "user", _user, user_help, user, nearest, page)
+    _reading_commands(commands, day, user, nearest)
     best = "the live ranker's best items for a user, as a server would find them"
     _command(commands, "recommend", _recommend, best, user, *_recommend_flags())
     ab_help = "uplift of each KPI of an A/B test with its interval; without a table, the plan of a test (docs/ab.md)"
@@ -417,6 +387,17 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, help_text) in TOOLS.items():
         commands.add_parser(name, help=f"{help_text} (lte {name} --help)", add_help=False)
     return parser
+
+
+def _reading_commands(commands: Any, day: Any, user: Any, nearest: Any) -> None:
+    """Add the commands that explain a day and a user."""
+    text = ("--text", {"action": "store_true", "help": "as text (the default)"})
+    sent = ("--send", {"dest": "is_sent", "action": "store_true", "help": "also send it by the settings of [alerts]"})
+    report_help = "one day in 20 lines: verdict, what changed, alarms"
+    _command(commands, "report", _report, report_help, day, text, sent)
+    page = ("--page", {"metavar": "HTML", "type": Path, "help": "also write a page that explains the vector"})
+    user_help = "a user's live LTE: n_items, nearest items, drift since yesterday"
+    _command(commands, "user", _user, user_help, user, nearest, page)
 
 
 def _recommend_flags() -> list[tuple[str, dict[str, Any]]]:
