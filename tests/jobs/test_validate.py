@@ -227,7 +227,7 @@ def test_user_lte_without_rows_is_named(lake, deployment) -> None:
 
 def test_an_earlier_pass_does_not_outlive_a_validation_that_stops(engine_lake, deployment) -> None:
     lake = engine_lake
-    passes = [("t", "e", True, "", "", None, None, None, day) for day in (YESTERDAY, DS)]
+    passes = [("t", "e", True, "", "", None, None, None, None, day) for day in (YESTERDAY, DS)]
     put(lake, GATE_RESULTS, passes)
     require_gates(lake, DS)
     with pytest.raises(GateError, match="no rows to validate"):
@@ -446,7 +446,7 @@ def test_drift_leaves_the_autoencoder_alone(lake, deployment) -> None:
 
 def test_what_landed_since_the_last_passed_day(lake) -> None:
     def gate(day: int, success: bool) -> tuple:
-        return ("t", f"e{success}", success, "", "", None, None, None, date(2025, 6, day))
+        return ("t", f"e{success}", success, "", "", None, None, None, None, date(2025, 6, day))
 
     put(lake, GATE_RESULTS, [gate(1, True), gate(2, True), gate(3, True), gate(3, False), gate(9, True)])
     assert last_passed(lake, date(2025, 6, 5)) == date(2025, 6, 2)
@@ -476,7 +476,7 @@ def test_rows_of_a_file_that_came_late_into_an_older_day_are_validated(lake, dep
     for day in (before, late, passed):
         land(day, "a.csv", f"u{day}")
         ingest(Day(lake, deployment, day))
-        put(lake, GATE_RESULTS, [("t", "e", True, "", "", None, None, None, day)])
+        put(lake, GATE_RESULTS, [("t", "e", True, "", "", None, None, None, None, day)])
     land(late, "late.csv", "late")
     land(new, "a.csv", "new")
     ingest(Day(lake, deployment, new))
@@ -485,11 +485,11 @@ def test_rows_of_a_file_that_came_late_into_an_older_day_are_validated(lake, dep
     names = [f"ds={late}/a.csv", f"ds={late}/late.csv", f"ds={passed}/a.csv", f"ds={new}/a.csv"]
     files = {f"interactions/{name}" for name in names}
     assert files_read(new) == (users, files, files)
-    put(lake, GATE_RESULTS, [("t", "e", False, "", "", None, None, None, new)])
+    put(lake, GATE_RESULTS, [("t", "e", False, "", "", None, None, None, None, new)])
     ingest(Day(lake, deployment, newest))  # brings nothing; what the gates of the day before refused is read again
     assert files_read(newest) == (users, files | {""}, files)
     lake.replace(lake.spark.createDataFrame([], schema_of(GATE_RESULTS)), GATE_RESULTS, {"ds": new})
-    put(lake, GATE_RESULTS, [("t", "e", True, "", "", None, None, None, new)])
+    put(lake, GATE_RESULTS, [("t", "e", True, "", "", None, None, None, None, new)])
     assert files_read(newest) == (set(), {""}, set())
 
 
