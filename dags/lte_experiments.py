@@ -1,8 +1,8 @@
-"""# Which LTE helps, how, and what leaks: the experiments, started by hand.
+"""# Which LTE helps, how, what leaks and what lasts: the experiments, started by hand.
 
-`integration` (the paper's Table 1), `leakage` (section 5.5), `sequence-length` (section 5.3) and `autoencoder`
-(section 9.2) on the data of the deployment that `LTE_CONFIG` names, one task each. The experiments have no schedule and
-change nothing that is live.
+`integration` (the paper's Table 1), `leakage` (section 5.5), `sequence-length` (section 5.3), `autoencoder` (section
+9.2), `stability` (Table 2) and `attention` (section 6) on the data of the deployment that `LTE_CONFIG` names, one task
+each. The experiments have no schedule and change nothing that is live.
 
 **What comes out**: rows of the table `experiments`, and a CSV, tables and a plot under `reports/experiments`. Before
 a task starts, its log says what the task will train and how long that takes.
@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from airflow.sdk import DAG, Param, chain
 from tasks import JOB_LIMITS, job_task
 
-EXPERIMENTS = ("integration", "leakage", "sequence-length", "autoencoder")
+EXPERIMENTS = ("integration", "live", "leakage", "sequence-length", "autoencoder", "stability", "attention")
 DAY = r"^(\d{4}-\d{2}-\d{2})?$"
 FLAGS = r"^(--[a-z-]+( [0-9.,]+)?( |$))*$"  # goes into a shell: nothing but flags and numbers
 RUN_FLAGS = "{% if params.ds %}--ds {{ params.ds }}{% endif %} {{ params.flags }}"

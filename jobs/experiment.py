@@ -1,4 +1,4 @@
-"""Run experiments on a deployment's own data: which LTE helps, how, and what leaks (paper, sections 5 and 9).
+"""Run experiments on a deployment's own data: which LTE helps, how, what leaks, what lasts (paper).
 
 Before it starts, it prints what it will train and about how long this takes. Each variant is trained once per seed, on
 days before the first test day. It is judged on every test day, with sequences and LTEs as of the end of the day before.
@@ -15,11 +15,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from jobs.analyses.run import ANALYSIS_NAMES, run_analysis
 from jobs.config.loading import default_config, load_deployment
 from jobs.config.sections import ExperimentSection
-from jobs.experiments.plan import (
-    EXPERIMENT_NAMES,
-)
+from jobs.experiments.plan import EXPERIMENT_NAMES
 from jobs.experiments.run import JOB, run_experiments, shown
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import parse_ds
@@ -31,15 +30,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the named experiments."""
     args = experiment_parser().parse_args(argv)
     deployment = load_deployment(args.config, environ=os.environ | setting_variables(args))
-    found = run_experiments(deployment, chosen_names(args.names), ds=args.ds, is_fresh=args.fresh)
-    print(
-        json.dumps(found, default=str) if args.json else "\n\n".join(shown(deployment, *each) for each in found.items())
-    )
+    names = chosen_names(args.names)
+    compared = [name for name in names if name in EXPERIMENT_NAMES]
+    found = run_experiments(deployment, compared, ds=args.ds, is_fresh=args.fresh) if compared else {}
+    texts = [shown(deployment, *each) for each in found.items()]
+    for name in [name for name in names if name in ANALYSIS_NAMES]:
+        analysed = run_analysis(deployment, name, ds=args.ds, is_fresh=args.fresh)
+        found[name] = analysed.rows
+        texts.append(analysed.text)
+    print(json.dumps(found, default=str) if args.json else "\n\n".join(texts))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags beside ``--config``: the experiments, the last test day, and one flag per setting."""
-    parser.add_argument("names", nargs="+", choices=(*EXPERIMENT_NAMES, ALL), metavar="NAME", help=_NAMES_HELP)
+    parser.add_argument("names", nargs="+", choices=(*ALL_NAMES, ALL), metavar="NAME", help=_NAMES_HELP)
     parser.add_argument("--ds", type=parse_ds, help="last test day (default: the last day with interactions)")
     parser.add_argument("--fresh", action="store_true", help="train again what is finished already")
     parser.add_argument("--json", action="store_true", help="print one JSON value: experiment to its rows")
@@ -50,7 +54,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
-_NAMES_HELP = f"{', '.join(EXPERIMENT_NAMES)} or {ALL}"
+ALL_NAMES = (*EXPERIMENT_NAMES, *ANALYSIS_NAMES)
+_NAMES_HELP = f"{', '.join(ALL_NAMES)} or {ALL}"
 
 
 def _default_text(value: Any) -> str:
@@ -73,8 +78,8 @@ def setting_variables(args: argparse.Namespace) -> dict[str, str]:
 
 
 def chosen_names(names: Sequence[str]) -> list[str]:
-    """The named experiments, each once, in the order of ``EXPERIMENT_NAMES``; ``all`` means every experiment."""
-    return [name for name in EXPERIMENT_NAMES if name in names or ALL in names]
+    """The named experiments, each once, in the order of ``ALL_NAMES``; ``all`` means every experiment."""
+    return [name for name in ALL_NAMES if name in names or ALL in names]
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from jobs.gates.suites import (
     with_interaction_rules,
     with_lte_rules,
 )
+from jobs.health.measures import measure_health
 from jobs.lake.day import BasisDay, Day
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.lake.predicates import Predicate
@@ -241,6 +242,7 @@ def measures(day: BasisDay) -> Iterator[Measured]:
     yield from measure_slices(day, is_stale=is_stale(day))
     yield from measure_drift(day)
     yield from measure_autoencoder(day)
+    yield from measure_health(day)
 
 
 def is_stale(day: BasisDay) -> bool:

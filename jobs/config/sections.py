@@ -281,6 +281,32 @@ class GatesSection:
 
 
 @section
+class HealthSection:
+    """Health of the embeddings, measured by validate on a sample; the limits block publishing.
+
+    Attributes:
+        enabled: Whether it is measured.
+        sample_users: Users per slice, at least, chosen by a hash of their id.
+        max_psi: Largest population stability index of the norms, and of n_items, against yesterday.
+        max_ks: Largest Kolmogorov-Smirnov distance of the same.
+        max_centroid_shift: Largest distance of the mean LTE from yesterday's, over the mean norm.
+        max_frozen_share: Largest share of the users whose n_items changed and whose vector did not.
+        min_effective_rank_share: Smallest effective rank, as a share of yesterday's.
+        retrain_psi: PSI of the norms of the autoencoder's LTEs against 28 days ago above which the next training starts
+            from scratch instead of yesterday's weights; it blocks nothing.
+    """
+
+    enabled: bool = True
+    sample_users: Count = 5_000
+    max_psi: NonNegative = 0.25
+    max_ks: NonNegative = 0.2
+    max_centroid_shift: NonNegative = 0.1
+    max_frozen_share: Share = 0.05
+    min_effective_rank_share: Share = 0.7
+    retrain_psi: NonNegative = 1.0
+
+
+@section
 class PublishSection:
     """The online store and the slice of user_lte that it serves.
 
@@ -453,6 +479,9 @@ class ExperimentSection:
         powers: Power factors of the autoencoder's negatives that are tried.
         autoencoder_items: Most frequent items that the autoencoder knows; its first layer grows with them.
         autoencoder_epochs: Of each training of the autoencoder.
+        offsets_days: Ages of the rankers that stability compares with fresh ones.
+        stability_methods: LTE methods that stability compares: uniform, recency, autoencoder.
+        history: Whether stability and attention train the live ranker (on), the paper's (off) or both.
         parallel: Trainings at the same time, one core each.
         budget_minutes: Time for one call; what is not done by then is left for the next one.
     """
@@ -474,6 +503,13 @@ class ExperimentSection:
     powers: Annotated[tuple[Positive, ...], EachOnce] = (0.5, 0.75, 1.0, 1.5)
     autoencoder_items: Count = 8_000
     autoencoder_epochs: Count = 10
+    offsets_days: Annotated[tuple[Count, ...], EachOnce] = (1, 5, 10, 30)
+    stability_methods: Annotated[tuple[Literal["uniform", "recency", "autoencoder"], ...], EachOnce] = (
+        "uniform",
+        "recency",
+        "autoencoder",
+    )
+    history: Annotated[tuple[Literal["off", "on"], ...], EachOnce] = ("off", "on")
     parallel: Count = 2
     budget_minutes: Positive = 25.0
 
@@ -549,6 +585,7 @@ class Deployment:
     behaviour: BehaviourSection = field(default_factory=BehaviourSection)
     drift: DriftSection = field(default_factory=DriftSection)
     gates: GatesSection = field(default_factory=GatesSection)
+    health: HealthSection = field(default_factory=HealthSection)
     publish: PublishSection = field(default_factory=PublishSection)
     retention: RetentionSection = field(default_factory=RetentionSection)
     autoencoder: AutoencoderSection = field(default_factory=AutoencoderSection)

@@ -145,7 +145,7 @@ class ExampleBuilder:
         started = time.monotonic()
         self.lake.renew(EXPERIMENT_EXAMPLES)  # an earlier version of the code may have written other columns
         self._write(examples, inputs_id)
-        built = Built(examples, inputs_id, self._count(examples), round(time.monotonic() - started, 2))
+        built = Built(examples, inputs_id, self.count(examples), round(time.monotonic() - started, 2))
         write_atomically(note, json.dumps({name: getattr(built, name) for name in ("inputs_id", "n_rows", "seconds")}))
         return built
 
@@ -192,7 +192,12 @@ class ExampleBuilder:
         )
         self.lake.replace(rows, EXPERIMENT_EXAMPLES, {"examples": examples.name})
 
-    def _count(self, examples: ExampleSet) -> dict[str, int]:
+    def count(self, examples: ExampleSet) -> dict[str, int]:
+        """Number of examples in each part of a set that is in the table.
+
+        Raises:
+            ModelError: A part has no example.
+        """
         rows = self.lake.read(EXPERIMENT_EXAMPLES, where={"examples": examples.name})
         counted = {row["anchor_ds"]: row["count"] for row in rows.groupBy("anchor_ds").count().collect()}
         found = {part: sum(counted.get(anchor, 0) for anchor in self.days.anchors(part)) for part in PARTS}

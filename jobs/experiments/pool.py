@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
 
 from jobs.config.sections import ExperimentSection
-from jobs.experiments.training import AnyWork, result_file, run_work
+from jobs.experiments.training import result_file, run_work
 from jobs.runtime import progress
 
 
@@ -26,8 +28,21 @@ def say(text: str) -> None:
         progress.say("experiment", line)
 
 
+class NamedWork(Protocol):
+    """One piece of work whose result is kept in a folder under a name."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the results."""
+
+    @property
+    def result(self) -> str:
+        """Name of the result."""
+
+
 @contextmanager
-def _pool(settings: ExperimentSection) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(settings: ExperimentSection) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes, as many as ``experiment.parallel``."""
     # Workers are spawned, not forked: a fork would copy the locks of the engine's threads in an unknown state.
     context = get_context("spawn")
     with ProcessPoolExecutor(settings.parallel, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
@@ -54,14 +69,16 @@ class Runner:
         settings: Holds the budget.
         started: Start of the call, in seconds of the monotonic clock.
         is_fresh: Whether finished trainings run again.
+        run_one: Does one piece of work in a worker process; returns a line for the log.
     """
 
     pool: ProcessPoolExecutor
     settings: ExperimentSection
     started: float
     is_fresh: bool
+    run_one: Callable[[Any], str] = run_work
 
-    def run(self, works: Sequence[AnyWork]) -> None:
+    def run(self, works: Sequence[NamedWork]) -> None:
         """Run the trainings that are not finished.
 
         Raises:
@@ -69,7 +86,7 @@ class Runner:
         """
         left = [work for work in works if self.is_fresh or not result_file(work.folder, work.result).exists()]
         say(f"  {len(works) - len(left)} of {len(works)} trainings are finished already")
-        pending = {self.pool.submit(run_work, work) for work in left}
+        pending = {self.pool.submit(self.run_one, work) for work in left}
         n_done, began = 0, time.monotonic()
         try:
             while pending:

@@ -38,7 +38,7 @@ from jobs.experiments.plan import (
     contrasts,
     variants,
 )
-from jobs.experiments.pool import Runner, _pool, say
+from jobs.experiments.pool import Runner, say, worker_pool
 from jobs.experiments.statistics import (
     Compared,
     JudgedUserDays,
@@ -75,7 +75,16 @@ EXAMPLE_SECONDS, FIXED_SECONDS = 2e-3, 15.0
 AGAINST_COUNTING: dict[str, tuple[Variant, ...]] = {INTEGRATION: (NO_LTE, PREFIX), LIVE: (NO_LTE, LIVE_RANKER)}
 
 # Settings that change no result.
-OPERATIONAL = ("parallel", "budget_minutes", "powers", "sequence_days", "seeds")
+OPERATIONAL = (
+    "parallel",
+    "budget_minutes",
+    "powers",
+    "sequence_days",
+    "seeds",
+    "offsets_days",
+    "stability_methods",
+    "history",
+)
 Row = dict[str, Any]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -120,7 +129,7 @@ def run_experiments(
     with open_lake(deployment, JOB) as lake:
         for name in names:
             found_rows = with_verdicts(experiment_rows(name, results, deployment, inputs))
-            rows = [_whole(row, name, deployment, inputs) for row in found_rows]
+            rows = [whole_row(row, name, deployment, inputs) for row in found_rows]
             write_rows(lake, rows, inputs.last_day, name)
             write_files(rows, deployment, name)
             found[name] = rows
@@ -243,7 +252,7 @@ def train_all(deployment: Deployment, names: Sequence[str], inputs: Inputs, is_f
     settings = deployment.experiment
     encoders = autoencoder_works(deployment, inputs) if AUTOENCODER in names else {}
     baselines = _ranker_work(deployment, inputs, None, 0)
-    with _pool(settings) as pool:
+    with worker_pool(settings) as pool:
         runner = Runner(pool, settings, started, is_fresh)
         runner.run([baselines, *(work for works in encoders.values() for work in works)])
         autoencoders = {power: [read_result(work) for work in works] for power, works in encoders.items()}
@@ -335,7 +344,7 @@ def experiment_rows(name: str, results: Results, deployment: Deployment, inputs:
     for pair in pairs:
         rows += contrast_rows(pair, judged, CUTOFF)
     if name == SEQUENCE:
-        counts = _counts(judged)
+        counts = counts_of(judged)
         seconds = inputs.prepare_seconds
         rows += [
             plain_row(variant.label, "off", "prepare_seconds", [seconds[variant.examples.name]], **counts)
@@ -365,13 +374,14 @@ def _against_counting(chosen: Sequence[Variant], results: Results, judged: Judge
         yield Compared(variant.label, BASELINE_LABELS[best], "on", ours, [ranks[best]])
 
 
-def _counts(judged: JudgedUserDays) -> dict[str, int]:
+def counts_of(judged: JudgedUserDays) -> dict[str, int]:
+    """Numbers of users, user-days and days."""
     n_users, n_days = len(np.unique(judged.user)), len(np.unique(judged.day))
     return {"n_users": n_users, "n_queries": len(judged.user), "n_days": n_days}
 
 
 def _variant_rows(variant: Variant, seeds: Sequence[Arrays], judged: JudgedUserDays) -> Iterator[Row]:
-    history, counts = "on" if variant.history else "off", _counts(judged)
+    history, counts = "on" if variant.history else "off", counts_of(judged)
     yield from value_rows(variant.label, history, [each["ranks"] for each in seeds], judged, CUTOFF)
     for metric, array in (("coverage_at_10", "coverage"), ("popularity_bias_at_10", "popularity_bias")):
         yield plain_row(variant.label, history, metric, [float(each[array]) for each in seeds], **counts)
@@ -381,7 +391,7 @@ def _variant_rows(variant: Variant, seeds: Sequence[Arrays], judged: JudgedUserD
 
 
 def _baseline_rows(found: Arrays, judged: JudgedUserDays) -> Iterator[Row]:
-    counts = _counts(judged)
+    counts = counts_of(judged)
     for name, label in BASELINE_LABELS.items():
         yield from value_rows(label, "none", [found[f"ranks.{name}"]], judged, CUTOFF)
         for metric, array in (("coverage_at_10", "coverage"), ("popularity_bias_at_10", "popularity_bias")):
@@ -389,7 +399,7 @@ def _baseline_rows(found: Arrays, judged: JudgedUserDays) -> Iterator[Row]:
 
 
 def _power_rows(results: Results, judged: JudgedUserDays) -> Iterator[Row]:
-    counts = _counts(judged)
+    counts = counts_of(judged)
     for power, seeds in results.autoencoders.items():
         label = f"autoencoder, power factor {power:g}{' (chosen)' if power == results.power else ''}"
         for metric in ("auc", "recall", "precision"):
@@ -397,7 +407,7 @@ def _power_rows(results: Results, judged: JudgedUserDays) -> Iterator[Row]:
             yield plain_row(label, "none", f"{metric}_of_hidden_items", values, **counts)
 
 
-def _whole(row: Row, name: str, deployment: Deployment, inputs: Inputs) -> Row:
+def whole_row(row: Row, name: str, deployment: Deployment, inputs: Inputs) -> Row:
     """Add the values that all rows of a call share; columns without a value become null."""
     settings = json.dumps(asdict(deployment.experiment), default=list)
     shared = {
@@ -423,7 +433,8 @@ def write_rows(lake: Lake, rows: Sequence[Row], ds: date, name: str) -> None:
     lake.replace_rows(values, EXPERIMENTS, {"ds": ds, "experiment": name})
 
 
-def _report_path(deployment: Deployment, name: str) -> Path:
+def report_path(deployment: Deployment, name: str) -> Path:
+    """Path of an experiment's files, without the suffix."""
     return Path(deployment.paths.reports) / "experiments" / deployment.deployment.name / name
 
 
@@ -435,7 +446,7 @@ def write_files(rows: Sequence[Row], deployment: Deployment, name: str) -> None:
         deployment: Holds the path of the reports.
         name: The experiment.
     """
-    path = _report_path(deployment, name)
+    path = report_path(deployment, name)
     write_csv(rows, EXPERIMENTS.columns, path.with_suffix(".csv"))
     write_plot([{**row, "deployment": deployment.deployment.name} for row in rows], CUTOFF, path.with_suffix(".png"))
     write_atomically(path.with_suffix(".md"), experiment_text(rows, CUTOFF))
@@ -443,6 +454,6 @@ def write_files(rows: Sequence[Row], deployment: Deployment, name: str) -> None:
 
 def shown(deployment: Deployment, name: str, rows: Sequence[Row]) -> str:
     """Text of one experiment for standard output."""
-    path = _report_path(deployment, name)
+    path = report_path(deployment, name)
     where = f"{path}.csv, .md and .png; table experiments, ds {rows[0]['ds']}, experiment {name}"
     return f"{experiment_text(rows, CUTOFF)}\n{where}"

@@ -34,7 +34,9 @@ def experiment_text(rows: Sequence[Row], k: int) -> str:
     for history in ("off", "on"):
         compared = _main(rows, k, history)
         if compared:
-            parts.append(f"History features {history}:\n\n" + _table(HEAD, [_line(row, rows, k) for row in compared]))
+            parts.append(
+                f"History features {history}:\n\n" + markdown_table(HEAD, [_line(row, rows, k) for row in compared])
+            )
             parts.append(_group_table(rows, compared))
     parts += [table for table in (_baseline_table(rows, k), _other_table(rows, k)) if table]
     parts.append(signs(rows, k))
@@ -82,7 +84,8 @@ def percent(value: float | None) -> str:
     return f"{100 * value:+.2f} %"
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, columns aligned."""
     widths = [max(len(line[at]) for line in [head, *lines]) for at in range(len(head))]
     shown = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [head, *lines]]
     rule = "|".join("-" * (width + 2) for width in widths)
@@ -104,7 +107,7 @@ def _group_table(rows: Sequence[Row], compared: Sequence[Row]) -> str:
             mark = "*" if found and found[0]["p"] < SIGNIFICANT else ""
             cells.append(f"{percent(found[0]['uplift'])}{mark}" if found else "")
         lines.append([f"{row['variant']} against {row['baseline']}", *cells])
-    return _table(["uplift by", *GROUP_NAMES], lines) + "\n\n`*` p < .05"
+    return markdown_table(["uplift by", *GROUP_NAMES], lines) + "\n\n`*` p < .05"
 
 
 def _baseline_table(rows: Sequence[Row], k: int) -> str:
@@ -123,7 +126,7 @@ def _baseline_table(rows: Sequence[Row], k: int) -> str:
     if not lines:
         return ""
     head = ["", "history", "NDCG", "next-item", "recall", "precision", "MRR", "coverage@10", "popularity bias@10"]
-    return _table([*head, *(f"NDCG, {name}" for name in GROUP_NAMES)], lines)
+    return markdown_table([*head, *(f"NDCG, {name}" for name in GROUP_NAMES)], lines)
 
 
 def _cell(rows: Sequence[Row], variant: str, history: str, metric: str, group: tuple[str, str]) -> str:
@@ -151,7 +154,7 @@ def _other_table(rows: Sequence[Row], k: int) -> str:
         [row["variant"], row["metric"], f"{row['value']:.4g}", f"{row['seed_low']:.4g} to {row['seed_high']:.4g}"]
         for row in other
     ]
-    return _table(["", "", "mean", "seeds"], lines) if lines else ""
+    return markdown_table(["", "", "mean", "seeds"], lines) if lines else ""
 
 
 def signs(rows: Sequence[Row], k: int) -> str:

@@ -120,9 +120,7 @@ def run_work(work: Work | AutoencoderWork) -> str:
     Returns:
         A line that says what was done.
     """
-    torch.set_num_threads(1)
-    switches: Any = torch.utils.deterministic  # replaces itself by an object whose attributes no stub names
-    switches.fill_uninitialized_memory = False  # saves time; deterministic kernels never read uninitialised memory
+    prepare_worker()
     started = time.monotonic()
     if isinstance(work, AutoencoderWork):
         name, arrays = f"autoencoder, power {work.power:g}, seed {work.seed}", _autoencoder_result(work)
@@ -133,10 +131,21 @@ def run_work(work: Work | AutoencoderWork) -> str:
         name = f"{work.variant.label}, history {history}, seed {work.seed}"
         arrays = _ranker_result(work, work.variant)
     seconds = time.monotonic() - started
-    file = result_file(work.folder, work.result)
+    write_result(result_file(work.folder, work.result), seconds, arrays)
+    return f"{name}: {seconds:.1f} s"
+
+
+def prepare_worker() -> None:
+    """Settings of a worker process: one thread, and no time for filling memory."""
+    torch.set_num_threads(1)
+    switches: Any = torch.utils.deterministic  # replaces itself by an object whose attributes no stub names
+    switches.fill_uninitialized_memory = False  # saves time; deterministic kernels never read uninitialised memory
+
+
+def write_result(file: Path, seconds: float, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Write the arrays of a finished piece of work; a kill leaves no incomplete file."""
     with replacing(file) as unfinished, unfinished.open("wb") as stream:
         np.savez(stream, allow_pickle=False, seconds=np.array(seconds), **arrays)
-    return f"{name}: {seconds:.1f} s"
 
 
 # --- examples ---------------------------------------------------------------------------------------------------
@@ -150,11 +159,13 @@ class Prepared(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _shop(folder: Path) -> CandidateItems:
+def staged_shop(folder: Path) -> CandidateItems:
+    """The shop of a folder, read once by a worker."""
     return read_candidates(folder / "shop")
 
 
-def _files(folder: Path, examples: str, part: str) -> list[Path]:
+def staged_files(folder: Path, examples: str, part: str) -> list[Path]:
+    """Files of one part of a set of examples."""
     return sorted((folder / examples / part).glob("*.parquet"))
 
 
@@ -166,7 +177,7 @@ def _train_batches(folder: Path, examples: str, max_length: int, objective: str,
     positions are padding.
     """
     rows = pa.concat_tables(
-        pq.read_table(file, columns=list(EXAMPLE_COLUMNS)) for file in _files(folder, examples, TRAIN)
+        pq.read_table(file, columns=list(EXAMPLE_COLUMNS)) for file in staged_files(folder, examples, TRAIN)
     )
     order = np.random.default_rng(0).permutation(rows.num_rows)
     if objective == "clm":
@@ -175,15 +186,15 @@ def _train_batches(folder: Path, examples: str, max_length: int, objective: str,
     lengths = list_parts(rows["items"])[1][order]
     chunk = np.arange(len(order)) // (16 * size)
     order = order[np.lexsort((lengths, chunk))]
-    collate = ExampleCollate(_shop(folder).row_of_index, max_length, objective)
+    collate = ExampleCollate(staged_shop(folder).row_of_index, max_length, objective)
     found = (collate(rows.take(order[start : start + size])) for start in range(0, len(order), size))
     return [batch for batch in found if batch.targets.numel()]
 
 
 @lru_cache(maxsize=2)
 def _batches(folder: Path, examples: str, max_length: int, part: str, size: int) -> list[ExampleBatch]:
-    collate = ExampleCollate(_shop(folder).row_of_index, max_length)
-    reader = ExampleReader(StagedRows(_files(folder, examples, part), ""), collate, size, 0)
+    collate = ExampleCollate(staged_shop(folder).row_of_index, max_length)
+    reader = ExampleReader(StagedRows(staged_files(folder, examples, part), ""), collate, size, 0)
     return list(reader.in_order())
 
 
@@ -235,14 +246,37 @@ def lte_maker(variant: Variant, shop: CandidateItems, encoder: LteMaker | None) 
 # --- ranker -----------------------------------------------------------------------------------------------------
 
 
-def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
-    started, settings, shop = time.monotonic(), work.settings, _shop(work.folder)
+class Fitted(NamedTuple):
+    """A trained ranker, and what made its LTEs.
+
+    Attributes:
+        model: In eval mode.
+        shop: Items.
+        ltes: Computes the LTEs of a batch.
+        progress: Curve and seconds.
+        read_seconds: Seconds before the first training step.
+    """
+
+    model: Ranker
+    shop: CandidateItems
+    ltes: LteMaker
+    progress: Progress
+    read_seconds: float
+
+
+def fitted_ranker(work: Work, variant: Variant, encoder: LteMaker | None) -> Fitted:
+    """Train a variant on the staged examples; the best epoch on the validation days is kept.
+
+    Args:
+        work: Staged rows, seed and sizes.
+        variant: What to train.
+        encoder: Computes the LTEs of method autoencoder.
+    """
+    started, settings, shop = time.monotonic(), work.settings, staged_shop(work.folder)
     name, length = variant.examples.name, variant.examples.max_sequence
-    encoder = autoencoder_ltes(work.folder, work.autoencoder, shop) if work.autoencoder else None
     ltes = lte_maker(variant, shop, encoder)
     batches = _train_batches(work.folder, name, length, variant.objective, settings.batch_size)
     train = _prepared(batches, variant, ltes, shop)
-    test = _prepared(_batches(work.folder, name, length, TEST, 256), variant, ltes, shop)
     model = new_ranker(work, variant, shop)
     _store_statistics(model, train)
     read_seconds = time.monotonic() - started
@@ -254,6 +288,19 @@ def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
         train_config(settings.epochs, settings.learning_rate, work.seed),
         len(train),
     )
+    return Fitted(model.eval(), shop, ltes, progress, read_seconds)
+
+
+def judged_batches(work: Work, variant: Variant, ltes: LteMaker) -> list[Prepared]:
+    """The test days with their LTEs, in the order of the staged rows."""
+    batches = _batches(work.folder, variant.examples.name, variant.examples.max_sequence, TEST, 256)
+    return _prepared(batches, variant, ltes, staged_shop(work.folder))
+
+
+def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
+    encoder = autoencoder_ltes(work.folder, work.autoencoder, staged_shop(work.folder)) if work.autoencoder else None
+    model, shop, ltes, progress, read_seconds = fitted_ranker(work, variant, encoder)
+    test = judged_batches(work, variant, ltes)
     ranks, top = ranked(model, test)
     targets = np.concatenate([item.batch.targets.numpy() - 1 for item in test])
     return {
@@ -388,9 +435,9 @@ def ranked(model: Ranker, items: Sequence[Prepared]) -> tuple[IntArray, IntArray
 
 
 def _autoencoder_result(work: AutoencoderWork) -> dict[str, npt.NDArray[Any]]:
-    shop, files = _shop(work.folder), sorted((work.folder / "histories").glob("*.parquet"))
+    shop, files = staged_shop(work.folder), sorted((work.folder / "histories").glob("*.parquet"))
     rows = frequent_rows(files, shop, work.settings.autoencoder_items)
-    rank_of_index = _ranks(rows, len(shop.content))[shop.row_of_index]
+    rank_of_index = ranks_of(rows, len(shop.content))[shop.row_of_index]
     # The experiment compares power factors of the paper's form, whatever form the daily training has.
     fixed = {"seed": work.seed, "power": work.power, **PAPER_FORM}
     settings = AutoencoderSection(**{**asdict(work.autoencoder), **fixed})
@@ -440,7 +487,8 @@ def frequent_rows(files: Sequence[Path], shop: CandidateItems, limit: int) -> In
     return rows
 
 
-def _ranks(rows: IntArray, n_rows: int) -> IntArray:
+def ranks_of(rows: IntArray, n_rows: int) -> IntArray:
+    """Place of each row in ``rows``, -1 for a row that is not there: int64 [n_rows]."""
     ranks = np.full(n_rows, -1, dtype=np.int64)
     ranks[rows] = np.arange(len(rows))
     return ranks
@@ -463,7 +511,7 @@ def autoencoder_ltes(folder: Path, result: str, shop: CandidateItems) -> LteMake
     model = Autoencoder(AutoencoderConfig(n_items=len(rows), dim=content.shape[1]), content[rows])
     model.load_state_dict(weights, strict=False)
     model.eval()
-    ranks = torch.from_numpy(_ranks(rows.numpy(), len(content)))
+    ranks = torch.from_numpy(ranks_of(rows.numpy(), len(content)))
 
     def encode(batch: ExampleBatch) -> tuple[Tensor, Tensor]:
         past, n_users = batch.past, len(batch.items)
@@ -483,10 +531,10 @@ def autoencoder_ltes(folder: Path, result: str, shop: CandidateItems) -> LteMake
 
 
 def _baseline_result(work: Work) -> dict[str, npt.NDArray[Any]]:
-    shop = _shop(work.folder)
+    shop = staged_shop(work.folder)
     collate = ExampleCollate(shop.row_of_index)
     train, test = (
-        ExampleReader(StagedRows(_files(work.folder, LTE_SET.name, part), ""), collate, 256, 0)
+        ExampleReader(StagedRows(staged_files(work.folder, LTE_SET.name, part), ""), collate, 256, 0)
         for part in (TRAIN, TEST)
     )
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -502,7 +550,7 @@ def _baseline_result(work: Work) -> dict[str, npt.NDArray[Any]]:
         arrays[f"ranks.{name}"] = np.concatenate(ranks).astype(np.int32)
         arrays[f"coverage.{name}"] = np.array(coverage(np.concatenate(top), len(shop.item_ids)))
         arrays[f"popularity_bias.{name}"] = np.array(popularity_bias(np.concatenate(top), shop.counts[1:], targets))
-    return arrays | judged_user_days(_files(work.folder, LTE_SET.name, TEST), batches)
+    return arrays | judged_user_days(staged_files(work.folder, LTE_SET.name, TEST), batches)
 
 
 def judged_user_days(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> dict[str, npt.NDArray[Any]]:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Metrics
 from jobs.registry.bundles import bundle_folder, prune_bundles
-from jobs.registry.records import curve_metrics, earlier_bundle, record_model, training_name
+from jobs.registry.records import curve_metrics, earlier_bundle, is_marked, record_model, training_name
 from jobs.registry.tracking import TrainingRecord, track
 from jobs.runtime.code_version import code_version
+from jobs.runtime.progress import say
 from lte_models.training.bundle import Bundle, save_bundle
 from lte_models.training.manifest import MANIFEST, Manifest
 from lte_models.training.trainer import discard_other
@@ -95,12 +97,21 @@ def start(training: Training, digest: str, take_over: Callable[[Bundle], int]) -
     Raises:
         lte_models.training.manifest.BundleError: The bundle of the day before is damaged.
     """
-    earlier = earlier_bundle(training.day, training.kind)
+    earlier = None if _is_cold(training) else earlier_bundle(training.day, training.kind)
     n_warm = take_over(earlier) if earlier else 0
     weights = earlier.manifest.weights_sha256 if earlier else ""
     name = training_name(digest, training.settings, training.day.basis_version, weights)
     discard_other(training.folder, name)
     return Start(name, n_warm)
+
+
+def _is_cold(training: Training) -> bool:
+    """Whether the training starts from scratch because validate of the day before marked it; the log says so."""
+    is_cold = is_marked(training.day, training.kind)
+    if is_cold:
+        ds, before = training.day.ds, training.day.ds - timedelta(days=1)
+        say(training.job, f"ds {ds}: validate of {before} marked the {training.kind}: it starts from scratch")
+    return is_cold
 
 
 def finish(training: Training, started: Start, trained: Trained, staged: Sequence[Path]) -> Metrics:

@@ -7,13 +7,18 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
-from jobs.lake.day import BasisDay
+from jobs.lake.day import BasisDay, Day
 from jobs.lake.lake import Lake, Metrics
+from jobs.lake.predicates import Predicate
+from jobs.lake.reader import lake_reader
 from jobs.registry.bundles import bundle_folder
 from jobs.runtime.code_version import code_version
 from lte_models.training.bundle import Bundle, load_bundle
 from lte_models.training.manifest import MANIFEST, Manifest, read_manifest
-from schemas import MODEL_RUNS
+from schemas import METRICS, MODEL_RUNS
+
+# Metric of validate, labelled method/window: 1 where the next training of the method starts from scratch.
+RETRAIN = "retrain_from_scratch"
 
 
 def earlier_bundle(day: BasisDay, kind: str) -> Bundle | None:
@@ -30,6 +35,18 @@ def earlier_bundle(day: BasisDay, kind: str) -> Bundle | None:
     if not (folder / MANIFEST).exists() or read_manifest(folder).basis_version != day.basis_version:
         return None
     return load_bundle(folder, kind=kind)
+
+
+def is_marked(day: Day, kind: str) -> bool:
+    """Whether validate of the day before marked that this training starts from scratch.
+
+    Args:
+        day: Day of the training.
+        kind: "autoencoder" or "ranker".
+    """
+    where: Predicate = {"ds": day.ds - timedelta(days=1), "job": "validate", "metric": RETRAIN}
+    rows = lake_reader(day.deployment).rows(METRICS, columns=["label", "value"], where=where)
+    return any(row["value"] and row["label"].split("/")[0] == kind for row in rows)
 
 
 def training_name(digest: str, settings: Mapping[str, object], basis_version: str, start: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from checkout import ROOT
-from jobs.experiments.plan import EXPERIMENT_NAMES
+from jobs.experiment import ALL_NAMES
 from jobs.runtime.day import EXTRA_FLAGS, NEEDS, REPORT_TASK, TASKS
 
 # What the DAG files share; Airflow looks for no DAG in there.
@@ -263,7 +263,7 @@ def test_experiments_are_one_task_each_with_the_runs_own_day_and_flags(bag: Any)
     found = bag["tasks"]["lte_experiments"]
     # One after the other: they use the same folder.
     before = {name: task["after"] for name, task in found.items()}
-    assert before == {name: list(EXPERIMENT_NAMES[at - 1 : at]) for at, name in enumerate(EXPERIMENT_NAMES)}
+    assert before == {name: list(ALL_NAMES[at - 1 : at]) for at, name in enumerate(ALL_NAMES)}
     for name, task in found.items():
         assert task["command"].startswith(
             f'exec "${{LTE_PYTHON:-{sys.executable}}}" -P -m jobs.experiment {name} --config '

@@ -17,6 +17,7 @@ from PIL import Image
 from pyspark.sql import SparkSession
 from safetensors.torch import load_file
 
+from experiment_shop import DS, N_ITEMS, shop_events, shop_lake
 from jobs import experiment as task
 from jobs.basis.basis import configured_basis
 from jobs.config.loading import load_deployment
@@ -65,32 +66,12 @@ from jobs.experiments.training import Work as RankerWork
 from jobs.lake.lake import Lake
 from jobs.ranker.items import CandidateItems
 from jobs.registry.bundles import ModelError
-from lte_builders import put, put_timed
 from lte_models.evaluation.comparison import compare, spread, verdict
 from lte_models.evaluation.metrics import target_ranks
 from lte_models.ranker.examples import ExampleCollate, averaged_lte, lte_weights
 from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.model import Context
-from schemas import EXPERIMENTS, ITEM_EMBEDDINGS
-
-DS = date(2021, 3, 31)
-N_ITEMS, N_USERS, DIM = 30, 40, 8
-TINY = {
-    "SEEDS": "0,1",
-    "TEST_DAYS": "2",
-    "VALIDATION_DAYS": "1",
-    "TRAIN_DAYS": "40",
-    "STRIDE_DAYS": "4",
-    "EPOCHS": "1",
-    "DIM": "8",
-    "CONTENT_DIM": "6",
-    "BATCH_SIZE": "16",
-    "SEQUENCE_DAYS": "60,120",
-    "POWERS": "0.5,1",
-    "AUTOENCODER_ITEMS": "20",
-    "AUTOENCODER_EPOCHS": "1",
-}
-
+from schemas import EXPERIMENTS
 
 # --- plan -----------------------------------------------------------------------------------------------------
 
@@ -355,39 +336,9 @@ def _projector(content: Any, n: int) -> Any:
 # --- a tiny shop ----------------------------------------------------------------------------------------------
 
 
-def _events() -> list[tuple[str, str, datetime]]:
-    """Users of three tastes, ten items each; each comes every few days for 450 days."""
-    rng, found = np.random.default_rng(3), []
-    for number in range(N_USERS):
-        for back in rng.choice(450, size=130, replace=False):
-            item = 10 * (number % 3) + int(rng.integers(10)) if rng.random() < 0.8 else int(rng.integers(N_ITEMS))
-            noon = datetime(DS.year, DS.month, DS.day, 12, tzinfo=UTC) - timedelta(days=int(back))
-            found.append((f"u{number}", f"i{item}", noon))
-    return found
-
-
-def _shop_lake(
-    spark: SparkSession, folder: Path, events: Sequence[tuple[str, str, datetime]]
-) -> tuple[Lake, Deployment]:
-    config = folder / "deployment.toml"
-    paths = "\n".join(f'{name} = "{name}"' for name in ("landing", "lake", "online_store", "reports", "data_docs"))
-    config.write_text(
-        f'[deployment]\nname = "tiny"\n[paths]\n{paths}\n[engine]\npartitions = 2\n[interactions]\ntypes = ["purchase"]'
-    )
-    deployment = load_deployment(config, environ={f"LTE_EXPERIMENT__{name}": value for name, value in TINY.items()})
-    lake = Lake(spark, deployment.paths.lake)
-    put_timed(lake, events)
-    vectors = np.random.default_rng(1).normal(size=(N_ITEMS, DIM))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    basis = configured_basis(deployment)
-    rows = [(f"i{i}", basis, i, "hash", "text", date(2019, 1, 1), vectors[i].tolist()) for i in range(N_ITEMS)]
-    put(lake, ITEM_EMBEDDINGS, rows)
-    return lake, deployment
-
-
 @pytest.fixture(scope="module")
 def tiny(sail: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Deployment]:
-    return _shop_lake(sail, tmp_path_factory.mktemp("shop"), _events())
+    return shop_lake(sail, tmp_path_factory.mktemp("shop"), shop_events())
 
 
 def _staged(lake: Lake, deployment: Deployment, folder: Path, examples: ExampleSet = LTE_SET) -> dict[str, pa.Table]:
@@ -401,9 +352,9 @@ def _staged(lake: Lake, deployment: Deployment, folder: Path, examples: ExampleS
 def test_nothing_of_the_test_days_is_trained_on(tiny: Any, sail: SparkSession, tmp_path: Path) -> None:
     lake, deployment = tiny
     cutoff = datetime(DS.year, DS.month, DS.day, tzinfo=UTC) - timedelta(days=1)  # two test days
-    changed = [(user, "i0" if ts >= cutoff else item, ts) for user, item, ts in _events()]
+    changed = [(user, "i0" if ts >= cutoff else item, ts) for user, item, ts in shop_events()]
     (tmp_path / "other").mkdir()
-    other, _ = _shop_lake(sail, tmp_path / "other", changed)
+    other, _ = shop_lake(sail, tmp_path / "other", changed)
     before = _staged(lake, deployment, tmp_path / "a")
     after = _staged(other, replace(deployment, paths=replace(deployment.paths, lake=other.root)), tmp_path / "b")
     assert before[TRAIN].equals(after[TRAIN])
@@ -443,7 +394,7 @@ def test_a_shop_comes_back_as_it_was_written_with_counts_up_to_the_last_test_eve
     counted = found.daily.recent(
         torch.tensor([(eve - date(1970, 1, 1)).days]), torch.arange(1, N_ITEMS + 1).unsqueeze(1)
     )
-    week = [item for _, item, ts in _events() if eve - timedelta(days=7) < ts.date() <= eve]
+    week = [item for _, item, ts in shop_events() if eve - timedelta(days=7) < ts.date() <= eve]
     assert counted[:, 0, 0].tolist() == [week.count(item) for item in found.item_ids]
 
 
@@ -652,7 +603,7 @@ def test_flags_override_settings_and_are_checked_like_them(tiny: Any, tmp_path: 
     args = parser.parse_args(["all", "--config", "x", "--seeds", "4,5", "--budget-minutes", "1.5"])
     given = task.setting_variables(args)
     assert given == {"LTE_EXPERIMENT__SEEDS": "4,5", "LTE_EXPERIMENT__BUDGET_MINUTES": "1.5"}
-    assert task.chosen_names(args.names) == list(EXPERIMENT_NAMES)
+    assert task.chosen_names(args.names) == [*EXPERIMENT_NAMES, "stability", "attention"]
     assert task.chosen_names(["leakage", "integration", "leakage"]) == ["integration", "leakage"]
     config = tmp_path / "a.toml"
     config.write_text((Path(tiny[1].paths.lake).parent / "deployment.toml").read_text())
