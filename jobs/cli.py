@@ -64,7 +64,7 @@ def _print(as_json: bool, value: Any, text: str) -> None:
 
 
 def _run(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.run import run_day
+    from jobs.commands.days.run import run_day
 
     why = None if args.allow_future else future_day(args.ds)
     if why:
@@ -83,14 +83,14 @@ def _run(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _plan(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.plan import plan_day, plan_text
+    from jobs.commands.days.plan import plan_day, plan_text
 
     plan = plan_day(deployment, args.ds)
     _print(args.json, plan.as_json(), plan_text(plan))
 
 
 def _status(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.status import deployment_status, status_text
+    from jobs.commands.days.status import deployment_status, status_text
 
     while True:
         status = deployment_status(deployment, last=args.last)
@@ -103,7 +103,7 @@ def _status(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _report(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.report import day_report, send_report, text_of, value_of
+    from jobs.commands.days.report import day_report, send_report, text_of, value_of
 
     report = day_report(deployment, args.ds)
     _print(args.json, value_of(report), text_of(report, deployment))
@@ -113,26 +113,26 @@ def _report(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _user(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.user import user_text, user_view
+    from jobs.commands.users.user import user_text, user_view
 
     view = user_view(deployment, args.user_id, n_nearest=args.nearest)
     _print(args.json, view.as_json(), user_text(view))
     if args.page:
-        from jobs.commands.user_page import write_user_page
+        from jobs.commands.users.user_page import write_user_page
 
         write_user_page(deployment, args.user_id, args.page)
         tell(f"page: {args.page} (it holds personal data)")
 
 
 def _recommend(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.recommend import recommendations, recommendations_text
+    from jobs.commands.users.recommend import recommendations, recommendations_text
 
     found = recommendations(deployment, args.user_id, ds=args.ds, k=args.k)
     _print(args.json, found, recommendations_text(found))
 
 
 def _ab(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands import ab
+    from jobs.commands.live import ab
 
     shares = dict(args.share) if args.share else None
     question = ab.Question(
@@ -149,7 +149,7 @@ def _ab(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _export(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.export import export_snapshot
+    from jobs.commands.live.export import export_snapshot
 
     done = export_snapshot(deployment, args.file)
     manifest = json.loads(done.manifest.to_json())
@@ -158,14 +158,14 @@ def _export(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _why(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.why import why, why_text
+    from jobs.commands.users.why import why, why_text
 
     found = why(deployment, args.user_id, args.item_id)
     _print(args.json, found, why_text(found))
 
 
 def _serve(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.serve import serve
+    from jobs.commands.live.serve import serve
 
     serve(deployment, args.host, args.port)
 
@@ -188,7 +188,7 @@ def _check_config(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _items(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.items import found_text, search_items, write_sheet
+    from jobs.commands.users.items import found_text, search_items, write_sheet
 
     found = search_items(deployment, like=args.like, like_image=args.like_image, n=args.nearest)
     write_sheet(deployment, found, args.out)
@@ -196,7 +196,7 @@ def _items(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.rollback import roll_back
+    from jobs.commands.live.rollback import roll_back
 
     if args.drill:
         _rollback_drill(args, deployment)
@@ -212,7 +212,7 @@ def _rollback(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _rollback_drill(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.drill import drill, drill_text
+    from jobs.commands.live.drill import drill, drill_text
 
     if args.ranker or args.to or args.force:
         raise ConfigError("--drill changes nothing that is live: give it without --ranker, --to and --force")
@@ -223,7 +223,7 @@ def _rollback_drill(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _rollback_ranker(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.rollback import roll_back_ranker
+    from jobs.commands.live.rollback import roll_back_ranker
 
     live = roll_back_ranker(deployment, to=args.to, force=args.force, is_dry_run=args.is_dry_run)
     forward = "`lte rollback --ranker` switches forward again"
@@ -234,7 +234,7 @@ def _rollback_ranker(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands import erase
+    from jobs.commands.users import erase
 
     if args.audit:
         rows = erase.audit(deployment)
@@ -260,7 +260,7 @@ def _erase(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _verify(args: argparse.Namespace, deployment: Deployment, users: Sequence[str]) -> None:
-    from jobs.commands import erase
+    from jobs.commands.users import erase
 
     found = erase.verify_erasure(deployment, users)
     _print(args.json, found, erase.verification_text(found))
@@ -269,7 +269,7 @@ def _verify(args: argparse.Namespace, deployment: Deployment, users: Sequence[st
 
 
 def _maintain(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.maintain import maintain
+    from jobs.commands.days.maintain import maintain
 
     done = maintain(deployment, is_dry_run=args.dry_run)
     would = "would be " if args.dry_run else ""
@@ -281,7 +281,7 @@ def _maintain(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _lease(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.maintain import lease_holders
+    from jobs.commands.days.maintain import lease_holders
 
     found = lease_holders(deployment, is_broken=args.is_broken)
     ended = "ended: " if args.is_broken else ""
@@ -289,7 +289,7 @@ def _lease(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _repair(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.maintain import repair
+    from jobs.commands.days.maintain import repair
 
     done = repair(deployment)
     _print(args.json, done, done["text"])

@@ -19,7 +19,7 @@ from pyspark.sql import SparkSession
 
 from deployments import CONFIG
 from jobs.build_report import main, page, parse_flags, write_report
-from jobs.commands.report import UnknownDayError, day_report
+from jobs.commands.days.report import UnknownDayError, day_report
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError, LteWindow

@@ -158,7 +158,7 @@ def test_a_day_after_today_is_refused_without_a_flag(
 ) -> None:
     monkeypatch.setattr("jobs.runtime.flags.today", lambda: date(2024, 2, 28))
     started: list[tuple[str, ...]] = []
-    monkeypatch.setattr("jobs.commands.run.run_day", lambda _, ds, *flags: started.append((str(ds), *flags)) or [])
+    monkeypatch.setattr("jobs.commands.days.run.run_day", lambda _, ds, *flags: started.append((str(ds), *flags)) or [])
     run = ("run", "--config", str(deployment_file))
     assert code_of(monkeypatch, *run, "2024-02-29") == 2
     assert "ds: expected a day up to today, 2024-02-28 (UTC), got 2024-02-29" in capsys.readouterr().err

@@ -20,7 +20,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from deployments import CONFIG
-from jobs.commands.serve import serve
+from jobs.commands.live.serve import serve
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.lake.day import BasisDay

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.rollback import roll_back
+from jobs.commands.live.rollback import roll_back
 from jobs.config.loading import load_deployment
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError

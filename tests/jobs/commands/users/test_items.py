@@ -14,7 +14,7 @@ from PIL import Image
 
 from jobs.basis.basis import encoder_config
 from jobs.basis.nearest import NearItem
-from jobs.commands.items import (
+from jobs.commands.users.items import (
     COLUMNS,
     MARGIN,
     TILE,
@@ -26,7 +26,7 @@ from jobs.commands.items import (
     search_items,
     write_sheet,
 )
-from jobs.commands.user import UserView, user_text
+from jobs.commands.users.user import UserView, user_text
 from jobs.config.sections import BasisSection, Deployment
 from jobs.embed_items import extend_basis
 from jobs.lake.lake import Lake

@@ -20,7 +20,8 @@ import torch
 from pyspark.sql.types import StringType
 
 from jobs.cli import dispatch
-from jobs.commands.erase import (
+from jobs.commands.days.maintain import maintain
+from jobs.commands.users.erase import (
     audit,
     erase_users,
     erasure_text,
@@ -29,7 +30,6 @@ from jobs.commands.erase import (
     requested_users,
     verify_erasure,
 )
-from jobs.commands.maintain import maintain
 from jobs.config.sections import Deployment
 from jobs.erasure.online import erase_online
 from jobs.erasure.tables import TEXT_TABLES, USER_TABLES
@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_read_does_not_keep_a_user_live(
     def broken(*_: object) -> None:
         raise OSError("disk error")
 
-    monkeypatch.setattr("jobs.commands.erase.erase_from_tables", broken)
+    monkeypatch.setattr("jobs.commands.users.erase.erase_from_tables", broken)
     with pytest.raises(OSError, match="disk error"):
         erase_users(shop, ["17"])
     assert SnapshotReader(store).get("17") is None

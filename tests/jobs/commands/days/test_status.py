@@ -5,7 +5,7 @@ from datetime import date
 
 import pytest
 
-from jobs.commands.status import deployment_status, status_text
+from jobs.commands.days.status import deployment_status, status_text
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
 from jobs.ranker.live import POINTER, live_folder
@@ -37,7 +37,7 @@ def test_a_run_that_failed_before_it_computed_anything_is_shown(deployment: Depl
 def test_what_is_live_since_when_how_old_it_is_and_what_was_before(
     lake: Lake, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.commands.status.today", lambda: date(2024, 3, 10))
+    monkeypatch.setattr("jobs.commands.days.status.today", lambda: date(2024, 3, 10))
     store = open_store(deployment)
     publish(store, marked_source(1.0, ds=FIRST, users=1))
     status = deployment_status(deployment)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.run import run_day
+from jobs.commands.days.run import run_day
 from jobs.lake.lake import Lake
 from jobs.runtime.day import NEEDS, REPORT_TASK
 

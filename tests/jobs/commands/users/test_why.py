@@ -7,8 +7,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from deployments import CONFIG
-from jobs.commands.recommend import recommendations
-from jobs.commands.why import why, why_text
+from jobs.commands.users.recommend import recommendations
+from jobs.commands.users.why import why, why_text
 from jobs.config.sections import Deployment
 from jobs.lake.day import BasisDay
 from jobs.ranker.live import make_live

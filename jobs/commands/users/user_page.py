@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jobs.basis.nearest import item_titles
-from jobs.commands.user import UserView, user_view
+from jobs.commands.users.user import UserView, user_view
 from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
 from jobs.lake.reader import LakeReader, lake_reader
@@ -72,7 +72,7 @@ def write_user_page(deployment: Deployment, user_id: str, path: Path) -> None:
         path: The page.
 
     Raises:
-        jobs.commands.user.UnknownUserError: The live snapshot holds no such user.
+        jobs.commands.users.user.UnknownUserError: The live snapshot holds no such user.
         jobs.store.snapshot.OnlineStoreError: Nothing is live, or the store does not answer.
     """
     view, lake = user_view(deployment, user_id, n_nearest=SHOWN), lake_reader(deployment)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from jobs.basis.nearest import NearItem
-from jobs.commands.user import UserView, _by_title, user_text, user_view
-from jobs.commands.user_page import parts_of, write_user_page
+from jobs.commands.users.user import UserView, _by_title, user_text, user_view
+from jobs.commands.users.user_page import parts_of, write_user_page
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
 from jobs.lake.reader import lake_reader

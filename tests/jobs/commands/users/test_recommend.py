@@ -12,8 +12,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from deployments import CONFIG
-from jobs.commands.recommend import recommendations, recommendations_text
-from jobs.commands.rollback import roll_back, roll_back_ranker
+from jobs.commands.live.rollback import roll_back, roll_back_ranker
+from jobs.commands.users.recommend import recommendations, recommendations_text
 from jobs.config.sections import Deployment
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.abtest.assignments import AssignmentError
 from jobs.abtest.kpis import Kpi
-from jobs.commands.ab import Question, plan, plan_text, read_out, read_out_text
+from jobs.commands.live.ab import Question, plan, plan_text, read_out, read_out_text
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.lake.lake import Lake

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from jobs.cli import dispatch
-from jobs.commands.rollback import roll_back_ranker
+from jobs.commands.live.rollback import roll_back_ranker
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.lake.lake import Lake

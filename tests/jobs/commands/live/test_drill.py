@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 
 from deployments import CONFIG
 from jobs.cli import dispatch
-from jobs.commands.drill import DrillError, LiveState, drill, over_limit, require_same
+from jobs.commands.live.drill import DrillError, LiveState, drill, over_limit, require_same
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.lake.day import BasisDay

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.commands.rollback import require_served_pair
+from jobs.commands.live.rollback import require_served_pair
 from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
 from jobs.lake.lake import Lake, Metrics, open_lake

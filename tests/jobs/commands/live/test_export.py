@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.commands import export
-from jobs.commands.export import MANIFEST_KEY, ExportError, export_snapshot
+from jobs.commands.live import export
+from jobs.commands.live.export import MANIFEST_KEY, ExportError, export_snapshot
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
 from jobs.lake.predicates import Predicate
