@@ -1,11 +1,16 @@
-"""Judge the ranker of ds on the interactions of ds, beside the live ranker and the baselines, and decide which is live.
+"""Judge the ranker of ds beside the live ranker and the baselines, and decide which ranker is live.
 
-Every next item of the test day counts. The new ranker goes live only if all of this holds: its scores are finite, it is
-not significantly worse than the live ranker or a baseline (paired over users), its coverage has not collapsed, and it
-reads the published LTEs. Otherwise the live ranker stays, and the job exits 1 with the reasons.
+Every next item of a test day counts. The test day is ds. On a first run the ranker was trained without the last
+``ranker.gate_days`` days, and all of them are test days. The scores per user are kept in table ranker_scores. The gate
+pools the candidates of the last days, each on the day after its training.
 
-When no user came on ds, no comparison is possible: the live ranker stays, and the job succeeds. The ranker of a
-backfill, or of a day before the live ranker's day, is judged and recorded but never goes live.
+The new ranker goes live only if all of this holds: its scores are finite, it is not below the best baseline on the
+pooled days, it is not significantly worse than the live ranker, its coverage has not collapsed, and it reads the
+published LTEs. Otherwise the live ranker stays, and the job exits 1 with the reasons.
+
+When no user came on ds, or the pooled days have too few users, no comparison is possible: the live ranker stays, and
+the job succeeds. The ranker of a backfill, or of a day before the live ranker's day, is judged and recorded but never
+goes live.
 """
 
 from __future__ import annotations
@@ -16,19 +21,23 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
+import numpy as np
 from pyspark.sql import functions as F
 
+from jobs.baselines.scorers import baseline_scorers
+from jobs.baselines.tuning import best_baseline
 from jobs.basis.basis import configured_basis, known_items, read_basis
 from jobs.config.loading import load_deployment
-from jobs.config.sections import Deployment
+from jobs.config.sections import BASELINES, Deployment
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, open_lake
-from jobs.ranker.evaluation import Scored, day_facts, score
+from jobs.ranker.evaluation import DayFacts, Scored, day_facts, score
 from jobs.ranker.items import CandidateItems, load_candidates
 from jobs.ranker.live import LteKind, live_bundle_folder, live_ranker, make_live, require_pair
-from jobs.ranker.readers import ExampleReader, days_with_examples, stage_examples
-from jobs.ranker.scorers import BATCH_USERS, TOP, Scorer, baseline_scorers, ranker_scorer
-from jobs.ranker.verdict import Verdict, judge, nobody_came
+from jobs.ranker.pool import UserDays, earlier_scores, pooled, write_scores
+from jobs.ranker.readers import ExampleReader, days_with_examples, stage_examples, user_ids
+from jobs.ranker.scorers import BATCH_USERS, TOP, Scorer, ranker_scorer
+from jobs.ranker.verdict import Verdict, judge, judge_pool, nobody_came
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.registry.records import record_model
 from jobs.registry.tracking import track_test_day
@@ -42,7 +51,10 @@ from lte_models.training.trainer import leave_a_core_free
 from schemas import INTERACTIONS, LIVE_SNAPSHOT, METRICS
 
 JOB = "evaluate_ranker"
-EASE_ANCHORS = 14
+RECENT_ANCHORS = 14
+
+# Measured every day. The others, which search for neighbours, are measured where ranker.gate_baselines names them.
+DAILY_BASELINES = BASELINES[:6]
 MIN_USERS = 2
 
 
@@ -135,10 +147,10 @@ def parse_flags(argv: Sequence[str] | None) -> EvaluateConfig:
 
 
 def evaluate(day: BasisDay) -> Verdict:
-    """Score the test day with every model and compare the scores.
+    """Score the test days with every model, keep the scores, and judge the candidate by the pooled days.
 
     Args:
-        day: Test day; its lake holds training_examples, interactions and the basis.
+        day: Last test day; its lake holds training_examples, interactions and the basis, and keeps ranker_scores.
 
     Raises:
         jobs.registry.records.ModelError: A score is not finite.
@@ -147,39 +159,84 @@ def evaluate(day: BasisDay) -> Verdict:
     settings, folder = day.deployment.ranker, bundle_folder(day.deployment, "ranker", day.ds)
     bundle = load_bundle(folder, kind="ranker", basis_version=day.basis_version)
     last = day.ds - timedelta(days=1)
-    days = days_with_examples(day.lake, day.basis_version, last - timedelta(days=settings.train_days), last)
+    first = last - timedelta(days=settings.train_days + settings.gate_days)
+    days = days_with_examples(day.lake, day.basis_version, first, last)
     if last not in days:
         return nobody_came(0)
-    anchors = {"test": [last], "recent": days[:-1][-EASE_ANCHORS:]}
+    anchors = anchors_of(days, first_test_of(bundle, day.ds), day.ds, settings.gate_days)
     try:
         return compared(day, bundle, anchors, folder / "evaluation")
     finally:
         shutil.rmtree(folder / "evaluation", ignore_errors=True)
 
 
+def first_test_of(bundle: Bundle, ds: date) -> date:
+    """First day that the candidate did not train on; ``ds``, unless the bundle names an earlier one."""
+    return date.fromisoformat(bundle.manifest.config.get("first_test_day", ds.isoformat()))
+
+
+def anchors_of(days: Sequence[date], first_test: date, ds: date, gate_days: int) -> dict[str, list[date]]:
+    """Anchors by their use. The targets of an anchor are interactions of the day after it.
+
+    Args:
+        days: Anchors with examples, oldest first.
+        first_test: First test day of this run.
+        ds: Last test day.
+        gate_days: Days that the gate pools.
+
+    Returns:
+        "test": those of the test days. "recent": the 14 before them, which the baselines learn from. "earlier": those
+        before all pooled days, which choose the best baseline; where a shop is too young, the recent ones.
+    """
+    test = [day for day in days if day >= first_test - timedelta(days=1)]
+    recent = [day for day in days if day < test[0]][-RECENT_ANCHORS:]
+    pooled_from = ds - timedelta(days=gate_days)
+    earlier = [day for day in recent if day < pooled_from]
+    return {"test": test, "recent": recent, "earlier": earlier or recent}
+
+
 def compared(day: BasisDay, bundle: Bundle, anchors: Mapping[str, Sequence[date]], folder: Path) -> Verdict:
     """Stage the examples, score them with every model and judge the candidate.
 
     Args:
-        day: Test day; its lake holds training_examples, interactions and the basis.
+        day: Last test day; its lake holds training_examples, interactions and the basis, and keeps ranker_scores.
         bundle: The candidate.
-        anchors: "test" and, for EASE, "recent".
+        anchors: From :func:`anchors_of`.
         folder: Folder for the staged examples.
     """
     settings = day.deployment.ranker
-    shop = load_candidates(day.lake, day.ds, day.basis_version, settings.train_days)
+    shop = load_candidates(day.lake, day.ds, day.basis_version, settings.train_days + settings.gate_days)
     collate = ExampleCollate(shop.row_of_index)
-    test, recent = (
+    test, recent, earlier = (
         ExampleReader(stage_examples(day.lake, anchors[name], day.basis_version, folder / name), collate, BATCH_USERS)
-        for name in ("test", "recent")
+        for name in ("test", "recent", "earlier")
     )
     facts = day_facts(test.in_order())
     if facts.n_users < MIN_USERS:
         return nobody_came(facts.n_users)
     scorers: dict[str, Scorer] = {"candidate": ranker_scorer(bundle, shop, day.deployment.interactions.types)}
     scorers |= live_scorer(day, shop)
-    scorers |= baseline_scorers(shop, recent)
-    return judge(scored(scorers, test, settings.cutoff), facts, shop, settings.cutoff)
+    names = [name for name in BASELINES if name in DAILY_BASELINES or name in settings.gate_baselines]
+    baselines = baseline_scorers(shop, recent, names)
+    results = scored(scorers | baselines, test, settings.cutoff)
+    now = user_days(results, user_ids(test.rows), facts, settings.cutoff)
+    write_scores(day, now)
+    pool = pooled(now, earlier_scores(day))
+    best = best_baseline({name: baselines[name] for name in settings.gate_baselines}, earlier, settings.cutoff)
+    return judge_pool(judge(results, facts, shop, settings.cutoff, now), now, pool, best, settings)
+
+
+def user_days(results: Mapping[str, Scored], users: Sequence[str], facts: DayFacts, cutoff: int) -> UserDays:
+    """The NDCG that decides, per user-day and model.
+
+    Args:
+        results: Model name to results.
+        users: User of each user-day.
+        facts: Facts of the same user-days.
+        cutoff: k of the NDCG that decides.
+    """
+    values = {model: result.values[f"ndcg_at_{cutoff}", "all"] for model, result in results.items()}
+    return UserDays(users, np.asarray(facts.day), values)
 
 
 def live_scorer(day: BasisDay, shop: CandidateItems) -> dict[str, Scorer]:
@@ -271,6 +328,8 @@ def reason_to_keep(config: EvaluateConfig, verdict: Verdict) -> str:
         return "a backfill, judged and recorded"
     if verdict.n_users < MIN_USERS:
         return f"{counted(verdict.n_users, 'user')} with a known item, nothing to judge by"
+    if verdict.too_few and not config.force:
+        return verdict.too_few
     live = live_ranker(config.deployment)
     if live and date.fromisoformat(live.ds) > config.ds and not config.force:
         return f"the live ranker is of ds={live.ds}, which is newer"

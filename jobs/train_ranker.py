@@ -2,13 +2,16 @@
 
 Run after build_examples. Trains on targets up to and including ds - 1, because evaluate_ranker tests on ds. Starts from
 yesterday's bundle if there is one. After a kill, the next run resumes from the checkpoint.
+
+On a first run, and after a change of the settings, no candidate was judged on the days before. Then the last
+``ranker.gate_days`` days are left out of the training, and evaluate_ranker judges on all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
@@ -28,6 +31,7 @@ from jobs.ranker.items import (
     load_candidates,
     lte_window,
 )
+from jobs.ranker.pool import first_test_day
 from jobs.ranker.readers import ExampleReader, context_of, days_with_examples, example_collate, stage_examples
 from jobs.ranker.scorers import RankerScorer
 from jobs.registry.bundles import ModelError, bundle_folder
@@ -115,16 +119,18 @@ def train(day: BasisDay) -> Metrics:
         lte_models.training.bundle.BundleError: Yesterday's bundle is damaged.
     """
     settings, folder = day.deployment.ranker, bundle_folder(day.deployment, "ranker", day.ds)
-    anchors = training_anchors(day)
-    shop = load_candidates(day.lake, day.ds, day.basis_version, settings.train_days)
+    first_test = first_test_day(day)
+    anchors = training_anchors(replace(day, ds=first_test))
+    shop = load_candidates(day.lake, first_test, day.basis_version, settings.train_days)
     readers = example_readers(day.lake, anchors, shop, settings, day.basis_version, folder)
     built = new_ranker(shop, settings, day.deployment.interactions.types)
     training = Training(day, JOB, "ranker", asdict(settings))
     digest = "".join([*(reader.rows.digest for reader in readers), candidates_digest(shop), shape_of(built.model)])
-    begun = start(training, digest, partial(start_from, built))
+    # The bundle of the day before knows the days on which this ranker will be judged, unless that is ds alone.
+    begun = start(training, digest, partial(start_from, built) if first_test == day.ds else lambda _: 0)
     progress = fit(built.model, *readers, settings, shop.daily, folder, begun.name, is_warm=begun.n_warm > 0)
     trained = Trained(
-        config={**built.config, "settings": asdict(settings)},
+        config={**built.config, "settings": asdict(settings), "first_test_day": first_test.isoformat()},
         lte_window=lte_window(settings),
         weights=built.model.state_dict(),
         item_ids=shop.item_ids,

@@ -7,7 +7,7 @@ from schemas.items import ITEM_BEHAVIOUR, ITEM_EMBEDDINGS, ITEMS
 from schemas.lte import LTE_DRIFT, METHODS, POOLED_METHODS, USER_LTE
 from schemas.operations import ERASURE_REQUESTS, ERASURES, GATE_RESULTS, LIVE_SNAPSHOT, METRICS, MODEL_RUNS, RUNS
 from schemas.table import MAX_ID_BYTES, Table, column
-from schemas.training import TRAINING_EXAMPLES, USER_HISTORIES
+from schemas.training import RANKER_SCORES, TRAINING_EXAMPLES, USER_HISTORIES
 
 TABLES: dict[str, Table] = {
     table.name: table
@@ -23,6 +23,7 @@ TABLES: dict[str, Table] = {
         LTE_DRIFT,
         USER_HISTORIES,
         TRAINING_EXAMPLES,
+        RANKER_SCORES,
         EXPERIMENT_EXAMPLES,
         EXPERIMENTS,
         METRICS,
@@ -55,6 +56,7 @@ __all__ = [
     "MODEL_RUNS",
     "POOLED_METHODS",
     "QUARANTINE",
+    "RANKER_SCORES",
     "RUNS",
     "TABLES",
     "TRAINING_EXAMPLES",

@@ -1,4 +1,13 @@
-from pyspark.sql.types import ArrayType, DateType, FloatType, IntegerType, StringType, StructField, StructType
+from pyspark.sql.types import (
+    ArrayType,
+    DateType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    StringType,
+    StructField,
+    StructType,
+)
 
 from schemas.table import Table, column
 
@@ -61,4 +70,21 @@ TRAINING_EXAMPLES = Table(
     ),
     key=("user_id", "basis_version", "anchor_ds"),
     partition_by=("basis_version", "anchor_ds"),
+)
+
+RANKER_SCORES = Table(
+    name="ranker_scores",
+    comment="NDCG of each user-day and model that evaluate_ranker of ds measured: what its gate pools over days.",
+    schema=StructType(
+        [
+            column("user_id", StringType(), "User with an interaction on test_day."),
+            column("test_day", DateType(), "Day whose interactions were ranked: ds; on a first run also days before."),
+            column("model", StringType(), "candidate, live or a baseline."),
+            column("ndcg", DoubleType(), "NDCG at ranker.cutoff.", minimum=0, maximum=1),
+            column("inputs_id", StringType(), "Hash of basis, types and training settings: others are not pooled."),
+            column("ds", DateType(), "Data day of the run that measured it."),
+        ]
+    ),
+    key=("ds", "user_id", "test_day", "model"),
+    partition_by=("ds",),
 )

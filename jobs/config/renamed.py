@@ -44,5 +44,7 @@ def with_new_keys(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
         section: Section of the configuration.
         values: Setting to value.
     """
-    renamed = {RENAMED.get((section, key), key): value for key, value in values.items()}
+    # A model's settings are saved as JSON, which turns a tuple into a list.
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    renamed = {RENAMED.get((section, key), key): value for key, value in plain.items()}
     return BEFORE.get(section, {}) | renamed

@@ -46,6 +46,23 @@ WEBHOOK = re.compile(r"https://[^\s/]+|http://(localhost|127\.0\.0\.1|\[::1\])([
 # compares the two lists.
 LteMode = Literal["none", "late_fusion", "feature_injection", "prefix_token"]
 
+# The baselines that evaluate_ranker measures, in the order of its table.
+BASELINES = (
+    "popularity_7d",
+    "last_basket",
+    "frequency_60d",
+    "frequency_365d",
+    "ease",
+    "decayed_and_popular",
+    "tifu_knn",
+    "up_cf",
+)
+Baselines = Annotated[
+    tuple[Annotated[str, only(BASELINES.__contains__, f"one of {', '.join(BASELINES)}")], ...],
+    EachOnce,
+    only(bool, "at least one baseline"),
+]
+
 Average = Annotated[str, only(("uniform", "recency").__contains__, "'uniform' or 'recency'")]
 LteMethod = Annotated[
     str, only(("uniform", "recency", "behaviour").__contains__, "'uniform', 'recency' or 'behaviour'")
@@ -421,6 +438,11 @@ class RankerSection:
         n_workers: Processes that read examples; 0 reads in the training process.
         cutoff: k of the metrics at k.
         seed: Decides the result together with the data.
+        gate_days: Days that the gate pools: a candidate of each, judged on the day after its training. On a first run
+            one candidate, trained without these days, is judged on all of them.
+        gate_min_users: Users on these days below which nothing is decided and what is live stays.
+        gate_baselines: Baselines of which the best, as chosen on earlier days, must not be above the candidate.
+            tifu_knn and up_cf are measured only where they are named here.
     """
 
     enabled: bool = True
@@ -447,6 +469,9 @@ class RankerSection:
     n_workers: Natural = 0
     cutoff: Count = 500
     seed: int = 0
+    gate_days: Count = 7
+    gate_min_users: Annotated[int, Field(ge=2)] = 100
+    gate_baselines: Baselines = BASELINES[:5]
 
     def __post_init__(self) -> None:
         """Refuse to hold out all days, and features that a causal objective would see too early."""

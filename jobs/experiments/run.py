@@ -66,6 +66,9 @@ BASELINE_LABELS = {
     "frequency_365d": "personal frequency, 365 days",
     "ease": "EASE",
     "decayed_and_popular": "own counts with decay, and popularity",
+    "tifu_knn": "TIFU-KNN",
+    "up_cf": "UP-CF@r",
+    "boosted_trees": "boosted trees on counts (LambdaRank)",
 }
 
 # Seconds of one core: per example and epoch, and a fixed cost per training (measured, see docs/results.md).

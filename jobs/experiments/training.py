@@ -27,14 +27,16 @@ from torch import Tensor, nn
 from jobs.autoencoder.building import PAPER_FORM, build_autoencoder, needs_average, sampled_loss
 from jobs.autoencoder.histories import HistoryReader
 from jobs.autoencoder.scores import validation_scores
-from jobs.config.sections import AutoencoderSection, ExperimentSection
+from jobs.baselines.scorers import PopularityByDay, baseline_scorers
+from jobs.baselines.trees import fit_trees
+from jobs.config.sections import BASELINES, AutoencoderSection, ExperimentSection
 from jobs.experiments.examples import TEST, TRAIN, read_candidates, user_numbers
 from jobs.experiments.plan import LTE_SET, Variant
 from jobs.ranker.building import build_ranker
 from jobs.ranker.evaluation import day_facts
 from jobs.ranker.items import CandidateItems
 from jobs.ranker.readers import ExampleReader
-from jobs.ranker.scorers import baseline_scorers, tuned_scorer
+from jobs.ranker.scorers import Scorer, scores_of
 from jobs.runtime.code_version import code_version
 from lte_models.autoencoder import Autoencoder, AutoencoderConfig, ItemHistories
 from lte_models.evaluation.metrics import coverage, popularity_bias, target_ranks, top_items
@@ -540,13 +542,14 @@ def _baseline_result(work: Work) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
     batches = list(test.in_order())
     targets = np.concatenate([batch.targets.numpy() - 1 for batch in batches])
-    scorers = {**baseline_scorers(shop, train), "decayed_and_popular": tuned_scorer(shop, train)}
+    scorers: dict[str, Scorer] = baseline_scorers(shop, train, BASELINES)
+    scorers["boosted_trees"] = fit_trees(PopularityByDay(shop), train, work.seed)
     for name, scorer in scorers.items():
         ranks, top = [], []
         for batch in batches:
-            scores = scorer(batch)
-            ranks.append(target_ranks(scores, batch.target_query, batch.targets - 1).numpy())
-            top.append(top_items(scores, TOP).numpy())
+            scores = scores_of(scorer, batch)
+            ranks.append(scores.ranks(batch.target_query.numpy(), batch.targets.numpy() - 1))
+            top.append(scores.top(TOP))
         arrays[f"ranks.{name}"] = np.concatenate(ranks).astype(np.int32)
         arrays[f"coverage.{name}"] = np.array(coverage(np.concatenate(top), len(shop.item_ids)))
         arrays[f"popularity_bias.{name}"] = np.array(popularity_bias(np.concatenate(top), shop.counts[1:], targets))

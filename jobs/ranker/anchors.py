@@ -32,7 +32,9 @@ def missing_anchors(day: BasisDay) -> dict[date, str]:
     Returns:
         Anchor to the inputs_id of its rows.
     """
-    wanted = [day.ds - timedelta(days=back) for back in range(day.deployment.ranker.train_days + 1, 0, -1)]
+    # A first run trains without the days of the gate, so its training days lie further back.
+    n_days = day.deployment.ranker.train_days + day.deployment.ranker.gate_days
+    wanted = [day.ds - timedelta(days=back) for back in range(n_days, 0, -1)]
     now = inputs_ids(day, wanted)
     rows = day.lake.read(TRAINING_EXAMPLES, where={"basis_version": day.basis_version}).select("anchor_ds", "inputs_id")
     found = {(row["anchor_ds"], row["inputs_id"]) for row in rows.distinct().collect()}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from jobs.lake.lake import Metrics
 from jobs.ranker.items import CandidateItems
 from jobs.ranker.readers import ExampleReader
-from jobs.ranker.scorers import TOP, IntArray, Scorer
+from jobs.ranker.scorers import TOP, IntArray, Scorer, ranks_of, scores_of
 from lte_models.arrays import Float64Array
 from lte_models.evaluation.metrics import (
     coverage,
@@ -19,8 +19,6 @@ from lte_models.evaluation.metrics import (
     popularity_bias,
     query_metrics,
     summarise,
-    target_ranks,
-    top_items,
 )
 from lte_models.ranker.examples import ExampleBatch
 
@@ -59,9 +57,8 @@ def score(scorer: Scorer, test: ExampleReader, cutoffs: Sequence[int]) -> Scored
 
 def _scored_batches(scorer: Scorer, test: ExampleReader, cutoffs: Sequence[int]) -> Iterator[Scored]:
     for batch in test.in_order():
-        scores = scorer(batch)
-        ranks = target_ranks(scores, batch.target_query, batch.targets - 1).numpy()
-        yield Scored(_values(ranks, batch, cutoffs), top_items(scores, TOP).numpy())
+        scores = scores_of(scorer, batch)
+        yield Scored(_values(ranks_of(scores, batch), batch, cutoffs), scores.top(TOP))
 
 
 def _values(ranks: IntArray, batch: ExampleBatch, cutoffs: Sequence[int]) -> dict[tuple[str, str], Float64Array]:

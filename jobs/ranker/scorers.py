@@ -1,4 +1,4 @@
-"""Scores of the ranker and of its baselines on the examples of a day.
+"""Scores of the ranker on the examples of a day.
 
 Axes: B users, V items; column j of a score is row j + 1 of the vocabulary.
 """
@@ -6,8 +6,6 @@ Axes: B users, V items; column j of a score is row j + 1 of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import islice, product
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +15,10 @@ from torch import Tensor
 from jobs.config.renamed import with_new_keys
 from jobs.config.sections import RankerSection
 from jobs.ranker.items import CandidateItems, catalogue
-from jobs.ranker.readers import ExampleReader, context_of
+from jobs.ranker.readers import context_of
 from jobs.registry.bundles import ModelError
-from lte_models.evaluation.metrics import query_metrics, target_ranks
-from lte_models.ranker.baselines import (
-    decayed_counts,
-    ease,
-    ease_weights,
-    gram_matrix,
-    last_basket,
-    personal_frequency,
-    with_popularity,
-    with_tie_break,
-)
-from lte_models.ranker.examples import ExampleBatch, Past
+from lte_models.baselines.scores import DenseScores, Scores
+from lte_models.ranker.examples import ExampleBatch
 from lte_models.ranker.history_logits import DailyCounts
 from lte_models.ranker.model import Ranker
 from lte_models.ranker.towers import Catalogue, RankerConfig
@@ -40,19 +28,9 @@ from lte_models.training.trainer import best_device
 TOP = 10
 BATCH_USERS = 128
 
-# EASE inverts a matrix of items by items. 4,000 items take seconds, 40,000 items would take hours.
-EASE_ITEMS = 4000
-EASE_EXAMPLES = 50_000
-EASE_L2 = 200.0
-
-# The baseline of decayed counts is tuned over these values, on days before the test day.
-FLAT_SHARES = (0.0, 0.1, 0.5)
-POPULARITY_WEIGHTS = (0.0, 0.05, 0.3)
-TUNING_EXAMPLES, TUNING_CUTOFF = 1_000, 500
-
 # These buffers hold the items of the day, so they come from the catalogue of the day and not from the training.
 ITEM_BUFFERS = frozenset(f"item_tower.{name}" for name in Catalogue._fields)
-Scorer = Callable[[ExampleBatch], Tensor]
+Scorer = Callable[[ExampleBatch], Tensor | Scores]
 LteSource = Callable[[ExampleBatch], tuple[Tensor, Tensor]]  # float [B, C], bool [B]
 IntArray = npt.NDArray[np.int64]
 
@@ -147,116 +125,25 @@ def ranker_scorer(
     return RankerScorer(bundled_ranker(bundle, shop), settings, shop.daily, ltes)
 
 
-def baseline_scorers(shop: CandidateItems, recent: ExampleReader, *, ease_items: int = EASE_ITEMS) -> dict[str, Scorer]:
-    """The baselines that a ranker must beat. Items with scores that are equal up to rounding are ordered by popularity.
+def scores_of(scorer: Scorer, batch: ExampleBatch) -> Scores:
+    """Score a batch, by a model that scores the whole vocabulary or by a baseline that scores some items of each user.
 
     Args:
-        shop: Items of the day.
-        recent: Examples before the test day. EASE learns from them.
-        ease_items: Number of most frequent items that EASE knows. All other items are ranked after these.
+        scorer: The model or baseline.
+        batch: Examples.
     """
-    n_items = len(shop.item_ids)
-    weights = fit_ease(recent, min(n_items, ease_items))
-
-    week = partial(popularity, shop)
-
-    def basket(batch: ExampleBatch) -> Tensor:
-        return with_tie_break(last_basket(batch.past, len(batch.items), n_items), week(batch))
-
-    def frequency(batch: ExampleBatch, *, short: bool) -> Tensor:
-        counts = personal_frequency(batch.past, len(batch.items), n_items, short=short)
-        return with_tie_break(counts, week(batch))
-
-    def by_ease(batch: ExampleBatch) -> Tensor:
-        found = ease(_frequent(batch.past, len(weights)), weights, len(batch.items))
-        found = with_tie_break(found, week(batch)[:, : len(weights)])
-        return torch.nn.functional.pad(found, (0, n_items - len(weights)), value=float(found.min()) - 1)
-
-    return {
-        "popularity_7d": week,
-        "last_basket": basket,
-        "frequency_60d": lambda batch: frequency(batch, short=True),
-        "frequency_365d": lambda batch: frequency(batch, short=False),
-        "ease": by_ease,
-    }
+    found = scorer(batch)
+    return DenseScores(found) if isinstance(found, Tensor) else found
 
 
-def popularity(shop: CandidateItems, batch: ExampleBatch) -> Tensor:
-    """Interactions with each item in the 7 days before each example's anchor.
+def ranks_of(scores: Scores, batch: ExampleBatch) -> IntArray:
+    """Ranks of the targets of a batch, from 1: int64 [T].
 
     Args:
-        shop: Items of the day.
-        batch: B users.
+        scores: Scores of the batch.
+        batch: Examples.
 
-    Returns:
-        [B, V].
+    Raises:
+        ValueError: A score is not finite.
     """
-    days, place = torch.unique(batch.anchor_day, return_inverse=True)
-    return shop.daily.recent(days.unsqueeze(1), torch.arange(1, len(shop.item_ids) + 1))[..., 0][place]
-
-
-def tuned_scorer(shop: CandidateItems, recent: ExampleReader) -> Scorer:
-    """``decayed_and_popular``: own counts with decay, plus recent popularity, tuned on days before the test day.
-
-    The experiments compare with this scorer. The daily gate does not: the tuning takes minutes on the sample.
-
-    Args:
-        shop: Items of the day.
-        recent: Examples before the test day.
-    """
-
-    def decayed(flat_share: float, weight: float) -> Scorer:
-        def scores(batch: ExampleBatch) -> Tensor:
-            counts = popularity(shop, batch)
-            own = decayed_counts(batch.past, len(batch.items), len(shop.item_ids), flat_share=flat_share)
-            return with_tie_break(with_popularity(own, counts, weight), counts)
-
-        return scores
-
-    return best_of([decayed(*pair) for pair in product(FLAT_SHARES, POPULARITY_WEIGHTS)], recent)
-
-
-def best_of(scorers: Sequence[Scorer], recent: ExampleReader) -> Scorer:
-    """Choose the parameters of a baseline on days before the test day.
-
-    Args:
-        scorers: One scorer per choice of parameters.
-        recent: Examples before the test day. The first 1,000 examples in the order of a hash decide.
-
-    Returns:
-        The scorer with the best mean NDCG; the first one when several are equal.
-    """
-    batches = list(islice(recent.in_order(), max(1, TUNING_EXAMPLES // recent.batch_size)))
-    return max(scorers, key=lambda scorer: _mean_ndcg(batches, scorer))
-
-
-def _mean_ndcg(batches: Sequence[ExampleBatch], scorer: Scorer) -> float:
-    values = []
-    for batch in batches:
-        ranks = target_ranks(scorer(batch), batch.target_query, batch.targets - 1).numpy()
-        values.append(query_metrics(ranks, batch.target_query.numpy(), len(batch.items), TUNING_CUTOFF)["ndcg"])
-    found = np.concatenate(values)
-    found = found[~np.isnan(found)]
-    return float(found.mean()) if found.size else 0.0
-
-
-def fit_ease(recent: ExampleReader, n_items: int, l2: float = EASE_L2) -> Tensor:
-    """EASE on the years before recent anchors, over the most frequent items.
-
-    Args:
-        recent: Examples. The first 50,000 examples in the order of a hash are enough.
-        n_items: Number of items that EASE knows.
-        l2: Strength of the regularisation.
-
-    Returns:
-        float64 [n_items, n_items].
-    """
-    gram = torch.zeros(n_items, n_items)
-    for batch in islice(recent.in_order(), max(1, EASE_EXAMPLES // recent.batch_size)):
-        gram += gram_matrix(_frequent(batch.past, n_items), len(batch.items), n_items)
-    return ease_weights(gram, l2)
-
-
-def _frequent(past: Past, n_items: int) -> Past:
-    kept = past.items <= n_items
-    return Past(*(part[kept] for part in past))
+    return scores.ranks(batch.target_query.numpy(), batch.targets.numpy() - 1)

@@ -310,3 +310,5 @@ def test_settings_that_an_earlier_version_saved_with_a_model_are_read() -> None:
     found = RankerSection(**with_new_keys("ranker", saved))
     assert (found.validation_days, found.repeat_expert, found.affinity) == (3, False, False)
     assert with_new_keys("ranker", {"affinity": True})["affinity"]
+    with_list = with_new_keys("ranker", {"gate_baselines": ["ease"]})  # JSON has no tuples
+    assert RankerSection(**with_list).gate_baselines == ("ease",)
