@@ -18,7 +18,7 @@ from jobs.config.window import LONG_DAYS, day_number
 from jobs.ranker.items import IntArray
 from jobs.serving.history import Numbers, sent_events, serving_rows
 from lte_models.ranker.examples import ExampleCollate
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.model import Context, Ranker
 from lte_models.ranker.retrieval import Retriever
 from lte_models.ranker.towers import Catalogue, RankerConfig

@@ -31,13 +31,13 @@ from jobs.config.loading import load_deployment
 from jobs.config.sections import BASELINES, Deployment
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, open_lake
-from jobs.ranker.evaluation import DayFacts, Scored, day_facts, score
 from jobs.ranker.items import CandidateItems, load_candidates
-from jobs.ranker.live import LteKind, live_bundle_folder, live_ranker, make_live, require_pair
-from jobs.ranker.pool import UserDays, earlier_scores, pooled, write_scores
+from jobs.ranker.judging.evaluation import DayFacts, Scored, day_facts, score
+from jobs.ranker.judging.live import LteKind, live_bundle_folder, live_ranker, make_live, require_pair
+from jobs.ranker.judging.pool import UserDays, earlier_scores, pooled, write_scores
+from jobs.ranker.judging.verdict import Verdict, judge, judge_pool, nobody_came
 from jobs.ranker.readers import ExampleReader, days_with_examples, stage_examples, user_ids
 from jobs.ranker.scorers import BATCH_USERS, TOP, Scorer, ranker_scorer
-from jobs.ranker.verdict import Verdict, judge, judge_pool, nobody_came
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.registry.records import record_model
 from jobs.registry.tracking import track_test_day

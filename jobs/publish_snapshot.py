@@ -16,7 +16,7 @@ from jobs.lake.day import Day
 from jobs.lake.lake import Lake, open_lake
 from jobs.lake.reader import lake_reader
 from jobs.lte.settings import recorded_half_life
-from jobs.ranker.live import LteKind, live_manifest, require_pair
+from jobs.ranker.judging.live import LteKind, live_manifest, require_pair
 from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version
 from jobs.runtime.entry import run_job

@@ -31,7 +31,7 @@ from jobs.ranker.items import (
     load_candidates,
     lte_window,
 )
-from jobs.ranker.pool import first_test_day
+from jobs.ranker.judging.pool import first_test_day
 from jobs.ranker.readers import ExampleReader, context_of, days_with_examples, example_collate, stage_examples
 from jobs.ranker.scorers import RankerScorer
 from jobs.registry.bundles import ModelError, bundle_folder
@@ -40,7 +40,7 @@ from jobs.runtime.entry import is_off, run_job, say
 from jobs.runtime.flags import parse_config
 from lte_models.evaluation.metrics import query_metrics, target_ranks
 from lte_models.ranker.examples import ExampleBatch
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.loss import Objective, ranker_loss
 from lte_models.ranker.model import Ranker
 from lte_models.ranker.towers import LteStatistics

@@ -21,7 +21,7 @@ from lte_models.arrays import Float32Array, IntArray
 from lte_models.baselines.scores import PopularityOrder, SparseScores
 from lte_models.baselines.trees import BoostedTrees
 from lte_models.ranker.examples import ExampleBatch
-from lte_models.ranker.history_features import HISTORY_FEATURES
+from lte_models.ranker.logits.history_features import HISTORY_FEATURES
 
 # Items that are candidates of every user. Items that are neither popular nor the user's own come last.
 POPULAR_CANDIDATES = 200

@@ -38,7 +38,7 @@ from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version
 from lte_models.files import write_atomically
 from lte_models.ranker.examples import EXAMPLE_COLUMNS
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.training.stream import stage
 from schemas import EVENT_DAYS, EXPERIMENT_EXAMPLES, INTERACTIONS, ITEM_EMBEDDINGS, USER_HISTORIES
 

@@ -33,8 +33,8 @@ from jobs.config.sections import BASELINES, AutoencoderSection, ExperimentSectio
 from jobs.experiments.examples import TEST, TRAIN, read_candidates, user_numbers
 from jobs.experiments.plan import LTE_SET, Variant
 from jobs.ranker.building import build_ranker
-from jobs.ranker.evaluation import day_facts
 from jobs.ranker.items import CandidateItems
+from jobs.ranker.judging.evaluation import day_facts
 from jobs.ranker.readers import ExampleReader
 from jobs.ranker.scorers import Scorer, scores_of
 from jobs.runtime.code_version import code_version
@@ -564,7 +564,7 @@ def judged_user_days(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> 
         batches: Batches of the same rows, in the same order.
 
     Returns:
-        ``user`` [B] and the arrays of :class:`jobs.ranker.evaluation.DayFacts`.
+        ``user`` [B] and the arrays of :class:`jobs.ranker.judging.evaluation.DayFacts`.
     """
     return {"user": user_numbers(files), **vars(day_facts(batches))}
 

@@ -19,7 +19,7 @@ from jobs.config.window import LONG_DAYS, LteWindow, day_number, ranker_window
 from jobs.lake.lake import Lake
 from jobs.lte.windows import in_window
 from jobs.registry.bundles import ModelError
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.towers import Catalogue
 from lte_models.training.sampling import rank_by_frequency
 from schemas import INTERACTIONS, ITEMS

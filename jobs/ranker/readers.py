@@ -16,7 +16,7 @@ from jobs.lake.lake import Lake
 from jobs.ranker.items import CandidateItems
 from jobs.registry.bundles import ModelError
 from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, ExampleCollate, averaged_lte, lte_weights
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.model import Context, Ranker
 from lte_models.training.stream import RowGroupStream, StagedRows, StreamConfig, batches, stage
 from schemas import TRAINING_EXAMPLES

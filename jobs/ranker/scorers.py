@@ -19,7 +19,7 @@ from jobs.ranker.readers import context_of
 from jobs.registry.bundles import ModelError
 from lte_models.baselines.scores import DenseScores, Scores
 from lte_models.ranker.examples import ExampleBatch
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.model import Ranker
 from lte_models.ranker.towers import Catalogue, RankerConfig
 from lte_models.training.bundle import Bundle, load_bundle_weights

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from jobs.ranker.live import lte_of_ranker
+from jobs.ranker.judging.live import lte_of_ranker
 from jobs.registry.bundles import ModelError
 from jobs.serving.live import LiveService, Sent
 from jobs.store.rows import BadRowError

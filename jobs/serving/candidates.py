@@ -14,7 +14,7 @@ from jobs.config.window import LONG_DAYS, day_number
 from jobs.lake.reader import LakeReader
 from jobs.ranker.items import METADATA, CandidateItems, IntArray, rows_by_frequency
 from jobs.registry.bundles import ModelError
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from schemas import INTERACTIONS, ITEM_EMBEDDINGS, ITEMS
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.config.sections import Deployment
 from jobs.lake.reader import lake_reader
-from jobs.ranker.live import LiveRanker, live_ranker
+from jobs.ranker.judging.live import LiveRanker, live_ranker
 from jobs.registry.bundles import ModelError
 from jobs.runtime.progress import say
 from jobs.serving.history import sent_events

@@ -19,7 +19,7 @@ from jobs.config.renamed import with_new_keys
 from jobs.config.sections import Deployment, RankerSection
 from jobs.lake.reader import LakeReader
 from jobs.ranker.items import CandidateItems, IntArray
-from jobs.ranker.live import LteKind, live_bundle_folder, require_pair
+from jobs.ranker.judging.live import LteKind, live_bundle_folder, require_pair
 from jobs.ranker.readers import example_collate
 from jobs.ranker.scorers import bundled_ranker
 from jobs.registry.bundles import ModelError
@@ -27,7 +27,7 @@ from jobs.serving.candidates import read_candidates
 from jobs.serving.history import Numbers, lake_events, serving_rows
 from jobs.store.reader import EmbeddingBatch, SnapshotReader
 from lte_models.ranker.examples import ExampleBatch
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.model import Context
 from lte_models.ranker.retrieval import N_RETRIEVED, Retriever
 from lte_models.training.bundle import load_bundle

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lte_models.arrays import IntArray
-from lte_models.ranker.history_features import history_features
+from lte_models.ranker.logits.history_features import history_features
 from lte_models.training.stream import list_parts
 
 OBJECTIVES = ("next_day", "clm")

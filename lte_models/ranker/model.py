@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lte_models.ranker.affinity import Affinity
 from lte_models.ranker.examples import ExampleBatch
-from lte_models.ranker.history_logits import DailyCounts, HistoryLogits
+from lte_models.ranker.logits.affinity import Affinity
+from lte_models.ranker.logits.history_logits import DailyCounts, HistoryLogits
 from lte_models.ranker.towers import Catalogue, ItemTower, RankerConfig, UserTower
 
 

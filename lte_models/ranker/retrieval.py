@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lte_models.evaluation.metrics import top_items
 from lte_models.ranker.examples import ExampleBatch
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.model import Context, Ranker
 
 N_RETRIEVED = 500

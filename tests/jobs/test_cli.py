@@ -16,7 +16,7 @@ from jobs.cli import TOOLS, _print, dispatch
 from jobs.config.loading import load_deployment
 from jobs.lake.engine import filters
 from jobs.lake.engine.filters import SO_ATTACH_FILTER
-from jobs.ranker.live import POINTER, live_folder
+from jobs.ranker.judging.live import POINTER, live_folder
 
 NO_OPTION = 9999  # an option of sockets that no kernel has
 

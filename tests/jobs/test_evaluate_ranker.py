@@ -25,12 +25,20 @@ from jobs.evaluate_ranker import (
 )
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, Metrics
-from jobs.ranker.evaluation import DayFacts, Scored, day_facts, score, table_rows
 from jobs.ranker.items import CandidateItems, load_candidates
-from jobs.ranker.live import LteKind, live_bundle_folder, live_folder, live_ranker, make_live, require_pair, switch_back
+from jobs.ranker.judging.evaluation import DayFacts, Scored, day_facts, score, table_rows
+from jobs.ranker.judging.live import (
+    LteKind,
+    live_bundle_folder,
+    live_folder,
+    live_ranker,
+    make_live,
+    require_pair,
+    switch_back,
+)
+from jobs.ranker.judging.verdict import collapsed, nobody_came
 from jobs.ranker.readers import ExampleReader, stage_examples, user_ids
 from jobs.ranker.scorers import Scorer, newest, scores_of
-from jobs.ranker.verdict import collapsed, nobody_came
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.train_ranker import train
 from lte_builders import put, put_basis

@@ -33,7 +33,7 @@ from jobs.publish_snapshot import (
     require_gates,
     snapshot_source,
 )
-from jobs.ranker.live import make_live
+from jobs.ranker.judging.live import make_live
 from jobs.registry.bundles import bundle_folder
 from jobs.store.opening import open_store
 from jobs.store.publish import PublishRefusedError, audit, publish, rollback

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lte_models.ranker.examples import Past
-from lte_models.ranker.history_features import HISTORY_FEATURES
+from lte_models.ranker.logits.history_features import HISTORY_FEATURES
 
 
 def past_of_rows(rows: list[tuple[int, int, float, float, float]]) -> Past:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, Past
-from lte_models.ranker.history_features import history_features
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_features import history_features
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.model import Context, Ranker
 from lte_models.ranker.towers import Catalogue, RankerConfig
 

@@ -24,9 +24,9 @@ from checkout import ROOT
 from jobs.basis.basis import encoder_config
 from jobs.config.sections import BasisSection, LteMode, RankerSection
 from jobs.landing.catalogue import texts_of
-from jobs.ranker.evaluation import score
 from jobs.ranker.examples import ExamplesOfUser
 from jobs.ranker.items import METADATA, CandidateItems
+from jobs.ranker.judging.evaluation import score
 from jobs.ranker.readers import ExampleReader, context_of, user_ids
 from jobs.ranker.scorers import RankerScorer
 from jobs.samples.fashion.items import make_items
@@ -35,7 +35,7 @@ from jobs.train_ranker import fit, new_ranker
 from lte_models.encoders.loading import load_encoder
 from lte_models.evaluation.comparison import Comparison, compare
 from lte_models.ranker.examples import ExampleBatch, ExampleCollate
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.training.sampling import rank_by_frequency
 from lte_models.training.stream import StagedRows, stage
 

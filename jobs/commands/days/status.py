@@ -15,7 +15,7 @@ from jobs.config.sections import Deployment
 from jobs.gates.refusals import is_blocking
 from jobs.lake.reader import LakeReader, lake_reader
 from jobs.lte.inputs import read_staleness, stale_reason
-from jobs.ranker.live import live_ranker
+from jobs.ranker.judging.live import live_ranker
 from jobs.runtime.flags import today
 from jobs.runtime.pages import docs_index, report_page, states_file
 from jobs.runtime.text import counted

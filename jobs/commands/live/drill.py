@@ -21,9 +21,9 @@ from jobs.commands.live.rollback import require_served_pair
 from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
 from jobs.lake.lake import Lake, Metrics, open_lake
-from jobs.ranker.evaluation import score
 from jobs.ranker.items import CandidateItems, load_candidates
-from jobs.ranker.live import LiveRanker, live_bundle_folder, live_ranker
+from jobs.ranker.judging.evaluation import score
+from jobs.ranker.judging.live import LiveRanker, live_bundle_folder, live_ranker
 from jobs.ranker.readers import ExampleReader, days_with_examples, stage_examples, user_ids
 from jobs.ranker.scorers import BATCH_USERS, LteSource, ranker_scorer
 from jobs.registry.bundles import ModelError, bundle_folder, models_folder

@@ -14,7 +14,7 @@ from jobs.config.sections import Deployment
 from jobs.lake.lake import open_lake
 from jobs.lake.reader import lake_reader
 from jobs.lte.settings import recorded_half_life
-from jobs.ranker.live import (
+from jobs.ranker.judging.live import (
     LiveRanker,
     LteKind,
     bundle_name,

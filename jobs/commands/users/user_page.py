@@ -16,7 +16,7 @@ from jobs.config.sections import Deployment
 from jobs.config.window import LteWindow
 from jobs.lake.reader import LakeReader, lake_reader
 from jobs.lte.windows import window_days
-from jobs.ranker.live import live_bundle_folder
+from jobs.ranker.judging.live import live_bundle_folder
 from jobs.registry.bundles import ModelError
 from jobs.report.front import environment
 from jobs.serving.ranker import events_of, example_of, ranked, served_ranker

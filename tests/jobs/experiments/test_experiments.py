@@ -69,7 +69,7 @@ from jobs.registry.bundles import ModelError
 from lte_models.evaluation.comparison import compare, spread, verdict
 from lte_models.evaluation.metrics import target_ranks
 from lte_models.ranker.examples import ExampleCollate, averaged_lte, lte_weights
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.model import Context
 from schemas import EXPERIMENTS
 

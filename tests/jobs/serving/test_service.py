@@ -26,7 +26,7 @@ from jobs.config.window import ConfigError
 from jobs.lake.day import BasisDay
 from jobs.lake.reader import lake_reader
 from jobs.ranker.items import load_candidates
-from jobs.ranker.live import live_ranker, make_live, switch_back
+from jobs.ranker.judging.live import live_ranker, make_live, switch_back
 from jobs.registry.bundles import bundle_folder
 from jobs.serving.candidates import read_candidates
 from jobs.serving.ranker import ServedRanker, events_of, example_of, recommend, served_ranker

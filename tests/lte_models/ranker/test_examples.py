@@ -18,7 +18,7 @@ from lte_models.ranker.examples import (
     left_pad,
     lte_weights,
 )
-from lte_models.ranker.history_features import FEATURE_SCALES, HISTORY_FEATURES, history_features
+from lte_models.ranker.logits.history_features import FEATURE_SCALES, HISTORY_FEATURES, history_features
 from lte_models.training.stream import RowGroupStream, StreamConfig, batches, list_parts, stage
 
 # item_index 0..3; index 2 is outside the vocabulary

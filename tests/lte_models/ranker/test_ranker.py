@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lte_models.ranker.examples import ExampleBatch, Past
-from lte_models.ranker.history_logits import DailyCounts
+from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.loss import Objective, ranker_loss
 from lte_models.ranker.model import Context, Ranker
 from lte_models.ranker.towers import Catalogue, LteStatistics, RankerConfig

@@ -8,7 +8,7 @@ import pytest
 from jobs.commands.days.status import deployment_status, status_text
 from jobs.config.sections import Deployment
 from jobs.lake.lake import Lake
-from jobs.ranker.live import POINTER, live_folder
+from jobs.ranker.judging.live import POINTER, live_folder
 from jobs.runtime.pages import states_file
 from jobs.store.opening import open_store
 from jobs.store.publish import publish, rollback

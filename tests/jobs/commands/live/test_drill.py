@@ -19,7 +19,7 @@ from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
-from jobs.ranker.live import live_folder, make_live
+from jobs.ranker.judging.live import live_folder, make_live
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.store.opening import live_snapshot, open_store
 from jobs.store.publish import publish

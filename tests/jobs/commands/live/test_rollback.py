@@ -17,7 +17,7 @@ from jobs.commands.live.rollback import roll_back_ranker
 from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.lake.lake import Lake
-from jobs.ranker.live import live_folder, live_ranker, make_live
+from jobs.ranker.judging.live import live_folder, live_ranker, make_live
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.store.opening import open_store
 from jobs.store.publish import publish

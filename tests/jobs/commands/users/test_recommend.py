@@ -19,7 +19,7 @@ from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
 from jobs.lake.reader import lake_reader
 from jobs.landing.erased import user_hash
-from jobs.ranker.live import live_ranker, make_live
+from jobs.ranker.judging.live import live_ranker, make_live
 from jobs.ranker.readers import ExampleReader, stage_examples, user_ids
 from jobs.ranker.scorers import ranker_scorer
 from jobs.registry.bundles import ModelError, bundle_folder

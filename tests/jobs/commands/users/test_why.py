@@ -11,7 +11,7 @@ from jobs.commands.users.recommend import recommendations
 from jobs.commands.users.why import why, why_text
 from jobs.config.sections import Deployment
 from jobs.lake.day import BasisDay
-from jobs.ranker.live import make_live
+from jobs.ranker.judging.live import make_live
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.store.opening import open_store
 from jobs.store.publish import SnapshotSource, publish

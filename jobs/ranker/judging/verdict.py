@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from jobs.config.sections import RankerSection
 from jobs.lake.lake import Metrics
-from jobs.ranker.evaluation import DayFacts, Scored, group_sizes, table_rows
 from jobs.ranker.items import CandidateItems
-from jobs.ranker.pool import Pair, UserDays
+from jobs.ranker.judging.evaluation import DayFacts, Scored, group_sizes, table_rows
+from jobs.ranker.judging.pool import Pair, UserDays
 from jobs.ranker.scorers import TOP
 from jobs.runtime.text import counted
 from lte_models.evaluation.comparison import SIGNIFICANT, Comparison, compare

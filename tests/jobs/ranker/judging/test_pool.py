@@ -15,8 +15,8 @@ from jobs.config.sections import Deployment
 from jobs.evaluate_ranker import EvaluateConfig, anchors_of, decide, evaluate
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
-from jobs.ranker.live import live_ranker
-from jobs.ranker.pool import UserDays, earlier_scores, first_test_day, pooled, write_scores
+from jobs.ranker.judging.live import live_ranker
+from jobs.ranker.judging.pool import UserDays, earlier_scores, first_test_day, pooled, write_scores
 from jobs.ranker.scorers import Scorer
 from jobs.registry.bundles import bundle_folder
 from jobs.train_ranker import train

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from jobs.config.sections import BASELINES, RankerSection
-from jobs.ranker.pool import UserDays
-from jobs.ranker.verdict import SIMPLE_BASELINES, Verdict, against, below_counting, judge_pool
+from jobs.ranker.judging.pool import UserDays
+from jobs.ranker.judging.verdict import SIMPLE_BASELINES, Verdict, against, below_counting, judge_pool
 
 N_USERS, N_DAYS = 60, 7
 BLANK = Verdict({}, [], N_USERS)

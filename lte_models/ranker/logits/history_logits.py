@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lte_models.ranker.examples import Past
-from lte_models.ranker.history_features import FEATURE_SCALES, HISTORY_FEATURES
+from lte_models.ranker.logits.history_features import FEATURE_SCALES, HISTORY_FEATURES
 
 # The first three come first for those who read them by place; the last day says what is sold out or new.
 POPULARITY_DAYS = (7, 28, 365, 1)
