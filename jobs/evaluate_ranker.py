@@ -28,7 +28,8 @@ from jobs.baselines.scorers import baseline_scorers
 from jobs.baselines.tuning import best_baseline
 from jobs.basis.basis import configured_basis, known_items, read_basis
 from jobs.config.loading import load_deployment
-from jobs.config.sections import BASELINES, Deployment
+from jobs.config.models import BASELINES
+from jobs.config.sections import Deployment
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, open_lake
 from jobs.ranker.items import CandidateItems, load_candidates

@@ -17,7 +17,7 @@ from typing import Any
 
 from jobs.analyses.run import ANALYSIS_NAMES, run_analysis
 from jobs.config.loading import default_config, load_deployment
-from jobs.config.sections import ExperimentSection
+from jobs.config.models import ExperimentSection
 from jobs.experiments.plan import EXPERIMENT_NAMES
 from jobs.experiments.run import JOB, run_experiments, shown
 from jobs.runtime.entry import run_job

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from jobs.basis.basis import configured_basis
-from jobs.config.sections import RankerSection
+from jobs.config.models import RankerSection
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, Metrics, open_lake
 from jobs.ranker.building import BuiltRanker, build_ranker

@@ -23,7 +23,7 @@ from jobs.analyses.windows import Encoder, Moved
 from jobs.autoencoder.building import PAPER_FORM, build_autoencoder, sampled_loss
 from jobs.autoencoder.histories import HistoryReader, ranked_histories
 from jobs.autoencoder.scores import validation_scores
-from jobs.config.sections import AutoencoderSection, ExperimentSection
+from jobs.config.models import AutoencoderSection, ExperimentSection
 from jobs.experiments.plan import ExampleSet, Variant
 from jobs.experiments.run import counts_of
 from jobs.experiments.statistics import Compared, JudgedUserDays, contrast_rows, plain_row

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.config.sections import AutoencoderSection
+from jobs.config.models import AutoencoderSection
 from jobs.lake.vectors import FloatMatrix
 from lte_models.arrays import IntArray
 from lte_models.autoencoder import Autoencoder, AutoencoderConfig, FittedParts, ItemHistories, autoencoder_loss

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.basis.basis import known_items, read_basis
-from jobs.config.sections import AutoencoderSection
+from jobs.config.models import AutoencoderSection
 from jobs.config.window import LteWindow
 from jobs.lake.day import BasisDay
 from jobs.lte.windows import in_window, reach

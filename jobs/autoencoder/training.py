@@ -15,7 +15,7 @@ from jobs.autoencoder.building import PAPER_FORM, build_autoencoder, fitted_part
 from jobs.autoencoder.histories import HistoryReader, IntArray, _partition
 from jobs.autoencoder.scores import CUTOFF, validation_scores
 from jobs.basis.matrix import item_ids, load_matrix, pinned_basis
-from jobs.config.sections import AutoencoderSection
+from jobs.config.models import AutoencoderSection
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Metrics
 from jobs.lake.vectors import FloatMatrix

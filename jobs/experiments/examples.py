@@ -27,7 +27,8 @@ from pyspark.sql import functions as F
 
 from jobs.autoencoder.histories import write_histories
 from jobs.basis.basis import known_items, read_basis
-from jobs.config.sections import Deployment, ExperimentSection
+from jobs.config.models import ExperimentSection
+from jobs.config.sections import Deployment
 from jobs.config.window import day_number
 from jobs.experiments.plan import ExampleSet
 from jobs.lake.day import BasisDay

@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
-from jobs.config.sections import ExperimentSection
+from jobs.config.models import ExperimentSection
 from jobs.experiments.training import result_file, run_work
 from jobs.runtime import progress
 

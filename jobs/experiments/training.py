@@ -29,7 +29,7 @@ from jobs.autoencoder.histories import HistoryReader
 from jobs.autoencoder.scores import validation_scores
 from jobs.baselines.scorers import PopularityByDay, baseline_scorers
 from jobs.baselines.trees import fit_trees
-from jobs.config.sections import BASELINES, AutoencoderSection, ExperimentSection
+from jobs.config.models import BASELINES, AutoencoderSection, ExperimentSection
 from jobs.experiments.examples import TEST, TRAIN, read_candidates, user_numbers
 from jobs.experiments.plan import LTE_SET, Variant
 from jobs.ranker.building import build_ranker

@@ -14,7 +14,8 @@ from pyspark.sql import functions as F
 
 from jobs.basis.basis import catalogue_versions, known_items, read_basis
 from jobs.basis.matrix import item_ids, load_matrix, pinned_basis
-from jobs.config.sections import LteSection, RankerSection
+from jobs.config.models import RankerSection
+from jobs.config.sections import LteSection
 from jobs.config.window import LONG_DAYS, LteWindow, day_number, ranker_window
 from jobs.lake.lake import Lake
 from jobs.lte.windows import in_window

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import functions as F
 
-from jobs.config.sections import RankerSection
+from jobs.config.models import RankerSection
 from jobs.lake.lake import Lake
 from jobs.ranker.items import CandidateItems
 from jobs.registry.bundles import ModelError

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from jobs.config.models import RankerSection
 from jobs.config.renamed import with_new_keys
-from jobs.config.sections import RankerSection
 from jobs.ranker.items import CandidateItems, catalogue
 from jobs.ranker.readers import context_of
 from jobs.registry.bundles import ModelError

@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from jobs.config.models import RankerSection
 from jobs.config.renamed import with_new_keys
-from jobs.config.sections import Deployment, RankerSection
+from jobs.config.sections import Deployment
 from jobs.lake.reader import LakeReader
 from jobs.ranker.items import CandidateItems, IntArray
 from jobs.ranker.judging.live import LteKind, live_bundle_folder, require_pair

@@ -9,7 +9,8 @@ from jobs.compute_drift import JOB as DRIFT_JOB
 from jobs.compute_drift import write_drift
 from jobs.compute_lte import JOB as LTE_JOB
 from jobs.compute_lte import lte_metrics, write_lte
-from jobs.config.sections import AutoencoderSection, Deployment
+from jobs.config.models import AutoencoderSection
+from jobs.config.sections import Deployment
 from jobs.lake.day import BasisDay, Day
 from jobs.lake.lake import Lake
 from lte_builders import BASIS, DS, Event, put, put_basis, put_events

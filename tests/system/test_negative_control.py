@@ -22,7 +22,8 @@ import torch
 
 from checkout import ROOT
 from jobs.basis.basis import encoder_config
-from jobs.config.sections import BasisSection, LteMode, RankerSection
+from jobs.config.models import LteMode, RankerSection
+from jobs.config.sections import BasisSection
 from jobs.landing.catalogue import texts_of
 from jobs.ranker.examples import ExamplesOfUser
 from jobs.ranker.items import METADATA, CandidateItems

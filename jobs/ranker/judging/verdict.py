@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jobs.config.sections import RankerSection
+from jobs.config.models import RankerSection
 from jobs.lake.lake import Metrics
 from jobs.ranker.items import CandidateItems
 from jobs.ranker.judging.evaluation import DayFacts, Scored, group_sizes, table_rows

@@ -14,8 +14,9 @@ import pytest
 
 from checkout import ROOT
 from jobs.config.loading import load_deployment
+from jobs.config.models import LteMode, RankerSection
 from jobs.config.renamed import with_new_keys
-from jobs.config.sections import LteMode, RankerSection, clip_models
+from jobs.config.sections import clip_models
 from jobs.config.window import ConfigError, LteWindow
 from jobs.runtime.code_version import code_version
 from jobs.runtime.flags import parse_config

@@ -21,7 +21,8 @@ from experiment_shop import DS, N_ITEMS, shop_events, shop_lake
 from jobs import experiment as task
 from jobs.basis.basis import configured_basis
 from jobs.config.loading import load_deployment
-from jobs.config.sections import Deployment, ExperimentSection, RankerSection
+from jobs.config.models import ExperimentSection, RankerSection
+from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.experiments import pool
 from jobs.experiments import run as job

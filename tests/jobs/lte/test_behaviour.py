@@ -11,7 +11,8 @@ from jobs.compute_drift import write_drift
 from jobs.compute_lte import JOB as LTE_JOB
 from jobs.compute_lte import lte_metrics, write_lte
 from jobs.config.loading import ConfigError
-from jobs.config.sections import BehaviourSection, DriftSection, LteSection, RankerSection
+from jobs.config.models import RankerSection
+from jobs.config.sections import BehaviourSection, DriftSection, LteSection
 from jobs.lake.day import BasisDay, Day
 from jobs.lte.behaviour import used_behaviour
 from lte_builders import BASIS, DS, Event, put_basis, put_events

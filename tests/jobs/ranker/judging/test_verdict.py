@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jobs.config.sections import BASELINES, RankerSection
+from jobs.config.models import BASELINES, RankerSection
 from jobs.ranker.judging.pool import UserDays
 from jobs.ranker.judging.verdict import SIMPLE_BASELINES, Verdict, against, below_counting, judge_pool
 
