@@ -20,8 +20,9 @@ from scipy import stats
 from jobs.experiments.plan import ExampleSet, Variant
 from jobs.experiments.statistics import SHORT_GROUPS, plain_row
 from jobs.experiments.tables import markdown_table
-from jobs.experiments.training import Prepared, Work, fitted_ranker, judged_batches, prepare_worker, result_file
-from jobs.experiments.training import write_result as save_arrays
+from jobs.experiments.training import Prepared, fitted_ranker, judged_batches
+from jobs.experiments.work import Work, prepare_worker, result_file
+from jobs.experiments.work import write_result as save_arrays
 from lte_models.arrays import Float64Array, IntArray
 from lte_models.evaluation.comparison import compare
 from lte_models.evaluation.metrics import history_bucket

@@ -51,7 +51,8 @@ from jobs.experiments.pool import NamedWork, Runner, say, worker_pool
 from jobs.experiments.run import JOB, experiments_folder, report_path, write_rows
 from jobs.experiments.statistics import JudgedUserDays, with_verdicts
 from jobs.experiments.tables import write_csv
-from jobs.experiments.training import Work, judged_user_days, result_file, result_name, staged_files, staged_shop
+from jobs.experiments.training import judged_user_days
+from jobs.experiments.work import Work, result_file, result_name, staged_files, staged_shop
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, open_lake
 from jobs.ranker.readers import ExampleReader

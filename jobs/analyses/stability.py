@@ -24,21 +24,18 @@ from jobs.autoencoder.building import PAPER_FORM, build_autoencoder, sampled_los
 from jobs.autoencoder.histories import HistoryReader, ranked_histories
 from jobs.autoencoder.scores import validation_scores
 from jobs.config.models import AutoencoderSection, ExperimentSection
+from jobs.experiments.autoencoder import frequent_rows, ranks_of
 from jobs.experiments.plan import ExampleSet, Variant
 from jobs.experiments.run import counts_of
 from jobs.experiments.statistics import Compared, JudgedUserDays, contrast_rows, plain_row
 from jobs.experiments.tables import markdown_table, percent
-from jobs.experiments.training import (
+from jobs.experiments.training import fitted_ranker, judged_batches, ranked
+from jobs.experiments.work import (
     CUTOFF,
     LteMaker,
     Work,
     fit,
-    fitted_ranker,
-    frequent_rows,
-    judged_batches,
     prepare_worker,
-    ranked,
-    ranks_of,
     result_file,
     staged_shop,
     train_config,

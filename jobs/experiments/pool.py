@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jobs.config.models import ExperimentSection
-from jobs.experiments.training import result_file, run_work
+from jobs.experiments.training import run_work
+from jobs.experiments.work import result_file
 from jobs.runtime import progress
 
 

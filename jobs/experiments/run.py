@@ -50,7 +50,7 @@ from jobs.experiments.statistics import (
     with_verdicts,
 )
 from jobs.experiments.tables import experiment_text, write_csv, write_plot
-from jobs.experiments.training import CUTOFF, AnyWork, AutoencoderWork, Work, remove_staged, result_file, result_name
+from jobs.experiments.work import CUTOFF, AnyWork, AutoencoderWork, Work, remove_staged, result_file, result_name
 from jobs.lake.lake import Lake, open_lake
 from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version

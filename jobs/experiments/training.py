@@ -6,12 +6,8 @@ the hash of everything that decides its result, and does not run twice.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,96 +17,46 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from jobs.autoencoder.building import PAPER_FORM, build_autoencoder, needs_average, sampled_loss
-from jobs.autoencoder.histories import HistoryReader
-from jobs.autoencoder.scores import validation_scores
 from jobs.baselines.scorers import PopularityByDay, baseline_scorers
 from jobs.baselines.trees import fit_trees
-from jobs.config.models import BASELINES, AutoencoderSection, ExperimentSection
-from jobs.experiments.examples import TEST, TRAIN, read_candidates, user_numbers
+from jobs.config.models import BASELINES, ExperimentSection
+from jobs.experiments.autoencoder import autoencoder_ltes, autoencoder_result
+from jobs.experiments.examples import TEST, TRAIN, user_numbers
 from jobs.experiments.plan import LTE_SET, Variant
+from jobs.experiments.work import (
+    TOP,
+    AutoencoderWork,
+    IntArray,
+    LteMaker,
+    Work,
+    curve_arrays,
+    fit,
+    prepare_worker,
+    result_file,
+    staged_files,
+    staged_shop,
+    train_config,
+    write_result,
+)
 from jobs.ranker.building import build_ranker
 from jobs.ranker.items import CandidateItems
 from jobs.ranker.judging.evaluation import day_facts
 from jobs.ranker.readers import ExampleReader
 from jobs.ranker.scorers import Scorer, scores_of
-from jobs.runtime.code_version import code_version
-from lte_models.autoencoder import Autoencoder, AutoencoderConfig, ItemHistories
 from lte_models.evaluation.metrics import coverage, popularity_bias, target_ranks, top_items
-from lte_models.files import replacing
 from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, ExampleCollate, Past, averaged_lte, lte_weights
 from lte_models.ranker.loss import Objective, ranker_loss
 from lte_models.ranker.model import Context, Ranker
 from lte_models.ranker.towers import LteStatistics
-from lte_models.training.sampling import LogUniformSampler, negatives_for_share, rank_by_frequency
+from lte_models.training.sampling import LogUniformSampler, negatives_for_share
 from lte_models.training.stream import StagedRows, list_parts
-from lte_models.training.trainer import BatchT, Progress, Task, TrainConfig, Trainer
-
-CUTOFF = 500
-TOP = 10
+from lte_models.training.trainer import Progress
 
 # Causal training has a query at each position, so fewer negatives and fewer examples are enough.
 CLM_NEGATIVES = 256
 CLM_SHARE = 8
-IntArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Work:
-    """One training, or the scoring of the baselines.
-
-    Attributes:
-        folder: Folder of the staged rows, the shop and the results.
-        result: Name of the result: the hash of everything that decides the result.
-        variant: Variant to train; None scores the baselines.
-        seed: Seed of weights, order, dropout and negatives.
-        settings: Sizes.
-        n_types: Number of interaction types.
-        autoencoder: Name of the autoencoder's result, if an autoencoder computes the LTEs of the variant; else empty.
-    """
-
-    folder: Path
-    result: str
-    variant: Variant | None
-    seed: int
-    settings: ExperimentSection
-    n_types: int
-    autoencoder: str = ""
-
-
-@dataclass(frozen=True)
-class AutoencoderWork:
-    """One training of the autoencoder.
-
-    Attributes:
-        folder: Folder of the staged histories, the shop and the results.
-        result: Name of the result.
-        power: Power factor of the negatives.
-        seed: Seed of weights, order and negatives.
-        settings: Sizes.
-        autoencoder: Section [autoencoder]: rates and batch size.
-    """
-
-    folder: Path
-    result: str
-    power: float
-    seed: int
-    settings: ExperimentSection
-    autoencoder: AutoencoderSection
-
-
-def result_name(named: dict[str, Any]) -> str:
-    """Hash of everything that decides a result, the version of the code included."""
-    content = json.dumps(named | {"code": code_version()}, sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def result_file(folder: Path, result: str) -> Path:
-    """Path of a result."""
-    return folder / "results" / f"{result}.npz"
 
 
 def run_work(work: Work | AutoencoderWork) -> str:
@@ -125,7 +71,7 @@ def run_work(work: Work | AutoencoderWork) -> str:
     prepare_worker()
     started = time.monotonic()
     if isinstance(work, AutoencoderWork):
-        name, arrays = f"autoencoder, power {work.power:g}, seed {work.seed}", _autoencoder_result(work)
+        name, arrays = f"autoencoder, power {work.power:g}, seed {work.seed}", autoencoder_result(work)
     elif work.variant is None:
         name, arrays = "baselines", _baseline_result(work)
     else:
@@ -137,19 +83,6 @@ def run_work(work: Work | AutoencoderWork) -> str:
     return f"{name}: {seconds:.1f} s"
 
 
-def prepare_worker() -> None:
-    """Settings of a worker process: one thread, and no time for filling memory."""
-    torch.set_num_threads(1)
-    switches: Any = torch.utils.deterministic  # replaces itself by an object whose attributes no stub names
-    switches.fill_uninitialized_memory = False  # saves time; deterministic kernels never read uninitialised memory
-
-
-def write_result(file: Path, seconds: float, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Write the arrays of a finished piece of work; a kill leaves no incomplete file."""
-    with replacing(file) as unfinished, unfinished.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, seconds=np.array(seconds), **arrays)
-
-
 # --- examples ---------------------------------------------------------------------------------------------------
 
 
@@ -158,17 +91,6 @@ class Prepared(NamedTuple):
 
     batch: ExampleBatch
     context: Context
-
-
-@lru_cache(maxsize=1)
-def staged_shop(folder: Path) -> CandidateItems:
-    """The shop of a folder, read once by a worker."""
-    return read_candidates(folder / "shop")
-
-
-def staged_files(folder: Path, examples: str, part: str) -> list[Path]:
-    """Files of one part of a set of examples."""
-    return sorted((folder / examples / part).glob("*.parquet"))
 
 
 @lru_cache(maxsize=1)
@@ -209,9 +131,6 @@ def _prepared(
         kept = batch if variant.history else batch._replace(past=Past(*(part[:0] for part in batch.past)))
         found.append(Prepared(kept, Context(*ltes(batch), shop.daily)))
     return found
-
-
-LteMaker = Callable[[ExampleBatch], tuple[Tensor, Tensor]]
 
 
 def lte_maker(variant: Variant, shop: CandidateItems, encoder: LteMaker | None) -> LteMaker:
@@ -358,59 +277,6 @@ def _ranker_loss(
     return lambda item, rng: ranker_loss(model, item.batch, item.context, objective, rng)
 
 
-def train_config(epochs: int, learning_rate: float, seed: int) -> TrainConfig:
-    """Settings of a training of fixed length: it does not stop early.
-
-    Args:
-        epochs: Number of passes over the examples.
-        learning_rate: Learning rate of the first step.
-        seed: Seed of dropout and negatives.
-    """
-    return TrainConfig(epochs=epochs, learning_rate=learning_rate, patience=epochs, seed=seed)
-
-
-def fit(
-    model: nn.Module,
-    loss: Callable[[BatchT, torch.Generator], Tensor],
-    batches: Callable[[int], Iterable[BatchT]],
-    validate: Callable[[], float] | None,
-    config: TrainConfig,
-    n_steps: int = 0,
-) -> Progress:
-    """Train for a fixed number of epochs with a falling learning rate.
-
-    A training takes a minute or two, so there is no checkpoint.
-
-    Args:
-        model: Model to train.
-        loss: Loss of a batch.
-        batches: Epoch to its batches.
-        validate: Value after each epoch; the best epoch is kept. None keeps the last one.
-        config: Result of :func:`train_config`.
-        n_steps: Steps of an epoch: the rate falls linearly to 0 with the last one. With 0 it falls after each epoch.
-
-    Returns:
-        Curve and seconds.
-
-    Raises:
-        FloatingPointError: The loss or a validation value is not finite.
-    """
-
-    def rate(progress: Progress) -> float:
-        done = progress.total_steps / n_steps if n_steps else float(progress.epoch)
-        return max(0.0, 1 - done / config.epochs)
-
-    return Trainer(Task(model, loss, batches, validate, "", rate=rate), config, None).run()
-
-
-def curve_arrays(progress: Progress) -> dict[str, npt.NDArray[Any]]:
-    """``curve``: the mean training loss of each epoch. ``train_seconds``: the seconds of the training steps alone."""
-    return {
-        "curve": np.array([entry["loss"] for entry in progress.curve]),
-        "train_seconds": np.array(progress.seconds),
-    }
-
-
 def ranked(model: Ranker, items: Sequence[Prepared]) -> tuple[IntArray, IntArray]:
     """Rank the targets; the catalogue is embedded once for all batches.
 
@@ -434,99 +300,6 @@ def ranked(model: Ranker, items: Sequence[Prepared]) -> tuple[IntArray, IntArray
 
 
 # --- autoencoder ------------------------------------------------------------------------------------------------
-
-
-def _autoencoder_result(work: AutoencoderWork) -> dict[str, npt.NDArray[Any]]:
-    shop, files = staged_shop(work.folder), sorted((work.folder / "histories").glob("*.parquet"))
-    rows = frequent_rows(files, shop, work.settings.autoencoder_items)
-    rank_of_index = ranks_of(rows, len(shop.content))[shop.row_of_index]
-    # The experiment compares power factors of the paper's form, whatever form the daily training has.
-    fixed = {"seed": work.seed, "power": work.power, **PAPER_FORM}
-    settings = AutoencoderSection(**{**asdict(work.autoencoder), **fixed})
-    reader = HistoryReader(files, rank_of_index, settings).with_somebody_to_train_on()
-    model = build_autoencoder(settings, torch.from_numpy(shop.content[rows]))
-    progress = fit(
-        model,
-        sampled_loss(model),
-        reader.epoch,
-        lambda: validation_scores(model, reader)["recall"],
-        train_config(work.settings.autoencoder_epochs, settings.learning_rate, work.seed),
-    )
-    scores = validation_scores(model, reader)
-    weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-    target = result_file(work.folder, work.result).with_suffix(".safetensors")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights | {"rows": torch.from_numpy(rows)}, target)
-    return {
-        **{name: np.array(value) for name, value in scores.items()},
-        **curve_arrays(progress),
-    }
-
-
-def frequent_rows(files: Sequence[Path], shop: CandidateItems, limit: int) -> IntArray:
-    """Rows of the items that occur in the most histories, most frequent first.
-
-    Args:
-        files: Staged histories.
-        shop: Maps item_index to rows.
-        limit: Largest number of items.
-
-    Returns:
-        int64 [n].
-
-    Raises:
-        ValueError: No history holds a known item.
-    """
-    counts = np.zeros(len(shop.content), dtype=np.int64)
-    for file in files:
-        index, _ = list_parts(pq.read_table(file, columns=["items"])["items"])
-        known = index[index < len(shop.row_of_index)]
-        counts += np.bincount(shop.row_of_index[known], minlength=len(counts))
-    counts[0] = 0
-    rows: IntArray = rank_by_frequency(counts)[: min(limit, int((counts > 0).sum()))].astype(np.int64)
-    if not len(rows):
-        raise ValueError("table user_histories: no user has a known item; there is nothing to train on")
-    return rows
-
-
-def ranks_of(rows: IntArray, n_rows: int) -> IntArray:
-    """Place of each row in ``rows``, -1 for a row that is not there: int64 [n_rows]."""
-    ranks = np.full(n_rows, -1, dtype=np.int64)
-    ranks[rows] = np.arange(len(rows))
-    return ranks
-
-
-def autoencoder_ltes(folder: Path, result: str, shop: CandidateItems) -> LteMaker:
-    """Encode the long window of each example with a trained autoencoder, as embed_users does for each user.
-
-    A user without history gets the cold-start vector. A user with a history whose items the autoencoder does not know
-    gets the uniform average.
-
-    Args:
-        folder: Folder of the experiments.
-        result: Name of the autoencoder's result.
-        shop: The basis in row order.
-    """
-    content = torch.from_numpy(shop.content)
-    weights = load_file(result_file(folder, result).with_suffix(".safetensors"))
-    rows = weights.pop("rows")
-    model = Autoencoder(AutoencoderConfig(n_items=len(rows), dim=content.shape[1]), content[rows])
-    model.load_state_dict(weights, strict=False)
-    model.eval()
-    ranks = torch.from_numpy(ranks_of(rows.numpy(), len(content)))
-
-    def encode(batch: ExampleBatch) -> tuple[Tensor, Tensor]:
-        past, n_users = batch.past, len(batch.items)
-        is_long = past.n_long > 0
-        known = is_long & (ranks[past.items] >= 0)
-        n_known, n_long = (torch.bincount(past.user[each], minlength=n_users) for each in (known, is_long))
-        with torch.no_grad():
-            latent = model(ItemHistories(ranks[past.items[known]], torch.cumsum(n_known, 0) - n_known))
-        average, _ = averaged_lte(past, lte_weights(past, method="uniform", lagged=True), content, n_users)
-        is_lost = needs_average(n_long > 0, n_known)
-        return torch.where(is_lost.unsqueeze(1), average, latent), torch.ones(n_users, dtype=torch.bool)
-
-    return encode
 
 
 # --- baselines --------------------------------------------------------------------------------------------------
@@ -567,13 +340,3 @@ def judged_user_days(files: Sequence[Path], batches: Sequence[ExampleBatch]) -> 
         ``user`` [B] and the arrays of :class:`jobs.ranker.judging.evaluation.DayFacts`.
     """
     return {"user": user_numbers(files), **vars(day_facts(batches))}
-
-
-def remove_staged(folder: Path) -> None:
-    """Delete the local copies of examples and histories, because the erasure of a user works on the tables."""
-    for each in folder.iterdir() if folder.exists() else ():
-        if each.is_dir() and each.name != "results":
-            shutil.rmtree(each)
-
-
-AnyWork = Work | AutoencoderWork

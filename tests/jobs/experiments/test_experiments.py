@@ -26,6 +26,7 @@ from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.experiments import pool
 from jobs.experiments import run as job
+from jobs.experiments.autoencoder import autoencoder_ltes
 from jobs.experiments.examples import (
     PARTS,
     TEST,
@@ -52,18 +53,9 @@ from jobs.experiments.statistics import (
     with_verdicts,
 )
 from jobs.experiments.tables import GROUP_NAMES, experiment_text, percent, signs, write_plot
-from jobs.experiments.training import (
-    AutoencoderWork,
-    Prepared,
-    autoencoder_ltes,
-    fit,
-    lte_maker,
-    new_ranker,
-    ranked,
-    run_work,
-    train_config,
-)
-from jobs.experiments.training import Work as RankerWork
+from jobs.experiments.training import Prepared, lte_maker, new_ranker, ranked, run_work
+from jobs.experiments.work import AutoencoderWork, fit, train_config
+from jobs.experiments.work import Work as RankerWork
 from jobs.lake.lake import Lake
 from jobs.ranker.items import CandidateItems
 from jobs.registry.bundles import ModelError
