@@ -234,7 +234,7 @@ def _back(days: int) -> date:
 
 
 def _settings(file: Path, **changes: str) -> Deployment:
-    environ = {"LTE_RANKER__TRAIN_DAYS": "10", "LTE_RANKER__VALIDATION_DAYS": "2"}
+    environ = {"LTE_RANKER__TRAIN_DAYS": "10", "LTE_RANKER__GATE_DAYS": "1", "LTE_RANKER__VALIDATION_DAYS": "2"}
     return load_deployment(file, environ=environ | {f"LTE_{name.upper()}": value for name, value in changes.items()})
 
 
