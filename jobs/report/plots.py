@@ -309,7 +309,7 @@ def _trend_panel(
             axes.set_ylim(bottom=0)
         if len(lines) > 1:  # below the panel, where it hides no point
             figure: Any = axes.get_figure(root=True)
-            figure.legend(loc="outside lower center", ncols=3)
+            figure.legend(loc="outside lower center", ncols=2)  # three long names are cut off
 
 
 def _run_axis(axes: Axes, days: Sequence[date]) -> None:
