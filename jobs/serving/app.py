@@ -135,12 +135,12 @@ async def _too_large(request: Request) -> Response | None:
     if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
         return error
     if not declared and "transfer-encoding" in request.headers:
-        parts: list[bytes] = []
+        body = bytearray()
         async for part in request.stream():
-            parts.append(part)
-            if sum(map(len, parts)) > MAX_BODY_BYTES:
+            body += part
+            if len(body) > MAX_BODY_BYTES:
                 return error
-        request._body = b"".join(parts)  # where Starlette keeps a body that was read
+        request._body = bytes(body)  # where Starlette keeps a body that was read
     return None
 
 
