@@ -46,7 +46,7 @@ from typing import Any
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronDataIntervalTimetable, TriggerRule, chain
-from tasks import JOB_LIMITS, job_task
+from tasks import ONE_RUN_AT_A_TIME, job_task
 from turns import DayMayStart
 
 LAST_DAY = os.environ.get("LTE_LAST_DAY")
@@ -61,16 +61,13 @@ with DAG(
     "lte_daily",
     # A plain cron string would make ds the day of the trigger, whose data is not complete.
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
-    start_date=datetime(2000, 1, 1, tzinfo=UTC),
     # The end date also ends the tasks: Airflow 3.3.2 marks a run of a later day as a success without a task.
     # `make run` and the `airflow` of scripts/env.sh refuse such a day.
     end_date=datetime.fromisoformat(LAST_DAY).replace(tzinfo=UTC) if LAST_DAY else None,
-    catchup=False,
-    max_active_runs=1,
     # A run that cannot continue, for example because its pool does not exist, must not block the later days for ever.
     dagrun_timeout=timedelta(days=2),
-    default_args=JOB_LIMITS,
     doc_md=__doc__,
+    **ONE_RUN_AT_A_TIME,
     tags=["lte", "daily"],
 ):
     # Not in the pool of the heavy jobs: a day that waits must not take the slot of the day that it waits for.

@@ -18,10 +18,10 @@ memory of the machine.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from airflow.sdk import DAG, Param, chain
-from tasks import JOB_LIMITS, job_task
+from tasks import ONE_RUN_AT_A_TIME, job_task
 
 EXPERIMENTS = ("integration", "live", "leakage", "sequence-length", "autoencoder", "stability", "attention")
 DAY = r"^(\d{4}-\d{2}-\d{2})?$"
@@ -31,16 +31,13 @@ RUN_FLAGS = "{% if params.ds %}--ds {{ params.ds }}{% endif %} {{ params.flags }
 with DAG(
     "lte_experiments",
     schedule=None,
-    start_date=datetime(2000, 1, 1, tzinfo=UTC),
-    catchup=False,
-    max_active_runs=1,
     dagrun_timeout=timedelta(days=2),
     params={
         "ds": Param("", type="string", pattern=DAY, description="last test day; empty: the last with interactions"),
         "flags": Param("", type="string", pattern=FLAGS, description="further flags of `lte experiment`"),
     },
-    default_args=JOB_LIMITS,
     doc_md=__doc__,
+    **ONE_RUN_AT_A_TIME,
     tags=["lte", "experiments"],
 ):
     chain(*(job_task(name, f"experiment {name}", RUN_FLAGS) for name in EXPERIMENTS))

@@ -14,21 +14,18 @@ The run takes a slot of the pool `lte_heavy` and the lease of the lake, so no ot
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from airflow.sdk import DAG, CronDataIntervalTimetable
-from tasks import JOB_LIMITS, job_task
+from tasks import ONE_RUN_AT_A_TIME, job_task
 
 with DAG(
     "lte_rollback_drill",
     # On Monday afternoon, after the daily run and the erasures.
     schedule=CronDataIntervalTimetable("0 15 * * 1", timezone="UTC"),
-    start_date=datetime(2000, 1, 1, tzinfo=UTC),
-    catchup=False,
-    max_active_runs=1,
     dagrun_timeout=timedelta(days=1),
-    default_args=JOB_LIMITS,
     doc_md=__doc__,
+    **ONE_RUN_AT_A_TIME,
     tags=["lte", "drill"],
 ):
     job_task("rollback_drill", "cli rollback", "--drill")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,15 @@ JOB_LIMITS: dict[str, Any] = {
     "execution_timeout": timedelta(hours=6),
     # Two runs never write the same table or folder at the same time, however many slots the pool has.
     "max_active_tis_per_dag": 1,
+}
+
+
+# Of every DAG: a past interval starts no run by itself.
+ONE_RUN_AT_A_TIME: dict[str, Any] = {
+    "start_date": datetime(2000, 1, 1, tzinfo=UTC),
+    "catchup": False,
+    "max_active_runs": 1,
+    "default_args": JOB_LIMITS,
 }
 
 
