@@ -35,7 +35,6 @@ from jobs.analyses.stability import (
     StabilityResult,
     encoder_file,
     encoder_of,
-    named_settings,
     run_stability,
     stability_rows,
     stability_text,
@@ -47,12 +46,12 @@ from jobs.config.sections import Deployment
 from jobs.config.window import day_number
 from jobs.experiments.examples import TEST
 from jobs.experiments.plan import Variant
-from jobs.experiments.pool import NamedWork, Runner, say, worker_pool
+from jobs.experiments.pool import NamedWork, Runner, read_result, say, worker_pool
 from jobs.experiments.run import JOB, experiments_folder, report_path, write_rows
 from jobs.experiments.statistics import JudgedUserDays, with_verdicts
 from jobs.experiments.tables import write_csv
 from jobs.experiments.training import judged_user_days
-from jobs.experiments.work import Work, result_file, result_name, staged_files, staged_shop
+from jobs.experiments.work import Work, result_name, sizes_of, staged_files, staged_shop
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, open_lake
 from jobs.ranker.readers import ExampleReader
@@ -137,7 +136,7 @@ class Call:
 
     def named(self, kind: str, inputs: OffsetInputs, variant: Variant, seed: int, **more: Any) -> str:
         """Name of a result: the hash of everything that decides it."""
-        settings = named_settings(self.deployment.experiment)
+        settings = sizes_of(self.deployment.experiment)
         named = {"variant": asdict(variant), "seed": seed, "settings": settings, "data": inputs.digest, **more}
         return f"{kind}-{result_name(named)}"
 
@@ -174,12 +173,6 @@ def result_settings(deployment: Deployment) -> str:
     return json.dumps(asdict(deployment.experiment), default=list)
 
 
-def read_arrays(work: NamedWork) -> Arrays:
-    """Arrays of a finished piece of work."""
-    with np.load(result_file(work.folder, work.result)) as found:
-        return dict(found)
-
-
 def judged_days(inputs: OffsetInputs) -> JudgedUserDays:
     """The user-days of the evaluation days, in the order of the staged rows."""
     files = staged_files(inputs.folder, EXAMPLES.name, TEST)
@@ -208,7 +201,7 @@ def _attention(call: Call) -> tuple[list[Row], str]:
     }
     call.run([work for seeds in works.values() for work in seeds], run_attention)
     judged = judged_days(inputs)
-    found = {variant: [read_arrays(work) for work in seeds] for variant, seeds in works.items()}
+    found = {variant: [read_result(work) for work in seeds] for variant, seeds in works.items()}
     results = [_attention_result(found, history, judged) for history in settings.history]
     rows = [row for result in results for row in attention_rows(result)]
     name = call.deployment.deployment.name
@@ -264,7 +257,7 @@ def _stability(call: Call) -> tuple[list[Row], str]:
 
 
 def _both(work: AgedWork) -> tuple[IntArray, IntArray]:
-    arrays = read_arrays(work)
+    arrays = read_result(work)
     return arrays["today"], arrays["own"]
 
 
@@ -288,7 +281,7 @@ def _chains(call: Call, prepared: Prepared) -> list[ChainWork]:
         named = {
             "data": digests,
             "seed": seed,
-            "settings": named_settings(call.deployment.experiment),
+            "settings": sizes_of(call.deployment.experiment),
             "autoencoder": asdict(call.deployment.autoencoder),
         }
         name = f"chain-{result_name(named)}"

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 
 from jobs.analyses.windows import Encoder, Moved
-from jobs.autoencoder.building import PAPER_FORM, build_autoencoder, sampled_loss
-from jobs.autoencoder.histories import HistoryReader, ranked_histories
-from jobs.autoencoder.scores import validation_scores
+from jobs.autoencoder.histories import ranked_histories
 from jobs.config.models import AutoencoderSection, ExperimentSection
-from jobs.experiments.autoencoder import frequent_rows, ranks_of
+from jobs.experiments.autoencoder import encoder_of_batches, fit_encoder, load_encoder
 from jobs.experiments.plan import ExampleSet, Variant
 from jobs.experiments.run import counts_of
 from jobs.experiments.statistics import Compared, JudgedUserDays, contrast_rows, plain_row
@@ -32,19 +29,14 @@ from jobs.experiments.tables import markdown_table, percent
 from jobs.experiments.training import fitted_ranker, judged_batches, ranked
 from jobs.experiments.work import (
     CUTOFF,
-    LteMaker,
     Work,
-    fit,
     prepare_worker,
     result_file,
     staged_shop,
-    train_config,
     write_result,
 )
 from lte_models.arrays import Float64Array, IntArray
-from lte_models.autoencoder import Autoencoder, AutoencoderConfig, ItemHistories
-from lte_models.ranker.examples import ExampleBatch, averaged_lte, lte_weights
-from lte_models.training.trainer import warm_start
+from lte_models.evaluation.ab_test import linearised
 
 EXAMPLES = ExampleSet("analysis", 60, 100, 365)
 PAPER_TABLE_2 = {1: (0.007, 0.997, 0.0069), 5: (0.028, 0.994, 0.0101), 10: (0.054, 0.985, 0.0165)}
@@ -122,7 +114,7 @@ def run_stability(work: ChainWork | AgedWork) -> str:
 
 def aged_arrays(work: AgedWork, variant: Variant) -> dict[str, npt.NDArray[Any]]:
     """``today``: ranks int [T] with today's LTEs; ``own``: with the LTEs of the ranker's own day."""
-    encoder = encoder_of_batches(work.encoder, work.training.folder) if work.encoder else None
+    encoder = encoder_of_batches(work.encoder, staged_shop(work.training.folder)) if work.encoder else None
     fitted = fitted_ranker(work.training, variant, encoder)
     test = judged_batches(work.training, variant, fitted.ltes)
     if work.ltes is None:
@@ -143,14 +135,13 @@ def aged_arrays(work: AgedWork, variant: Variant) -> dict[str, npt.NDArray[Any]]
 
 def chain_arrays(work: ChainWork) -> dict[str, npt.NDArray[Any]]:
     """Train the chain and write the weights of each autoencoder; the arrays are the validation scores by offset."""
-    scores, before = {}, None
+    scores: dict[str, npt.NDArray[Any]] = {}
+    before: Mapping[str, torch.Tensor] | None = None
     for offset, place in work.places:
-        weights, score = _chained(work, place, before)
-        target = encoder_file(work, offset)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, target)
-        scores[f"recall-{offset}"] = np.array(score)
-        before = weights if work.is_warm else None
+        fitted = fit_encoder(place, replace(work.autoencoder, seed=work.seed), work.settings, before)
+        fitted.save(encoder_file(work, offset))
+        scores[f"recall-{offset}"] = np.array(fitted.scores["recall"])
+        before = fitted.weights if work.is_warm else None
     return scores
 
 
@@ -159,45 +150,9 @@ def encoder_file(work: ChainWork, offset: int) -> Path:
     return result_file(work.folder, f"{work.result}-{offset}").with_suffix(".safetensors")
 
 
-def _chained(
-    work: ChainWork, place: Path, before: Mapping[str, torch.Tensor] | None
-) -> tuple[dict[str, torch.Tensor], float]:
-    shop, files = staged_shop(place), sorted((place / "histories").glob("*.parquet"))
-    rows = frequent_rows(files, shop, work.settings.autoencoder_items)
-    settings = replace(work.autoencoder, seed=work.seed, **PAPER_FORM)
-    reader = HistoryReader(files, ranks_of(rows, len(shop.content))[shop.row_of_index], settings)
-    reader = reader.with_somebody_to_train_on()
-    model = build_autoencoder(settings, torch.from_numpy(shop.content[rows]))
-    rate = settings.learning_rate
-    if before is not None:
-        old = {row: at for at, row in enumerate(before["rows"].tolist())}
-        warm_start(
-            model, before, {"first.weight": {at: old[row] for at, row in enumerate(rows.tolist()) if row in old}}
-        )
-        rate *= settings.warm_share
-    fit(
-        model,
-        sampled_loss(model),
-        reader.epoch,
-        lambda: validation_scores(model, reader)["recall"],
-        train_config(work.settings.autoencoder_epochs, rate, work.seed),
-    )
-    weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-    return weights | {"rows": torch.from_numpy(rows)}, validation_scores(model, reader)["recall"]
-
-
-def _loaded(file: Path, content: npt.NDArray[np.float32]) -> tuple[Autoencoder, IntArray]:
-    weights = load_file(file)
-    rows = weights.pop("rows")
-    basis = torch.from_numpy(content)[rows]
-    model = Autoencoder(AutoencoderConfig(n_items=len(rows), dim=basis.shape[1]), basis)
-    model.load_state_dict(weights, strict=False)
-    return model.eval(), ranks_of(rows.numpy(), len(content))
-
-
 def encoder_of(file: Path, content: npt.NDArray[np.float32], row_of_index: IntArray) -> Encoder:
     """Encodes histories of item_index; NaN for a user with a history of unknown items only."""
-    model, ranks = _loaded(file, content)
+    model, ranks = load_encoder(file, content)
     rank_of_index = np.where(row_of_index > 0, ranks[row_of_index], -1)
 
     def encode(index: IntArray, lengths: IntArray) -> npt.NDArray[np.float32]:
@@ -207,26 +162,6 @@ def encoder_of(file: Path, content: npt.NDArray[np.float32], row_of_index: IntAr
             found: npt.NDArray[np.float32] = model(histories).numpy()
         found[(lengths > 0) & (n_known == 0)] = np.nan
         return found
-
-    return encode
-
-
-def encoder_of_batches(file: Path, folder: Path) -> LteMaker:
-    """Encodes the long windows of a batch of examples, as embed_users does for each user."""
-    content = staged_shop(folder).content
-    model, ranks = _loaded(file, content)
-    ranks_tensor, vectors = torch.from_numpy(ranks), torch.from_numpy(content)
-
-    def encode(batch: ExampleBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        past, n_users = batch.past, len(batch.items)
-        is_long = past.n_long > 0
-        known = is_long & (ranks_tensor[past.items] >= 0)
-        n_known, n_long = (torch.bincount(past.user[each], minlength=n_users) for each in (known, is_long))
-        with torch.no_grad():
-            latent = model(ItemHistories(ranks_tensor[past.items[known]], torch.cumsum(n_known, 0) - n_known))
-        average, _ = averaged_lte(past, lte_weights(past, method="uniform", lagged=True), vectors, n_users)
-        is_lost = (n_long > 0) & (n_known == 0)
-        return torch.where(is_lost.unsqueeze(1), average, latent), torch.ones(n_users, dtype=torch.bool)
 
     return encode
 
@@ -284,7 +219,7 @@ def resilience(
 ) -> Resilience:
     """Relative resilience (paper, section 7.2): change of a model with age, less the change of the baseline.
 
-    Each ratio of sums is linear in its users to first order, as in :mod:`lte_models.evaluation.comparison`.
+    Each ratio of sums is linear in its users to first order: :func:`lte_models.evaluation.ab_test.linearised`.
 
     Args:
         pair: NDCG of the old and of the fresh ranker with LTE, float [B] each.
@@ -292,15 +227,12 @@ def resilience(
         users: int [B].
     """
     _, index = np.unique(users, return_inverse=True)
-    n_users = int(index.max()) + 1
-    changes, residuals = [], np.zeros(n_users)
-    for (old, fresh), sign in ((pair, 1), (base, -1)):
-        ours, theirs = (np.bincount(index, weights=each) for each in (old, fresh))
-        change = ours.sum() / theirs.sum() - 1
-        residuals += sign * (ours - (1 + change) * theirs) / theirs.sum()
-        changes.append(change)
-    error = float(np.sqrt(n_users / max(n_users - 1, 1) * np.square(residuals).sum()))
-    value = float(changes[0] - changes[1])
+    shares = []
+    for old, fresh in (pair, base):
+        of_users = [np.bincount(index, weights=each).astype(np.float64) for each in (old, fresh)]
+        shares.append(linearised(of_users[0], of_users[1]))
+    difference = shares[0] - shares[1]  # one number per user, whose mean is the difference of the two ratios
+    value, error = float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
     return Resilience(value, value - 1.96 * error, value + 1.96 * error)
 
 
@@ -424,18 +356,3 @@ def _aged_line(result: StabilityResult, key: Key) -> list[str]:
         percent(own.sum() / old.sum() - 1),
         percent(paper[2]) if paper and method == "uniform" else "",
     ]
-
-
-def named_settings(settings: ExperimentSection) -> dict[str, Any]:
-    """Settings that decide the result of one training."""
-    left_out = (
-        "parallel",
-        "budget_minutes",
-        "powers",
-        "sequence_days",
-        "seeds",
-        "offsets_days",
-        "stability_methods",
-        "history",
-    )
-    return {name: value for name, value in asdict(settings).items() if name not in left_out}

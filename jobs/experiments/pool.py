@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from jobs.config.models import ExperimentSection
 from jobs.experiments.training import run_work
@@ -39,6 +42,12 @@ class NamedWork(Protocol):
     @property
     def result(self) -> str:
         """Name of the result."""
+
+
+def read_result(work: NamedWork) -> Mapping[str, npt.NDArray[Any]]:
+    """Arrays of a finished piece of work."""
+    with np.load(result_file(work.folder, work.result)) as found:
+        return dict(found)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from jobs.experiments.plan import (
     contrasts,
     variants,
 )
-from jobs.experiments.pool import Runner, say, worker_pool
+from jobs.experiments.pool import Runner, read_result, say, worker_pool
 from jobs.experiments.statistics import (
     Compared,
     JudgedUserDays,
@@ -50,7 +50,7 @@ from jobs.experiments.statistics import (
     with_verdicts,
 )
 from jobs.experiments.tables import experiment_text, write_csv, write_plot
-from jobs.experiments.work import CUTOFF, AnyWork, AutoencoderWork, Work, remove_staged, result_file, result_name
+from jobs.experiments.work import CUTOFF, AnyWork, AutoencoderWork, Work, remove_staged, result_name, sizes_of
 from jobs.lake.lake import Lake, open_lake
 from jobs.registry.bundles import ModelError
 from jobs.runtime.code_version import code_version
@@ -77,17 +77,6 @@ EXAMPLE_SECONDS, FIXED_SECONDS = 2e-3, 15.0
 # Variants that an experiment compares with the best baseline.
 AGAINST_COUNTING: dict[str, tuple[Variant, ...]] = {INTEGRATION: (NO_LTE, PREFIX), LIVE: (NO_LTE, LIVE_RANKER)}
 
-# Settings that change no result.
-OPERATIONAL = (
-    "parallel",
-    "budget_minutes",
-    "powers",
-    "sequence_days",
-    "seeds",
-    "offsets_days",
-    "stability_methods",
-    "history",
-)
 Row = dict[str, Any]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -300,24 +289,17 @@ def _ranker_work(
     deployment: Deployment, inputs: Inputs, variant: Variant | None, seed: int, autoencoder: str = ""
 ) -> Work:
     settings, n_types = deployment.experiment, len(deployment.interactions.types)
-    sizes = {name: value for name, value in asdict(settings).items() if name not in OPERATIONAL}
     examples = variant.examples.name if variant else LTE_SET.name
     named = {
         "variant": asdict(variant) if variant else None,
         "seed": seed,
-        "settings": sizes,
+        "settings": sizes_of(settings),
         "n_types": n_types,
         "autoencoder": autoencoder,
         "data": [inputs.digests["shop"], inputs.digests[examples]],
     }
     result = f"{'ranker' if variant else 'baselines'}-{result_name(named)}"
     return Work(inputs.folder, result, variant, seed, settings, n_types, autoencoder)
-
-
-def read_result(work: AnyWork) -> Arrays:
-    """Arrays of a finished training."""
-    with np.load(result_file(work.folder, work.result)) as found:
-        return dict(found)
 
 
 # --- after ----------------------------------------------------------------------------------------------------

@@ -22,13 +22,12 @@ from torch import Tensor
 from jobs.baselines.scorers import PopularityByDay, baseline_scorers
 from jobs.baselines.trees import fit_trees
 from jobs.config.models import BASELINES, ExperimentSection
-from jobs.experiments.autoencoder import autoencoder_ltes, autoencoder_result
+from jobs.experiments.autoencoder import autoencoder_result, encoder_of_batches
 from jobs.experiments.examples import TEST, TRAIN, user_numbers
 from jobs.experiments.plan import LTE_SET, Variant
 from jobs.experiments.work import (
     TOP,
     AutoencoderWork,
-    IntArray,
     LteMaker,
     Work,
     curve_arrays,
@@ -45,6 +44,7 @@ from jobs.ranker.items import CandidateItems
 from jobs.ranker.judging.evaluation import day_facts
 from jobs.ranker.readers import ExampleReader
 from jobs.ranker.scorers import Scorer, scores_of
+from lte_models.arrays import IntArray
 from lte_models.evaluation.metrics import coverage, popularity_bias, target_ranks, top_items
 from lte_models.ranker.examples import EXAMPLE_COLUMNS, ExampleBatch, ExampleCollate, Past, averaged_lte, lte_weights
 from lte_models.ranker.loss import Objective, ranker_loss
@@ -219,7 +219,8 @@ def judged_batches(work: Work, variant: Variant, ltes: LteMaker) -> list[Prepare
 
 
 def _ranker_result(work: Work, variant: Variant) -> dict[str, npt.NDArray[Any]]:
-    encoder = autoencoder_ltes(work.folder, work.autoencoder, staged_shop(work.folder)) if work.autoencoder else None
+    file = result_file(work.folder, work.autoencoder).with_suffix(".safetensors")
+    encoder = encoder_of_batches(file, staged_shop(work.folder)) if work.autoencoder else None
     model, shop, ltes, progress, read_seconds = fitted_ranker(work, variant, encoder)
     test = judged_batches(work, variant, ltes)
     ranks, top = ranked(model, test)

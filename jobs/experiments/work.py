@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,18 @@ from lte_models.training.trainer import BatchT, Progress, Task, TrainConfig, Tra
 
 CUTOFF = 500
 TOP = 10
-IntArray = npt.NDArray[np.int64]
+
+# Settings that change no result of a training.
+OPERATIONAL = (
+    "parallel",
+    "budget_minutes",
+    "powers",
+    "sequence_days",
+    "seeds",
+    "offsets_days",
+    "stability_methods",
+    "history",
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,11 @@ def result_name(named: dict[str, Any]) -> str:
     """Hash of everything that decides a result, the version of the code included."""
     content = json.dumps(named | {"code": code_version()}, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def sizes_of(settings: ExperimentSection) -> dict[str, Any]:
+    """Settings that decide the result of a training."""
+    return {name: value for name, value in asdict(settings).items() if name not in OPERATIONAL}
 
 
 def result_file(folder: Path, result: str) -> Path:

@@ -26,7 +26,7 @@ from jobs.config.sections import Deployment
 from jobs.config.window import ConfigError
 from jobs.experiments import pool
 from jobs.experiments import run as job
-from jobs.experiments.autoencoder import autoencoder_ltes
+from jobs.experiments.autoencoder import encoder_of_batches
 from jobs.experiments.examples import (
     PARTS,
     TEST,
@@ -457,7 +457,8 @@ def test_the_autoencoder_stands_in_as_embed_users_does(staged: Any) -> None:
     folder, deployment, shop = staged
     work = AutoencoderWork(folder, "encoder", 1.0, 0, deployment.experiment, deployment.autoencoder)
     run_work(work)
-    encode, batch = autoencoder_ltes(folder, "encoder", shop), _judged_batch(staged)
+    encode = encoder_of_batches(folder / "results" / "encoder.safetensors", shop)
+    batch = _judged_batch(staged)
     known = set(load_file(folder / "results" / "encoder.safetensors")["rows"].tolist())
     assert len(known) == deployment.experiment.autoencoder_items == 20
     outside = next(row for row in range(1, N_ITEMS + 1) if row not in known)
