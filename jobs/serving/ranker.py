@@ -26,8 +26,8 @@ from jobs.ranker.scorers import bundled_ranker
 from jobs.registry.bundles import ModelError
 from jobs.serving.candidates import read_candidates
 from jobs.serving.history import Numbers, lake_events, serving_rows
-from jobs.store.reader import EmbeddingBatch, SnapshotReader
-from lte_models.ranker.examples import ExampleBatch
+from jobs.store.reader import EmbeddingBatch
+from lte_models.ranker.examples import ExampleBatch, ExampleCollate
 from lte_models.ranker.logits.history_logits import DailyCounts
 from lte_models.ranker.model import Context
 from lte_models.ranker.retrieval import N_RETRIEVED, Retriever
@@ -60,6 +60,12 @@ class ServedRanker:
         """How interactions are numbered: with the types of the training, not those configured now."""
         index_of = {item_id: index for index, item_id in enumerate(self.ids.to_pylist())}
         return Numbers(index_of, self.known_from, tuple(self.manifest.config["types"]), self.ds)
+
+    @cached_property
+    def collate(self) -> ExampleCollate:
+        """Makes a batch of rows of examples, by the settings of the training."""
+        settings = RankerSection(**with_new_keys("ranker", self.manifest.config["settings"]))
+        return example_collate(self.shop, settings)
 
     @cached_property
     def daily(self) -> DailyCounts:
@@ -111,20 +117,7 @@ def example_of(
         events: Interactions up to the end of ds.
     """
     rows = serving_rows(user_id, events, served.ds, deployment.lte.half_life_days)
-    settings = RankerSection(**with_new_keys("ranker", served.manifest.config["settings"]))
-    return example_collate(served.shop, settings)(rows)
-
-
-def recommend(
-    served: ServedRanker, reader: SnapshotReader, user_id: str, batch: ExampleBatch, k: int
-) -> list[tuple[str, float]]:
-    """The k best items of a user, best first, with the LTE that is live now.
-
-    Raises:
-        ModelError: The ranker reads other LTEs than those that are live.
-        jobs.store.snapshot.OnlineStoreError: The store failed, or nothing was published.
-    """
-    return ranked(served, reader.get_many([user_id]), batch, k)
+    return served.collate(rows)
 
 
 def ranked(served: ServedRanker, stored: EmbeddingBatch, batch: ExampleBatch, k: int) -> list[tuple[str, float]]:

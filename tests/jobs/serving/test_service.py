@@ -29,7 +29,7 @@ from jobs.ranker.items import load_candidates
 from jobs.ranker.judging.live import live_ranker, make_live, switch_back
 from jobs.registry.bundles import bundle_folder
 from jobs.serving.candidates import read_candidates
-from jobs.serving.ranker import ServedRanker, events_of, example_of, recommend, served_ranker
+from jobs.serving.ranker import ServedRanker, events_of, example_of, ranked, served_ranker
 from jobs.store.opening import open_store
 from jobs.store.publish import SnapshotSource, publish, rollback
 from jobs.store.reader import SnapshotReader
@@ -120,7 +120,7 @@ def client(shop: Shop) -> Iterator[httpx.Client]:
 def _expected(shop: Shop, served: ServedRanker, user: str, k: int = 4) -> list[tuple[str, float]]:
     reader = SnapshotReader(open_store(shop.deployment))
     batch = example_of(shop.deployment, served, user, events_of(lake_reader(shop.deployment), served, user))
-    found = recommend(served, reader, user, batch, k)
+    found = ranked(served, reader.get_many([user]), batch, k)
     reader.close()
     return found
 

@@ -24,7 +24,7 @@ from jobs.ranker.readers import ExampleReader, stage_examples, user_ids
 from jobs.ranker.scorers import ranker_scorer
 from jobs.registry.bundles import ModelError, bundle_folder
 from jobs.serving.history import serving_rows
-from jobs.serving.ranker import ServedRanker, events_of, example_of, recommend, served_ranker
+from jobs.serving.ranker import ServedRanker, events_of, example_of, ranked, served_ranker
 from jobs.store.opening import open_store
 from jobs.store.publish import SnapshotSource, publish
 from jobs.store.reader import SnapshotReader
@@ -93,7 +93,7 @@ def test_a_server_finds_what_the_evaluation_ranks_first(
     lake, _ = shop
     served = served_ranker(lake_reader(online), online, ANCHOR)
     reader = _published(online, ["u00", "u12"])
-    found = recommend(served, reader, user, _example(lake, online, served, user), 5)
+    found = ranked(served, reader.get_many([user]), _example(lake, online, served, user), 5)
     # the example that training and evaluation read, with the LTE of its own past
     rows = stage_examples(lake, [ANCHOR], BASIS, tmp_path / "rows")
     batch = next(iter(ExampleReader(rows, ExampleCollate(served.shop.row_of_index), 1000).in_order()))
@@ -110,7 +110,7 @@ def test_the_command_shows_what_a_server_would_find_on_the_live_day(
 ) -> None:
     lake, _ = shop
     served = served_ranker(lake_reader(online), online, ANCHOR)
-    expected = recommend(served, _published(online, ["u00"]), "u00", _example(lake, online, served, "u00"), 3)
+    expected = ranked(served, _published(online, ["u00"]).get_many(["u00"]), _example(lake, online, served, "u00"), 3)
     found = recommendations(online, "u00", k=3)
     assert (found["user_id"], found["ds"], found["ranker_ds"]) == ("u00", str(ANCHOR), str(DS))
     assert [item["item_id"] for item in found["items"]] == [item_id for item_id, _ in expected]
@@ -168,7 +168,7 @@ def test_a_stranger_gets_recommendations_too(shop: tuple[Lake, Deployment], onli
     lake, _ = shop
     served = served_ranker(lake_reader(online), online, ANCHOR)
     reader = _published(online, ["u00"])
-    assert len(recommend(served, reader, "nobody", _example(lake, online, served, "nobody"), 3)) == 3
+    assert len(ranked(served, reader.get_many(["nobody"]), _example(lake, online, served, "nobody"), 3)) == 3
 
 
 def test_a_pair_that_does_not_match_is_not_served(shop: tuple[Lake, Deployment], online: Deployment) -> None:
@@ -176,9 +176,9 @@ def test_a_pair_that_does_not_match_is_not_served(shop: tuple[Lake, Deployment],
     served = served_ranker(lake_reader(online), online, ANCHOR)
     batch = _example(lake, online, served, "u00")
     with pytest.raises(NoLiveSnapshotError):
-        recommend(served, SnapshotReader(open_store(online)), "u00", batch, 3)
+        ranked(served, SnapshotReader(open_store(online)).get_many(["u00"]), batch, 3)
     with pytest.raises(ModelError, match="lte_window '365-60' against '365-0'"):
-        recommend(served, _published(online, ["u00"], window="365-0"), "u00", batch, 3)
+        ranked(served, _published(online, ["u00"], window="365-0").get_many(["u00"]), batch, 3)
 
 
 def test_a_rollback_to_what_does_not_match_needs_force(
