@@ -66,8 +66,7 @@ def _print(as_json: bool, value: Any, text: str) -> None:
 def _run(args: argparse.Namespace, deployment: Deployment) -> None:
     from jobs.commands.days.run import run_day
 
-    why = None if args.allow_future else future_day(args.ds)
-    if why:
+    if not args.allow_future and (why := future_day(args.ds)):
         raise ConfigError(why)
     # The tasks inherit the lease, so no other run can start between two tasks.
     with hold_lease(deployment, "lte run", args.ds):
@@ -103,12 +102,13 @@ def _status(args: argparse.Namespace, deployment: Deployment) -> None:
 
 
 def _report(args: argparse.Namespace, deployment: Deployment) -> None:
-    from jobs.commands.days.report import day_report, send_report, text_of, value_of
+    from jobs.commands.days.report import day_report, text_of, value_of
+    from jobs.report.alerts import send
 
     report = day_report(deployment, args.ds)
     _print(args.json, value_of(report), text_of(report, deployment))
     if args.is_sent:
-        ways = send_report(deployment, report)
+        ways = send(deployment, report)
         tell(f"sent by {' and '.join(ways)}" if ways else "nothing new to send by the settings of [alerts]")
 
 

@@ -90,7 +90,7 @@ def baseline_scorers(
     Args:
         shop: Items of the day.
         recent: Examples before the test days. EASE and neighbours learn from them, parameters are tuned on them.
-        names: Names of :data:`jobs.config.sections.BASELINES`.
+        names: Names of :data:`jobs.config.models.BASELINES`.
         ease_items: Number of most frequent items that EASE knows. All other items are ranked after these.
     """
     orders = PopularityByDay(shop)

@@ -7,8 +7,7 @@ the same time end with one front that shows both days.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -16,8 +15,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from jobs.report.history import number
 from jobs.report.prometheus import metrics_text
 from jobs.report.summary import Report, read_report
+from jobs.runtime.pages import days_with
 from lte_models.files import write_atomically
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -43,9 +44,7 @@ def environment() -> jinja2.Environment:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    return "–" if value is None else number(value)
 
 
 def _share(value: float | None) -> str:
@@ -58,14 +57,7 @@ def _cosine(value: float | None) -> str:
 
 def day_pages(reports: Path) -> list[DayPage]:
     """The days that have a page, oldest first."""
-    return sorted(_day_pages(reports), key=lambda day: day.ds)
-
-
-def _day_pages(reports: Path) -> Iterator[DayPage]:
-    for page in reports.glob(f"ds=*/{PAGE}"):
-        with suppress(ValueError):  # not a folder of this project
-            ds = date.fromisoformat(page.parent.name.removeprefix("ds="))
-            yield DayPage(ds, _report(page.with_name(REPORT_JSON)))
+    return [DayPage(ds, _report(reports / f"ds={ds}" / REPORT_JSON)) for ds in sorted(days_with(reports, PAGE))]
 
 
 def _report(path: Path) -> Report | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from jobs.config.sections import Deployment
 from jobs.lake.reader import LakeReader
+from jobs.runtime.pages import days_with
 from jobs.runtime.task_records import TaskRecord, read_records
 from schemas import EVENT_DAYS, METRICS, RUNS
 
@@ -88,13 +88,8 @@ TITLES = {
 def run_days(lake: LakeReader, deployment: Deployment) -> list[date]:
     """All days with a run, oldest first, including days whose run failed before it computed anything."""
     recorded = {row["ds"] for row in lake.rows(RUNS, columns=["ds"])}
-    return sorted(recorded | set(_days_with_files(deployment)))
-
-
-def _days_with_files(deployment: Deployment) -> Iterator[date]:
-    for file in Path(deployment.paths.reports).glob("ds=*/task*"):  # tasks.json, or the folder of records
-        with contextlib.suppress(ValueError):  # not a folder of this project
-            yield date.fromisoformat(file.parent.name.removeprefix("ds="))
+    # tasks.json, or the folder of records
+    return sorted(recorded | set(days_with(Path(deployment.paths.reports), "task*")))
 
 
 def run_points(lake: LakeReader, deployment: Deployment, ds: date) -> tuple[RunPoint, ...]:
@@ -182,7 +177,7 @@ def changes(points: Sequence[RunPoint]) -> list[Change]:
 
 def number(value: float) -> str:
     """A count with separators, or four significant digits; two values that look equal count as equal."""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
 
 
 def _value(point: RunPoint, name: str) -> float | None:

@@ -202,7 +202,7 @@ def summarize(facts: Facts) -> Report:
         previous_ds=facts.points[-2].ds if len(facts.points) > 1 else None,
         changes=changes(facts.points),
         live=_live(facts),
-        tasks=[_task(facts, step.task) for step in facts.steps],
+        tasks=[_task(facts, step) for step in facts.steps],
         ingest=[Ingested(**row) for row in ingest_totals(facts)],
         gates=_gates(facts),
         ranker=_ranker(measured),
@@ -240,10 +240,10 @@ def _live(facts: Facts) -> Live | None:
     return Live(**found, n_users=facts.live["row_count"], is_this_day=facts.live["ds"] == str(facts.ds))
 
 
-def _task(facts: Facts, task: str) -> TaskLine:
-    step = next(step for step in facts.steps if step.task == task)
+def _task(facts: Facts, step: Step) -> TaskLine:
     tone: Any = step.tone
-    return TaskLine(task, step.state, tone, step.seconds, step.peak_mb, task_counts(facts.of_job(task)), step.error)
+    counts = task_counts(facts.of_job(step.task))
+    return TaskLine(step.task, step.state, tone, step.seconds, step.peak_mb, counts, step.error)
 
 
 def task_counts(measured: Mapping[tuple[str, str], float]) -> dict[str, float]:

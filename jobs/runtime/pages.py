@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 
@@ -31,6 +32,27 @@ def report_page(deployment: Deployment, ds: date) -> Path:
 def states_file(deployment: Deployment, ds: date) -> Path:
     """File with the state of each task of a run, as JSON: task to state. The file is beside the run's report."""
     return report_page(deployment, ds).with_name("tasks.json")
+
+
+def read_states(deployment: Deployment, ds: date) -> dict[str, str]:
+    """Task to its state in the last run of the day that the scheduler reported; empty if there is no such file."""
+    try:
+        states = json.loads(states_file(deployment, ds).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return states if isinstance(states, dict) else {}
+
+
+def days_with(reports: Path, pattern: str) -> Iterator[date]:
+    """Days whose folder holds a file that matches ``pattern``, in any order; a day may come more than once.
+
+    Args:
+        reports: Folder of all reports.
+        pattern: Of the name in the folder of a day.
+    """
+    for path in reports.glob(f"ds=*/{pattern}"):
+        with suppress(ValueError):  # not a folder of this project
+            yield date.fromisoformat(path.parent.name.removeprefix("ds="))
 
 
 def claim(folder: Path, deployment: Deployment, key: str) -> None:

@@ -7,11 +7,10 @@ from datetime import date
 
 from jobs.config.sections import Deployment
 from jobs.lake.reader import lake_reader
-from jobs.report.alerts import send
 from jobs.report.facts import gather
 from jobs.report.history import run_days
 from jobs.report.summary import Report, report_json, report_text, summarize
-from jobs.runtime.pages import report_page, states_file
+from jobs.runtime.pages import read_states, report_page
 
 
 class UnknownDayError(LookupError):
@@ -32,25 +31,7 @@ def day_report(deployment: Deployment, ds: date) -> Report:
     if ds not in days:
         last = f"the last day with a run is {days[-1]}" if days else "no day has a run yet"
         raise UnknownDayError(f"ds: expected a day with a run, got {ds}: {last}")
-    return summarize(gather(deployment, ds, _states(deployment, ds), is_counting=False))
-
-
-def _states(deployment: Deployment, ds: date) -> dict[str, str]:
-    """States of the tasks in the last run of the day that the scheduler reported."""
-    try:
-        states = json.loads(states_file(deployment, ds).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return states if isinstance(states, dict) else {}
-
-
-def send_report(deployment: Deployment, report: Report) -> list[str]:
-    """Send the message of a report by the settings of ``[alerts]``; returns the ways that delivered it.
-
-    Raises:
-        jobs.report.alerts.AlertError: A way did not deliver.
-    """
-    return send(deployment, report)
+    return summarize(gather(deployment, ds, read_states(deployment, ds), is_counting=False))
 
 
 def text_of(report: Report, deployment: Deployment) -> str:

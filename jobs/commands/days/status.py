@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -17,7 +15,7 @@ from jobs.lake.reader import LakeReader, lake_reader
 from jobs.lte.inputs import read_staleness, stale_reason
 from jobs.ranker.judging.live import live_ranker
 from jobs.runtime.flags import today
-from jobs.runtime.pages import docs_index, report_page, states_file
+from jobs.runtime.pages import days_with, docs_index, read_states, report_page
 from jobs.runtime.text import counted
 from jobs.store.opening import live_snapshot_values, open_store, previous_snapshot_values
 from schemas import GATE_RESULTS, LIVE_SNAPSHOT, METRICS, RUNS
@@ -99,7 +97,9 @@ def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
     runs: dict[date, list[dict[str, Any]]] = {}
     for row in lake.rows(RUNS):
         runs.setdefault(row["ds"], []).append(row)
-    states = {ds: _states(deployment, ds) for ds in {*runs, *_days_with_states(deployment)}}
+    states = {
+        ds: read_states(deployment, ds) for ds in {*runs, *days_with(Path(deployment.paths.reports), "tasks.json")}
+    }
     newest = sorted(states, reverse=True)[:last]
     staleness = read_staleness(lake)
     shown = tuple(
@@ -122,21 +122,6 @@ def deployment_status(deployment: Deployment, *, last: int = 10) -> Status:
         age_days=(today() - date.fromisoformat(live["ds"])).days if live else None,
         rollback=previous_snapshot_values(deployment),
     )
-
-
-def _days_with_states(deployment: Deployment) -> Iterator[date]:
-    """Days whose run recorded the state of its tasks."""
-    for file in Path(deployment.paths.reports).glob("ds=*/tasks.json"):
-        with contextlib.suppress(ValueError):  # not a folder of this project
-            yield date.fromisoformat(file.parent.name.removeprefix("ds="))
-
-
-def _states(deployment: Deployment, ds: date) -> dict[str, str]:
-    try:
-        states = json.loads(states_file(deployment, ds).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return states if isinstance(states, dict) else {}
 
 
 def _published(lake: LakeReader, deployment: Deployment) -> dict[str, str] | None:

@@ -19,6 +19,7 @@ from jobs.registry.bundles import ModelError
 from jobs.serving.ranker import ServedRanker, events_of, example_of, paired_context, served_ranker
 from jobs.store.opening import open_store
 from jobs.store.reader import SnapshotReader
+from lte_models.evaluation.metrics import target_ranks
 from lte_models.ranker.examples import ExampleBatch, Past
 from lte_models.ranker.model import Context
 from schemas import INGEST_LOG, INTERACTIONS
@@ -116,9 +117,8 @@ def rank_of(served: ServedRanker, batch: ExampleBatch, context: Context, row: in
     model, embedded = served.retriever.model, served.retriever.embedded
     with torch.no_grad():
         queries = model.queries(batch, context, *embedded)
-        scores = model.candidate_logits(queries, served.retriever.rows, batch, context, embedded)[0]
-    own = scores[row - 1]
-    return 1 + int((scores > own).sum()) + int((scores[: row - 1] == own).sum())
+        scores = model.candidate_logits(queries, served.retriever.rows, batch, context, embedded)
+    return int(target_ranks(scores, torch.tensor([0]), torch.tensor([row - 1]))[0])
 
 
 def _logit(served: ServedRanker, batch: ExampleBatch, context: Context, row: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jobs.config.models import RankerSection
+from jobs.config.models import SIMPLE_BASELINES, RankerSection
 from jobs.lake.lake import Metrics
 from jobs.ranker.items import CandidateItems
 from jobs.ranker.judging.evaluation import DayFacts, Scored, group_sizes, table_rows
@@ -16,7 +16,6 @@ from lte_models.evaluation.comparison import SIGNIFICANT, Comparison, compare
 
 MIN_COVERAGE_SHARE = 0.5
 CANDIDATE, LIVE = "candidate", "live"
-SIMPLE_BASELINES = ("popularity_7d", "last_basket", "frequency_60d", "frequency_365d", "ease")
 
 
 @dataclass(frozen=True)

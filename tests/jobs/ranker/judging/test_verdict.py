@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from jobs.config.models import BASELINES, RankerSection
+from jobs.config.models import BASELINES, SIMPLE_BASELINES, RankerSection
 from jobs.ranker.judging.pool import UserDays
-from jobs.ranker.judging.verdict import SIMPLE_BASELINES, Verdict, against, below_counting, judge_pool
+from jobs.ranker.judging.verdict import Verdict, against, below_counting, judge_pool
 
 N_USERS, N_DAYS = 60, 7
 BLANK = Verdict({}, [], N_USERS)
