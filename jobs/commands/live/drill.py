@@ -6,11 +6,11 @@ checksums.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -156,17 +156,16 @@ def losses(lake: Lake, deployment: Deployment, store: OnlineStore, snapshot: Sna
         store: Holds the live LTEs.
         snapshot: Manifest of the live LTEs.
     """
-    live = _live_bundle(deployment, snapshot)
-    folder, ds = models_folder(deployment) / "ranker" / "drill", snapshot.ds
-    try:
-        day = _staged_day(lake, deployment, snapshot, folder)
+    live, ds = _live_bundle(deployment, snapshot), snapshot.ds
+    # A folder of this drill alone: two drills that only read hold no lease and may run at the same time. It is under
+    # models, because `lte erase` searches there for copies of rows that a kill left.
+    with TemporaryDirectory(prefix="drill-", dir=models_folder(deployment) / "ranker") as folder:
+        day = _staged_day(lake, deployment, snapshot, Path(folder))
         if day is None:
             return Drill(str(ds), live.manifest.ds, 0, snapshot.checksum, [], [])
         day = day.reading(store)
         ndcg = day.ndcg(live)
         rankers = [_compared(deployment, snapshot, day, offset, ndcg) for offset in deployment.drift.offsets_days]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     n_users = int((~np.isnan(ndcg)).sum())
     failed = over_limit(rankers, deployment.gates.max_drill_loss)
     return Drill(str(ds), live.manifest.ds, n_users, snapshot.checksum, rankers, failed)

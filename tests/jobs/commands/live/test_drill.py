@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from jobs.store.publish import publish
 from jobs.train_ranker import train
 from lte_builders import put
 from lte_models.training.bundle import load_bundle, save_bundle
-from ranker_shop import BASIS, DIM, DS, N_USERS, copy_of, make_shop, settings
+from ranker_shop import BASIS, DIM, DS, N_USERS, SETTINGS, copy_of, make_shop, settings
 from schemas import METRICS, USER_LTE
 from store_kit import batch, marked_source
 
@@ -108,7 +111,7 @@ def test_old_rankers_are_scored_or_refused_and_nothing_that_is_live_changes(own:
     assert metrics["ndcg_loss", "5 days"] == reversed_.loss
     scored = [metrics["is_scored", f"{days} days"] for days in (1, 5, 10)]
     assert (scored, metrics["n_failed", ""], metrics["n_users", ""]) == ([1, 1, 0], 1, N_USERS // 2)
-    assert not (live_folder(deployment).parent / "drill").exists()  # staged rows hold ids of users
+    assert list(live_folder(deployment).parent.glob("drill*")) == []  # staged rows hold ids of users
 
 
 def test_a_loss_above_the_limit_ends_the_command_with_1(
@@ -130,6 +133,21 @@ def test_a_loss_above_the_limit_ends_the_command_with_1(
     assert json.loads(capsys.readouterr().out)["failed"] == []
     with pytest.raises(ConfigError, match="without --ranker"):
         dispatch(["rollback", "--drill", "--ranker", "--config", str(file)])
+
+
+def test_two_drills_at_once_find_what_one_finds(own: tuple[Lake, Deployment]) -> None:
+    """A drill that only reads holds no lease, so two can run at the same time, each with staged rows of its own."""
+    lake, deployment = own
+    alone = drill(deployment, is_dry_run=True)
+    file = Path(lake.root).parent / "deployment.toml"
+    changes = {"LTE_PATHS__LAKE": lake.root, "LTE_GATES__MAX_DRILL_LOSS": "1.0"}
+    environ = {**os.environ, **SETTINGS, **changes}
+    command = [sys.executable, "-m", "jobs.cli", "rollback", "--drill", "--dry-run", "--json", "--config", str(file)]
+    both = [subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = [json.loads(process.communicate(timeout=120)[0]) for process in both]
+    expected = [asdict(ranker) for ranker in alone.rankers]
+    assert [each["rankers"] for each in found] == [expected, expected]
+    assert list(live_folder(deployment).parent.glob("drill*")) == []  # staged rows hold ids of users
 
 
 def test_a_day_without_users_a_newer_ranker_and_no_ranker(own: tuple[Lake, Deployment]) -> None:
