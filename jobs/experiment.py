@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from typing import Any
 from jobs.analyses.run import ANALYSIS_NAMES, run_analysis
 from jobs.config.loading import default_config, load_deployment
 from jobs.config.models import ExperimentSection
+from jobs.config.sections import Deployment
 from jobs.experiments.plan import EXPERIMENT_NAMES
-from jobs.experiments.run import JOB, run_experiments, shown
+from jobs.experiments.pool import say
+from jobs.experiments.run import JOB, experiments_folder, run_experiments, shown
+from jobs.ownership.mark import require_own_lake
 from jobs.runtime.entry import run_job
 from jobs.runtime.flags import parse_ds
+from jobs.runtime.pages import locked
 
 ALL = "all"
 
@@ -32,13 +37,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     deployment = load_deployment(args.config, environ=os.environ | setting_variables(args))
     names = chosen_names(args.names)
     compared = [name for name in names if name in EXPERIMENT_NAMES]
-    found = run_experiments(deployment, compared, ds=args.ds, is_fresh=args.fresh) if compared else {}
-    texts = [shown(deployment, *each) for each in found.items()]
-    for name in [name for name in names if name in ANALYSIS_NAMES]:
-        analysed = run_analysis(deployment, name, ds=args.ds, is_fresh=args.fresh)
-        found[name] = analysed.rows
-        texts.append(analysed.text)
+    with alone(deployment):
+        found = run_experiments(deployment, compared, ds=args.ds, is_fresh=args.fresh) if compared else {}
+        texts = [shown(deployment, *each) for each in found.items()]
+        for name in [name for name in names if name in ANALYSIS_NAMES]:
+            analysed = run_analysis(deployment, name, ds=args.ds, is_fresh=args.fresh)
+            found[name] = analysed.rows
+            texts.append(analysed.text)
     print(json.dumps(found, default=str) if args.json else "\n\n".join(texts))
+
+
+@contextmanager
+def alone(deployment: Deployment) -> Iterator[None]:
+    """Wait until no other call works on the staged rows of this lake: each call empties their folder at its end.
+
+    Raises:
+        jobs.registry.bundles.ModelError: The lake is not a folder.
+        jobs.config.window.ConfigError: The lake belongs to another deployment.
+    """
+    folder = experiments_folder(deployment)
+    require_own_lake(deployment)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, lambda: say("another call works on this lake: waiting for its end")):
+        yield
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
