@@ -30,13 +30,14 @@ from jobs.basis.basis import configured_basis, known_items, read_basis
 from jobs.config.loading import load_deployment
 from jobs.config.models import BASELINES
 from jobs.config.sections import Deployment
+from jobs.config.window import day_number
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake, open_lake
 from jobs.ranker.items import CandidateItems, load_candidates
 from jobs.ranker.judging.evaluation import DayFacts, Scored, day_facts, score
 from jobs.ranker.judging.live import LteKind, live_bundle_folder, live_ranker, make_live, require_pair
 from jobs.ranker.judging.pool import UserDays, earlier_scores, pooled, write_scores
-from jobs.ranker.judging.verdict import Verdict, judge, judge_pool, nobody_came
+from jobs.ranker.judging.verdict import LIVE, Verdict, judge, judge_pool, nobody_came
 from jobs.ranker.readers import ExampleReader, days_with_examples, stage_examples, user_ids
 from jobs.ranker.scorers import BATCH_USERS, TOP, Scorer, ranker_scorer
 from jobs.registry.bundles import ModelError, bundle_folder
@@ -47,7 +48,7 @@ from jobs.runtime.flags import RUN_TYPES, job_parser
 from jobs.runtime.text import counted
 from lte_models.ranker.examples import ExampleCollate
 from lte_models.training.bundle import Bundle, load_bundle
-from lte_models.training.manifest import BundleError, read_manifest
+from lte_models.training.manifest import BundleError, Manifest, read_manifest
 from lte_models.training.trainer import leave_a_core_free
 from schemas import INTERACTIONS, LIVE_SNAPSHOT, METRICS
 
@@ -164,16 +165,16 @@ def evaluate(day: BasisDay) -> Verdict:
     days = days_with_examples(day.lake, day.basis_version, first, last)
     if last not in days:
         return nobody_came(0)
-    anchors = anchors_of(days, first_test_of(bundle, day.ds), day.ds, settings.gate_days)
+    anchors = anchors_of(days, first_test_of(bundle.manifest), day.ds, settings.gate_days)
     try:
         return compared(day, bundle, anchors, folder / "evaluation")
     finally:
         shutil.rmtree(folder / "evaluation", ignore_errors=True)
 
 
-def first_test_of(bundle: Bundle, ds: date) -> date:
-    """First day that the candidate did not train on; ``ds``, unless the bundle names an earlier one."""
-    return date.fromisoformat(bundle.manifest.config.get("first_test_day", ds.isoformat()))
+def first_test_of(manifest: Manifest) -> date:
+    """First day that a ranker did not train on: its data day, unless its manifest names an earlier one."""
+    return date.fromisoformat(manifest.config.get("first_test_day", manifest.ds))
 
 
 def anchors_of(days: Sequence[date], first_test: date, ds: date, gate_days: int) -> dict[str, list[date]]:
@@ -220,6 +221,11 @@ def compared(day: BasisDay, bundle: Bundle, anchors: Mapping[str, Sequence[date]
     names = [name for name in BASELINES if name in DAILY_BASELINES or name in settings.gate_baselines]
     baselines = baseline_scorers(shop, recent, names)
     results = scored(scorers | baselines, test, settings.cutoff)
+    live = live_bundle_folder(day.deployment)
+    if live is not None and LIVE in results:
+        # On a first run of changed settings the live ranker was trained on most of the test days.
+        first = day_number(first_test_of(read_manifest(live)))
+        results[LIVE] = results[LIVE].since(np.asarray(facts.day), first)
     now = user_days(results, user_ids(test.rows), facts, settings.cutoff)
     write_scores(day, now)
     pool = pooled(now, earlier_scores(day))

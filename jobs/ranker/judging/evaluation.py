@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,15 @@ class Scored:
 
     values: Mapping[tuple[str, str], Float64Array]
     top: IntArray
+
+    def since(self, days: IntArray, first: int) -> Scored:
+        """The same results without the values of earlier days, on which the model was trained.
+
+        Args:
+            days: int64 [B], day of each user-day, since 1970.
+            first: The first day that counts.
+        """
+        return replace(self, values={name: np.where(days < first, np.nan, each) for name, each in self.values.items()})
 
 
 def score(scorer: Scorer, test: ExampleReader, cutoffs: Sequence[int]) -> Scored:

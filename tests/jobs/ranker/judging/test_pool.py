@@ -15,7 +15,7 @@ from jobs.config.sections import Deployment
 from jobs.evaluate_ranker import EvaluateConfig, anchors_of, decide, evaluate
 from jobs.lake.day import BasisDay
 from jobs.lake.lake import Lake
-from jobs.ranker.judging.live import live_ranker
+from jobs.ranker.judging.live import live_ranker, make_live
 from jobs.ranker.judging.pool import UserDays, earlier_scores, first_test_day, pooled, write_scores
 from jobs.ranker.scorers import Scorer
 from jobs.registry.bundles import bundle_folder
@@ -88,6 +88,23 @@ def test_a_first_run_is_judged_on_all_days_and_the_next_run_adds_its_own(own: tu
     assert (later.n_users, later.metrics["n_gate_days", ""]) == (6, 7.0)  # six days of the first run, and its own
     changed = replace(deployment, ranker=replace(deployment.ranker, dim=16))  # another procedure
     assert first_test_day(BasisDay(lake, changed, DS + DAY, BASIS)) == FIRST_TEST + DAY
+
+
+def test_the_live_ranker_does_not_count_on_days_on_which_it_was_trained(own: tuple[Lake, Deployment]) -> None:
+    lake, changed = own
+    earlier = replace(changed, ranker=replace(changed.ranker, dim=16, gate_days=1))  # nothing was left out
+    train(BasisDay(lake, earlier, DS - DAY, BASIS))
+    make_live(earlier, bundle_folder(earlier, "ranker", DS - DAY))
+    train(BasisDay(lake, changed, DS, BASIS))
+    assert _first_test(changed, DS) == FIRST_TEST.isoformat()
+    verdict = evaluate(BasisDay(lake, changed, DS, BASIS))
+    rows = lake.read(RANKER_SCORES).collect()
+    assert {row["test_day"] for row in rows if row["model"] == "live"} == {DS - DAY, DS}
+    assert {row["test_day"] for row in rows if row["model"] == "candidate"} == {
+        FIRST_TEST + back * DAY for back in range(7)
+    }
+    unseen = [row["ndcg"] for row in rows if row["model"] == "live"]
+    assert verdict.metrics["ndcg_at_5", "live"] == pytest.approx(np.mean(unseen))
 
 
 def test_a_young_shop_leaves_half_of_its_days_to_train_on(own: tuple[Lake, Deployment]) -> None:
